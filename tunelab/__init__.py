@@ -1,0 +1,73 @@
+"""tunelab: architecture and hyperparameter search on Ray Tune for PyTorch image classification.
+
+The names below are the Python API. Each is imported when it is first asked for, so that `import tunelab` takes a
+moment and loads neither torch nor Ray; opening a study needs neither, searching and training do.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tunelab.config import ArchSpec, BlockSpec, DataConfig, StemSpec, TrainConfig, TrialConfig
+    from tunelab.errors import InputError, TunelabError
+    from tunelab.records import EpochMetrics, Trial, TrialStatus
+    from tunelab.study import Study, load
+    from tunelab.tuning.runner import search
+
+    # Its module needs what tunelab must not import statically (tests/test_architecture.py), so its type is told here.
+    retrain: Callable[..., Any]
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ArchSpec",
+    "BlockSpec",
+    "DataConfig",
+    "EpochMetrics",
+    "InputError",
+    "StemSpec",
+    "Study",
+    "TrainConfig",
+    "Trial",
+    "TrialConfig",
+    "TrialStatus",
+    "TunelabError",
+    "load",
+    "retrain",
+    "search",
+]
+
+_HOMES = {
+    "ArchSpec": "tunelab.config",
+    "BlockSpec": "tunelab.config",
+    "DataConfig": "tunelab.config",
+    "EpochMetrics": "tunelab.records",
+    "InputError": "tunelab.errors",
+    "StemSpec": "tunelab.config",
+    "Study": "tunelab.study",
+    "TrainConfig": "tunelab.config",
+    "Trial": "tunelab.records",
+    "TrialConfig": "tunelab.config",
+    "TrialStatus": "tunelab.records",
+    "TunelabError": "tunelab.errors",
+    "load": "tunelab.study",
+    "retrain": "tunelab.analysis.retrain",
+    "search": "tunelab.tuning.runner",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """The public name, imported from its home and kept."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'tunelab' has no attribute {name!r}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

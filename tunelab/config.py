@@ -1,0 +1,209 @@
+"""What a trial is made of, as frozen data that turns into JSON and back.
+
+A `TrialConfig` is everything needed to train a network again, and the only thing that travels to a worker. Unknown
+names, wrong types and values out of range are refused when an object is made, with the name and what is allowed.
+Durations inside a recipe are fractions of `epochs`, so that a longer training changes one field.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from tunelab.errors import InputError
+
+T = TypeVar("T")
+
+_FORBID = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Width = Annotated[int, Field(ge=1, le=8192)]
+
+
+@dataclass(frozen=True, config=_FORBID)
+class StemSpec:
+    """The first convolution: stride 1, followed by norm, activation and, with `pool`, a 3x3 max-pool of stride 2."""
+
+    width: Width = 16
+    kernel: Literal[3, 5, 7] = 3
+    pool: bool = False
+
+
+@dataclass(frozen=True, config=_FORBID)
+class BlockSpec:
+    """One block; `stride` 2 halves the resolution. `width` counts its output channels.
+
+    `kind` is a key of `tunelab.models.blocks.BLOCKS`. `convs` is the number of 3x3 convolutions of a "basic" block;
+    the other kinds have a fixed number and leave it at its default.
+    """
+
+    kind: str
+    width: Width
+    stride: Literal[1, 2] = 1
+    convs: Annotated[int, Field(ge=1, le=5)] = 2
+
+
+@dataclass(frozen=True, config=_FORBID)
+class ArchSpec:
+    """A network: a stem, one to three parallel branches of blocks, and a head.
+
+    Every branch reads the stem's output. Each branch's output is pooled to a vector; with several branches the vectors
+    are normalised and summed, which needs equal widths. `dropout` is the probability before the classifier.
+    """
+
+    stem: StemSpec
+    branches: Annotated[tuple[tuple[BlockSpec, ...], ...], Field(min_length=1, max_length=3)]
+    norm: Literal["batch", "group", "layer", "none"] = "batch"
+    activation: Literal["relu", "leaky_relu", "gelu", "silu"] = "relu"
+    bias: bool = False
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
+@dataclass(frozen=True, config=_FORBID)
+class DataConfig:
+    """Which images, and how they are divided.
+
+    `name` is a key of `tunelab.data.datasets.DATASETS`, or `folder:PATH`, or `npz:PATH`. `image_size` (pixels) resizes;
+    None keeps the size of the data. `val_fraction` and `test_fraction` are used only where the data has no such split.
+    `limit_train` keeps that many training images, the same share of each class. `train_on` is "train" in a search and
+    "train+val" in a final training.
+    """
+
+    name: str = "digits"
+    data_dir: str | None = None
+    download: bool = False
+    image_size: Annotated[int, Field(ge=4, le=1024)] | None = None
+    limit_train: Annotated[int, Field(ge=2)] | None = None
+    val_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    test_fraction: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.15
+    split_seed: int = 0
+    skip_unreadable: bool = False
+    train_on: Literal["train", "train+val"] = "train"
+
+
+@dataclass(frozen=True, config=_FORBID)
+class AugmentConfig:
+    """Random changes of the training images, drawn anew for each image of each batch.
+
+    `crop` pads by this fraction of the image size and cuts out a random window; `flip` mirrors half of the images;
+    `cutout` greys a square whose side is this fraction of the image size (DeVries & Taylor, arXiv 1708.04552).
+    `mixup` is the alpha of Zhang et al. (arXiv 1710.09412, section 2), 0 for none, and ends after the fraction
+    `mixup_until` of the epochs.
+    """
+
+    crop: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    flip: bool = False
+    cutout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    mixup: Annotated[float, Field(ge=0.0, le=8.0)] = 0.0
+    mixup_until: Fraction = 1.0
+
+
+@dataclass(frozen=True, config=_FORBID)
+class ScheduleConfig:
+    """How the learning rate moves; a key of `tunelab.training.schedules.SCHEDULES` and its numbers.
+
+    `warmup`: fraction of the training with a linear rise from 0. `period`: fraction of the training between two drops
+    (step), or without progress before a drop (plateau). `factor`: the multiplier at a drop (step, plateau), the lowest
+    rate as a share of `lr` (cyclic). `cycles`: number of cycles (warm_restarts, cyclic).
+    """
+
+    name: str = "cosine"
+    warmup: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    period: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
+    factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
+    cycles: Annotated[int, Field(ge=1, le=100)] = 3
+
+
+@dataclass(frozen=True, config=_FORBID)
+class TrainConfig:
+    """A training recipe. `optimizer` is a key of `tunelab.training.optim.OPTIMIZERS`; `lr` is its peak rate.
+
+    `momentum` is used by sgd (with Nesterov's form if `nesterov`) and rmsprop. Norms and biases are never decayed.
+    `precision` "auto" is bfloat16 autocast where the processor or GPU computes in it, else float32.
+    """
+
+    epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 30
+    batch_size: Annotated[int, Field(ge=1, le=65_536)] = 128
+    optimizer: str = "sgd"
+    lr: Annotated[float, Field(gt=0.0, le=1000.0)] = 0.1
+    weight_decay: Annotated[float, Field(ge=0.0, le=10.0)] = 5e-4
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    nesterov: bool = True
+    label_smoothing: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
+    augment: AugmentConfig = Field(default_factory=AugmentConfig)
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+
+@dataclass(frozen=True, config=_FORBID)
+class TrialConfig:
+    """Everything needed to train one network again."""
+
+    arch: ArchSpec
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    data: DataConfig = Field(default_factory=DataConfig)
+    seed: Annotated[int, Field(ge=0)] = 0
+
+
+_ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
+
+
+def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
+    if kind not in _ADAPTERS:
+        _ADAPTERS[kind] = TypeAdapter(kind)
+    return _ADAPTERS[kind]
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A configuration as plain JSON values."""
+    plain: dict[str, Any] = _adapter(type(config)).dump_python(config, mode="json")
+    return plain
+
+
+def from_json(kind: type[T], plain: Mapping[str, Any]) -> T:
+    """The configuration that `to_json` wrote.
+
+    Raises:
+        InputError: a name is unknown, or a value has the wrong type or is out of range; all of them in one line.
+    """
+    try:
+        made: T = _adapter(kind).validate_python(dict(plain))
+    except ValidationError as error:
+        raise InputError(f"{kind.__name__}: {one_line(error)}") from error
+    return made
+
+
+def one_line(error: ValidationError) -> str:
+    """What pydantic found, as `name: what is allowed (got value)`, joined by semicolons."""
+    found = []
+    for item in error.errors(include_url=False, include_context=False):
+        name = ".".join(str(part) for part in item["loc"])
+        found.append(f"{name}: {item['msg'][:1].lower()}{item['msg'][1:]} (got {item['input']!r})")
+    return "; ".join(found)
+
+
+def _digest(plain: Any, length: int) -> str:
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
+
+
+def arch_id(arch: ArchSpec) -> str:
+    """A short hash of the architecture alone: equal networks have equal ids (8 hex digits)."""
+    return _digest(to_json(arch), 8)
+
+
+def config_id(config: TrialConfig) -> str:
+    """A hash of the whole configuration except its seed: two trials with one id differ by chance only."""
+    plain = to_json(config)
+    del plain["seed"]
+    return _digest(plain, 16)
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A seed in [0, 2**31) from a study's seed and what it is for, e.g. `derive_seed(seed, number, "order", epoch)`."""
+    return int(_digest(list(parts), 16), 16) % 2**31

@@ -1,0 +1,23 @@
+"""The errors that tunelab raises on purpose; the command line turns each into one line and an exit status."""
+
+from __future__ import annotations
+
+
+class TunelabError(Exception):
+    """The work failed for a reason that one sentence can name (exit status 1)."""
+
+    exit_status = 1
+
+
+class InputError(TunelabError, ValueError):
+    """What the user gave cannot be used; the message names the value and what is allowed (exit status 2)."""
+
+    exit_status = 2
+
+
+class RefusedError(InputError):
+    """A configuration that cannot work, or is beyond the limits, found out before any time is spent on it."""
+
+
+class DivergedError(TunelabError):
+    """Training left the finite numbers; the message says in which epoch and with which learning rate."""

@@ -1,0 +1,176 @@
+"""The record of a study: JSON lines with a checksum, on the disk before anything acts on them.
+
+One process writes, under a lock that a dead process does not keep; any number read. A last line that a crash cut off or
+garbled never counted, and is removed by the next writer; damage anywhere else is an error, never a guess.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from tunelab.errors import InputError, TunelabError
+
+_LOCK_ATTEMPTS = 10
+_CRC_END = len('{"crc":"00000000",')
+
+
+class StudyLockedError(InputError):
+    """Another process is writing this study."""
+
+
+def encode(event: Mapping[str, Any]) -> bytes:
+    """One line of the record: the event as JSON, preceded by the CRC-32 of the rest.
+
+    Raises:
+        ValueError: the event holds a number that is not finite; a record of NaN could not be read elsewhere.
+    """
+    body = json.dumps(event, separators=(",", ":"), allow_nan=False)[1:].encode()
+    return b'{"crc":"%08x",%s\n' % (zlib.crc32(body), body)
+
+
+def decode(line: bytes) -> dict[str, Any] | None:
+    """The event of a whole line, None if the line is torn or damaged."""
+    body = line[_CRC_END:].rstrip(b"\n")
+    if line[:_CRC_END] != b'{"crc":"%08x",' % zlib.crc32(body):
+        return None
+    try:
+        event: dict[str, Any] = json.loads(b"{" + body)
+    except ValueError:
+        return None
+    return event
+
+
+def read_journal(path: Path) -> Iterator[dict[str, Any]]:
+    """The events in order; a cut-off last line is left out.
+
+    Raises:
+        TunelabError: a line other than the last is damaged; the message names it.
+    """
+    try:
+        stream = path.open("rb")
+    except FileNotFoundError:
+        return
+    with stream:
+        for number, line in enumerate(stream, start=1):
+            event = decode(line) if line.endswith(b"\n") else None
+            if event is not None:
+                yield event
+            elif stream.read(1):
+                raise TunelabError(f"{path}, line {number} is damaged; restore the file from a copy to go on")
+
+
+class Journal:
+    """The one writer of a record. Made by `Journal.open`; closing it gives the lock back."""
+
+    def __init__(self, path: Path, file: int, lock: int) -> None:
+        self._path = path
+        self._file = file
+        self._lock = lock
+
+    @classmethod
+    def open(cls, folder: Path) -> Journal:
+        """Locks the study in `folder` and repairs a cut-off last line.
+
+        Raises:
+            StudyLockedError: another process holds the lock; the message names it.
+            TunelabError: the record is damaged before its last line.
+        """
+        lock = _take_lock(folder / "lock")
+        path = folder / "journal.jsonl"
+        opened = [lock]
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            opened.append(file)
+            _cut_torn_tail(path, file)
+            _sync_folder(folder)
+        except BaseException:
+            for descriptor in opened:
+                os.close(descriptor)
+            raise
+        return cls(path, file, lock)
+
+    def append(self, event: Mapping[str, Any]) -> None:
+        """Puts one event on the disk: when this returns, it survives a power cut.
+
+        Raises:
+            TunelabError: the disk is full or gone. The record is then as it was before.
+        """
+        line = encode(event)
+        end = os.fstat(self._file).st_size
+        try:
+            written = os.write(self._file, line)
+            if written != len(line):
+                raise OSError(f"only {written} of {len(line)} bytes could be written")
+            os.fsync(self._file)
+        except OSError as error:
+            os.ftruncate(self._file, end)
+            raise TunelabError(f"the record {self._path} cannot be written: {error.strerror or error}") from error
+
+    def close(self) -> None:
+        """Closes the file and gives the lock back."""
+        os.close(self._file)
+        os.close(self._lock)
+
+
+def is_locked(folder: Path) -> bool:
+    """True while some process writes the study in `folder`."""
+    try:
+        descriptor = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _take_lock(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    for attempt in range(_LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError:
+            if attempt + 1 < _LOCK_ATTEMPTS:
+                time.sleep(0.05)  # a reader that asks whether the study runs holds the lock for a moment
+    else:
+        holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
+        os.close(descriptor)
+        raise StudyLockedError(f"the study {path.parent} is being written by {holder}; stop that one first")
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    return descriptor
+
+
+def _sync_folder(folder: Path) -> None:
+    """Puts the names in a folder on the disk: a new file is lost in a power cut without."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _cut_torn_tail(path: Path, file: int) -> None:
+    good = 0
+    with path.open("rb") as stream:
+        for number, line in enumerate(stream, start=1):
+            if line.endswith(b"\n") and decode(line) is not None:
+                good += len(line)
+            elif stream.read(1):
+                raise TunelabError(f"{path}, line {number} is damaged; restore the file from a copy to go on")
+    if good != os.fstat(file).st_size:
+        os.ftruncate(file, good)
+        os.fsync(file)

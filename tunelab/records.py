@@ -1,0 +1,83 @@
+"""What happened: the metrics of an epoch, and a trial with its end."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+
+class TrialStatus(str, enum.Enum):
+    """How a trial stands. COMPLETED means full length; only such trials are ranked."""
+
+    RUNNING = "RUNNING"
+    COMPLETED = "COMPLETED"
+    STOPPED = "STOPPED"
+    PAUSED = "PAUSED"
+    DIVERGED = "DIVERGED"
+    FAILED = "FAILED"
+
+    @property
+    def ended(self) -> bool:
+        """True if the trial will never go on."""
+        return self not in (TrialStatus.RUNNING, TrialStatus.PAUSED)
+
+
+@dataclass(frozen=True)
+class EpochMetrics:
+    """What was measured in one epoch. Losses are mean cross-entropy in nats, accuracies lie in [0, 1].
+
+    `epoch` counts from 1. `train_loss` and `train_accuracy` are over the augmented training batches as they were
+    trained on; `val_loss` and `val_accuracy` are None when the validation images were trained on too. `lr` is the rate
+    of the epoch's last step. `seconds` covers training and validation; `images_per_second` the training alone.
+    `peak_memory_mib` is the process's peak resident memory, or the device's peak allocation on a GPU.
+    """
+
+    epoch: int
+    train_loss: float
+    train_accuracy: float
+    val_loss: float | None
+    val_accuracy: float | None
+    lr: float
+    seconds: float
+    images_per_second: float
+    peak_memory_mib: float
+
+    @property
+    def score(self) -> float:
+        """What trials are compared by: validation accuracy, or training accuracy where nothing was held out."""
+        return self.train_accuracy if self.val_accuracy is None else self.val_accuracy
+
+    @property
+    def loss(self) -> float:
+        """The loss beside `score`: of the validation images, or of the training images where nothing was held out."""
+        return self.train_loss if self.val_loss is None else self.val_loss
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)
+
+
+@dataclass
+class Trial:
+    """One configuration trained once, as the record tells it.
+
+    `config` is a TrialConfig as plain JSON (kept plain, so that reading a large study costs nothing); `params` are the
+    values that the space suggested. `reason` says why a trial ended before its full length. `decisions` are the
+    scheduler's, one for each rung reached, with the numbers that they were made from.
+    """
+
+    number: int
+    config: dict[str, Any]
+    params: dict[str, Any] = field(default_factory=dict)
+    status: TrialStatus = TrialStatus.RUNNING
+    reason: str = ""
+    epochs: list[EpochMetrics] = field(default_factory=list)
+    decisions: list[dict[str, Any]] = field(default_factory=list)
+    stats: dict[str, Any] = field(default_factory=dict)
+    arch_id: str = ""
+
+    @property
+    def score(self) -> float | None:
+        """The score of the last epoch, None before the first."""
+        return self.epochs[-1].score if self.epochs else None

@@ -1,0 +1,283 @@
+"""A study: the folder of one search, read back from its record.
+
+Opening one takes a moment and imports neither torch nor Ray, so that it can be looked at while a search runs. The
+truth is `study.json` (what was asked for) and `journal.jsonl` (what happened); `trials.jsonl` and `trials.csv` are
+derived from them.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tunelab.config import TrialConfig, from_json
+from tunelab.errors import InputError
+from tunelab.journal import is_locked, read_journal
+from tunelab.records import EpochMetrics, Trial, TrialStatus
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+FORMAT = 1
+RUNS_DIR_VARIABLE = "TUNELAB_RUNS"
+
+
+class Study:
+    """One search, as its folder tells it. `info` is the content of `study.json`."""
+
+    def __init__(self, path: Path, info: dict[str, Any]) -> None:
+        self.path = path
+        self.info = info
+
+    @classmethod
+    def create(cls, path: Path, info: Mapping[str, Any]) -> Study:
+        """Makes the folder of a new study, readable by its owner alone.
+
+        Raises:
+            InputError: `path` exists already, or cannot be made.
+        """
+        now = datetime.datetime.now().astimezone()
+        full = {"format": FORMAT, "created": now.isoformat(timespec="seconds"), **info}
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir(mode=0o700)
+        except FileExistsError:
+            raise InputError(f"the study {path} exists already; `tunelab resume {path}` goes on with it") from None
+        except OSError as error:
+            raise InputError(f"the study {path} cannot be made: {error.strerror}") from error
+        write_atomically(path / "study.json", json.dumps(full, indent=2) + "\n")
+        return cls(path, full)
+
+    @classmethod
+    def open(cls, path: Path) -> Study:
+        """The study in the folder `path`.
+
+        Raises:
+            InputError: there is no study, or it was written in a format that this version cannot read.
+        """
+        file = path / "study.json"
+        try:
+            info = json.loads(file.read_text())
+        except (FileNotFoundError, NotADirectoryError):
+            raise InputError(f"{path} is not a study (there is no {file.name} in it)") from None
+        except (ValueError, OSError) as error:
+            raise InputError(f"{file} cannot be read: {error}") from error
+        if not isinstance(info, dict) or info.get("format") != FORMAT:
+            found = info.get("format") if isinstance(info, dict) else None
+            raise InputError(f"{file} has format {found!r}; this version of tunelab reads format {FORMAT}")
+        return cls(path, info)
+
+    @property
+    def name(self) -> str:
+        """The folder's name."""
+        return self.path.name
+
+    @property
+    def running(self) -> bool:
+        """True while a process searches."""
+        return is_locked(self.path)
+
+    def list_trials(self) -> list[Trial]:
+        """All trials in the order of their numbers; those that did not end are PAUSED unless the study is running."""
+        trials = replay(read_journal(self.path / "journal.jsonl"))
+        if not self.running:
+            for trial in trials:
+                if trial.status is TrialStatus.RUNNING:
+                    trial.status = TrialStatus.PAUSED
+        return trials
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """One row per trial: number, status, epochs, score, the last epoch's metrics, and a column per parameter."""
+        import pandas as pd
+
+        table: pd.DataFrame = pd.DataFrame([flat_row(trial) for trial in self.list_trials()])
+        return table
+
+    def ranked(self) -> list[Trial]:
+        """The trials that ran their full length, best first."""
+        return rank(self.list_trials())
+
+    def best(self) -> Trial:
+        """The best trial of full length.
+
+        Raises:
+            InputError: no trial has run its full length yet.
+        """
+        trials = self.list_trials()
+        ranked = rank(trials)
+        if not ranked:
+            raise InputError(f"no trial of {self.path} has run its full length yet ({describe_counts(trials)})")
+        return ranked[0]
+
+    def trial(self, number: int) -> Trial:
+        """The trial with this number.
+
+        Raises:
+            InputError: there is none.
+        """
+        trials = self.list_trials()
+        for trial in trials:
+            if trial.number == number:
+                return trial
+        raise InputError(f"{self.path} has no trial {number}; it has {len(trials)} trials, numbered from 0")
+
+    def config(self, trial: Trial) -> TrialConfig:
+        """What `trial` was made of."""
+        return from_json(TrialConfig, trial.config)
+
+    def trial_folder(self, number: int) -> Path:
+        """Where a trial keeps its checkpoints and events."""
+        return self.path / "trials" / f"{number:04d}"
+
+    def write_tables(self) -> None:
+        """Writes `trials.jsonl` and `trials.csv` anew from the record."""
+        trials = self.list_trials()
+        lines = [json.dumps(trial_to_json(trial)) + "\n" for trial in trials if trial.status.ended]
+        write_atomically(self.path / "trials.jsonl", "".join(lines))
+        write_csv(self.path / "trials.csv", [flat_row(trial) for trial in trials])
+
+
+def load(path: str | Path) -> Study:
+    """The study in the folder `path`.
+
+    Raises:
+        InputError: there is none.
+    """
+    return Study.open(Path(path).expanduser())
+
+
+def runs_dir(given: str | Path | None = None) -> Path:
+    """The folder of studies: `given`, else the variable TUNELAB_RUNS, else `runs`."""
+    return Path(given or os.environ.get(RUNS_DIR_VARIABLE) or "runs").expanduser()
+
+
+def list_studies(folder: Path) -> list[Study]:
+    """The studies directly inside `folder`, newest first; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    studies = [Study.open(file.parent) for file in folder.glob("*/study.json")]
+    return sorted(studies, key=lambda study: (str(study.info.get("created")), study.name), reverse=True)
+
+
+def newest_study(folder: Path) -> Study:
+    """The newest study inside `folder`.
+
+    Raises:
+        InputError: there is none.
+    """
+    studies = list_studies(folder)
+    if not studies:
+        raise InputError(
+            f"there is no study in {folder}; `tunelab search arch` makes one, --runs-dir names another folder"
+        )
+    return studies[0]
+
+
+def replay(events: Iterable[Mapping[str, Any]]) -> list[Trial]:
+    """The trials that a record tells of, in the order of their numbers."""
+    trials: dict[int, Trial] = {}
+    for event in events:
+        kind = event["event"]
+        if kind == "proposed":
+            trials[event["trial"]] = Trial(
+                number=event["trial"],
+                config=event["config"],
+                params=event["params"],
+                stats=event["stats"],
+                arch_id=event["arch_id"],
+            )
+        elif kind == "result":
+            trials[event["trial"]].epochs.append(EpochMetrics(**event["metrics"]))
+        elif kind == "decision":
+            trials[event["trial"]].decisions.append(dict(event["decision"]))
+        elif kind == "ended":
+            trials[event["trial"]].status = TrialStatus(event["status"])
+            trials[event["trial"]].reason = event["reason"]
+    return [trials[number] for number in sorted(trials)]
+
+
+def rank(trials: Iterable[Trial]) -> list[Trial]:
+    """The trials of full length by the score of their last epoch, best first.
+
+    The last epoch, not the best one, because that is what a training of this length gives (our choice). Of equal scores
+    the lower loss comes first, then the earlier trial.
+    """
+    complete = [trial for trial in trials if trial.status is TrialStatus.COMPLETED]
+    return sorted(complete, key=lambda trial: (-trial.epochs[-1].score, trial.epochs[-1].loss, trial.number))
+
+
+def count_statuses(trials: Iterable[Trial]) -> dict[TrialStatus, int]:
+    """How many trials have each status; statuses without trials are left out."""
+    counts: dict[TrialStatus, int] = {}
+    for trial in trials:
+        counts[trial.status] = counts.get(trial.status, 0) + 1
+    return {status: counts[status] for status in TrialStatus if status in counts}
+
+
+def describe_counts(trials: Sequence[Trial]) -> str:
+    """The statuses in words: "12 completed, 7 stopped, 1 failed"."""
+    counts = count_statuses(trials)
+    return ", ".join(f"{count} {status.value.lower()}" for status, count in counts.items()) or "no trials"
+
+
+def trial_to_json(trial: Trial) -> dict[str, Any]:
+    """A trial as plain JSON values, with its metrics of every epoch."""
+    return {
+        "number": trial.number,
+        "status": trial.status.value,
+        "reason": trial.reason,
+        "score": trial.score,
+        "arch_id": trial.arch_id,
+        "stats": trial.stats,
+        "params": trial.params,
+        "config": trial.config,
+        "epochs": [metrics.to_json() for metrics in trial.epochs],
+        "decisions": trial.decisions,
+    }
+
+
+def flat_row(trial: Trial) -> dict[str, Any]:
+    """A trial as one row of a table; the metrics are those of its last epoch, `seconds` its total."""
+    row: dict[str, Any] = {
+        "number": trial.number,
+        "status": trial.status.value,
+        "epochs": len(trial.epochs),
+        "score": trial.score,
+        "best_val_accuracy": max((m.val_accuracy for m in trial.epochs if m.val_accuracy is not None), default=None),
+        "arch_id": trial.arch_id,
+        **trial.stats,
+        "seconds": sum(metrics.seconds for metrics in trial.epochs),
+    }
+    if trial.epochs:
+        last = trial.epochs[-1].to_json()
+        row.update({name: value for name, value in last.items() if name not in ("epoch", "seconds")})
+    row["reason"] = trial.reason
+    row.update(trial.params)
+    return row
+
+
+def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Writes rows of differing columns as one table; a column that a row lacks stays empty."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    temporary.replace(path)
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Writes a file so that a reader sees either the old content or the new one, whole, even after a power cut."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    temporary.replace(path)
