@@ -1,0 +1,104 @@
+"""Shared by all tests: one thread, no window, and a cache and a folder of studies that belong to the test run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+
+from tunelab.config import ArchSpec, BlockSpec, DataConfig, StemSpec, TrainConfig, TrialConfig, arch_id, to_json
+from tunelab.journal import Journal
+from tunelab.records import EpochMetrics
+from tunelab.study import Study
+
+# Before torch is imported anywhere, and inherited by every process that a test starts: results do not depend on the
+# number of processors, and tests beside each other do not fight for them.
+for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[_name] = "1"
+os.environ["MPLBACKEND"] = "Agg"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The data cache of this test run, never the user's; shared by its tests, so that `digits` is decoded once."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNELAB_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(autouse=True)
+def runs_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of studies of this test alone (not made yet)."""
+    folder = tmp_path / "runs"
+    monkeypatch.setenv("TUNELAB_RUNS", str(folder))
+    return folder
+
+
+class MakeStudy(Protocol):
+    """What the fixture `make_study` gives."""
+
+    def __call__(
+        self,
+        trials: Sequence[tuple[str, Sequence[float]]] = (),
+        *,
+        path: Path | None = None,
+        asked: int | None = None,
+        config: TrialConfig | None = None,
+        info: dict[str, Any] | None = None,
+    ) -> Study: ...
+
+
+@pytest.fixture
+def make_study(runs_dir: Path) -> MakeStudy:
+    """Writes a study as a search does, through its journal: per trial its status and the scores of its epochs.
+
+    A trial with the status RUNNING has no end in the record. The loss of an epoch is 1 - its score.
+    """
+
+    def make(
+        trials: Sequence[tuple[str, Sequence[float]]] = (),
+        *,
+        path: Path | None = None,
+        asked: int | None = None,
+        config: TrialConfig | None = None,
+        info: dict[str, Any] | None = None,
+    ) -> Study:
+        made = config or TrialConfig(
+            arch=ArchSpec(StemSpec(4), ((BlockSpec("basic", 4), BlockSpec("basic", 8, 2)),)),
+            train=TrainConfig(epochs=4, batch_size=32),
+            data=DataConfig(limit_train=100),
+        )
+        content = {
+            "kind": "search",
+            "space": {"name": "plain", "source": "plain", "version": 1},
+            "options": {"trials": len(trials) if asked is None else asked, "epochs": 4, "device": "cpu"},
+            "data": {
+                "name": "digits",
+                "image_size": [8, 8],
+                "channels": 1,
+                "classes": [str(digit) for digit in range(10)],
+                "counts": {"train": 100, "val": 269, "test": 270},
+                "fingerprint": "0123456789abcdef",
+            },
+            "hardware": {"processor": "a processor", "cpus": 2, "gpus": []},
+        }
+        study = Study.create(path or runs_dir / "study", {**content, **(info or {})})
+        journal = Journal.open(study.path)
+        stats = {"params": 1234, "mflops": 0.5, "activations": 10, "depth": 6}
+        for number, (status, scores) in enumerate(trials):
+            proposed = {"config": to_json(made), "params": {"width": 4, "rate": number / 10}, "stats": stats}
+            journal.append({"event": "proposed", "trial": number, "arch_id": arch_id(made.arch), **proposed})
+            for epoch, score in enumerate(scores, start=1):
+                metrics = EpochMetrics(epoch, 2.0, score / 2, 1 - score, score, 0.1 / epoch, 0.25, 400.0, 300.0)
+                journal.append({"event": "result", "trial": number, "metrics": metrics.to_json()})
+            if status != "RUNNING":
+                reason = "" if status == "COMPLETED" else f"{status.lower()} for a reason"
+                journal.append({"event": "ended", "trial": number, "status": status, "reason": reason})
+        journal.close()
+        return study
+
+    return make
