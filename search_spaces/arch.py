@@ -1,0 +1,203 @@
+"""Random compositions of ResNet18, ResNet50 and GoogLeNet blocks, drawn together with their training recipe.
+
+Every name comes with one fixed distribution; which names are asked for depends on what was drawn before. A recipe's
+numbers have a name for each family that reads them (`lr_sgd`, `lr_adam`), because their useful ranges differ. Ranges
+are for images of 8 to 64 pixels and trainings of a few to some hundred epochs; "our choice" where no source is named.
+Whatever cannot work for an image size is left to `tunelab.models.check.check`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Final
+
+from tunelab.config import ArchSpec, AugmentConfig, BlockSpec, ScheduleConfig, StemSpec, TrainConfig, TrialConfig
+from tunelab.space import Suggest
+
+SUMMARY = "random compositions of ResNet18, ResNet50 and GoogLeNet blocks with their training recipe"
+VERSION = 1
+
+# Stem: 3x3 is usual for small images (He et al., arXiv 1512.03385, section 4.2), 7x7 and a pool for large ones
+# (table 1). Widths: 16 is the CIFAR ResNets' (section 4.2), 64 ResNet18's; 8 is the narrowest that all blocks allow.
+STEM_KERNELS: Final = (3, 5, 7)
+STEM_WIDTHS: Final = (8, 12, 16, 24, 32, 48, 64)
+
+# Depth and halvings: the field report's search. ResNet18 has 8 blocks and 3 halvings, ResNet50 16 and 3.
+DEPTH: Final = (4, 12)
+HALVINGS: Final = (2, 4)
+MAX_BRANCHES: Final = 3
+KINDS: Final = ("basic", "bottleneck", "inception")
+CONVS: Final = (1, 5)
+NORMS: Final = ("batch", "group", "layer", "none")
+ACTIVATIONS: Final = ("relu", "leaky_relu", "gelu", "silu")
+DROPOUT: Final = (0.0, 0.5)  # GoogLeNet has 0.4 (arXiv 1409.4842, section 5), the ResNets none
+
+OPTIMIZERS: Final = ("sgd", "adam", "adamw", "rmsprop")
+
+# Learning rates, logarithmic. SGD: a decade around 0.1 (He et al., section 4.2) and small ones for small batches.
+# Adam: 1e-3 is the default of Kingma & Ba (arXiv 1412.6980, algorithm 1); a decade to each side. RMSprop moves as far.
+LR: Final = {"sgd": (0.005, 0.5), "adam": (1e-4, 1e-2), "adamw": (1e-4, 1e-2), "rmsprop": (1e-4, 1e-2)}
+
+# Weight decay, logarithmic. SGD: around 1e-4 (He et al.) and 5e-4 (Zagoruyko & Komodakis, arXiv 1605.07146, section 3).
+# AdamW's is multiplied by the rate, so it is a hundred times larger (Loshchilov & Hutter, arXiv 1711.05101, section 4).
+WEIGHT_DECAY: Final = {"sgd": (1e-5, 5e-3), "adam": (1e-6, 1e-3), "adamw": (1e-3, 0.5), "rmsprop": (1e-6, 1e-3)}
+
+# Momentum: 0.9 is everyone's default; up to 0.98 as in Sutskever et al. (ICML 2013, section 3), less for RMSprop.
+MOMENTUM: Final = {"sgd": (0.8, 0.98), "rmsprop": (0.0, 0.9)}
+
+BATCH_SIZES: Final = (16, 32, 64, 128, 256, 512, 1024)
+LABEL_SMOOTHING: Final = (0.0, 0.2)  # 0.1 in Szegedy et al. (arXiv 1512.00567, section 7)
+
+SCHEDULES: Final = ("constant", "step", "cosine", "warm_restarts", "one_cycle", "cyclic", "plateau")
+WARMUP: Final = (0.0, 0.2)  # 5 of 90 epochs in Goyal et al. (arXiv 1706.02677, section 2.2), more in short trainings
+WARMED_UP: Final = ("constant", "step", "cosine", "warm_restarts", "plateau")  # the other two begin with a rise
+STEP_PERIOD: Final = (0.15, 0.5)  # drops at 30% and 60% (He et al., ImageNet) to 50% and 75% (CIFAR)
+PLATEAU_PERIOD: Final = (0.05, 0.25)
+DROP_FACTOR: Final = (0.1, 0.5)  # 0.1 in He et al., 0.2 in Zagoruyko & Komodakis (section 3)
+CYCLES: Final = (2, 5)  # as in Loshchilov & Hutter (arXiv 1608.03983, section 4), Smith (arXiv 1506.01186, section 4)
+CYCLIC_LOWEST: Final = (0.01, 0.3)  # Smith (section 3.3): a third to a fourth of the highest rate, or less
+
+CROP: Final = (0.0, 0.25)  # 4 of 32 pixels, 0.125, in He et al. (section 4.2)
+CUTOUT: Final = (0.0, 0.625)  # 8 to 20 of 32 pixels in DeVries & Taylor (arXiv 1708.04552, section 4)
+MIXUP: Final = (0.0, 0.2, 1.0)  # Zhang et al. (arXiv 1710.09412): 0.2 on ImageNet (section 3.1), 1 on CIFAR (3.2)
+MIXUP_UNTIL: Final = (0.5, 1.0)  # the last part without mixup, as GluonCV and timm do
+
+
+def draw(suggest: Suggest) -> TrialConfig:
+    """One network and its recipe; never fails, whatever is drawn."""
+    return TrialConfig(arch=draw_arch(suggest), train=draw_recipe(suggest))
+
+
+def draw_arch(suggest: Suggest) -> ArchSpec:
+    """A stem, then 1 to 3 branches of 4 to 12 blocks; all branches halve the resolution equally often."""
+    stem = StemSpec(
+        width=suggest.suggest_categorical("stem_width", STEM_WIDTHS),
+        kernel=suggest.suggest_categorical("stem_kernel", STEM_KERNELS),
+        pool=suggest.suggest_categorical("stem_pool", (False, True)),
+    )
+    halvings = suggest.suggest_int("halvings", *HALVINGS)
+    branches = suggest.suggest_int("branches", 1, MAX_BRANCHES)
+    return ArchSpec(
+        stem=stem,
+        branches=tuple(_draw_branch(suggest, f"branch_{one}", stem.width, halvings) for one in range(1, branches + 1)),
+        norm=suggest.suggest_categorical("norm", NORMS),
+        activation=suggest.suggest_categorical("activation", ACTIVATIONS),
+        bias=suggest.suggest_categorical("bias", (False, True)),
+        dropout=suggest.suggest_float("dropout", *DROPOUT),
+    )
+
+
+def halving_positions(depth: int, places: list[float]) -> list[int]:
+    """The blocks (from 0) that halve the resolution, one for each of `places`, which lie in [0, 1].
+
+    A place is a share of the depth, 0 the first block and 1 the last. The positions are all different; every choice of
+    positions can be drawn, and the range of a place is the same whatever else is drawn.
+    """
+    free = depth - len(places) + 1
+    return [min(int(place * free), free - 1) + before for before, place in enumerate(sorted(places))]
+
+
+def _draw_branch(suggest: Suggest, name: str, width: int, halvings: int) -> tuple[BlockSpec, ...]:
+    depth = suggest.suggest_int(f"{name}_depth", *DEPTH)
+    places = [suggest.suggest_float(f"{name}_halving_{number}", 0.0, 1.0) for number in range(1, halvings + 1)]
+    halved = halving_positions(depth, places)
+    blocks = []
+    for position in range(depth):
+        stride = 2 if position in halved else 1
+        width *= stride
+        block = f"{name}_block_{position + 1:02d}"
+        kind = suggest.suggest_categorical(f"{block}_kind", KINDS)
+        convs = suggest.suggest_int(f"{block}_convs", *CONVS) if kind == "basic" else 2
+        blocks.append(BlockSpec(kind=kind, width=width, stride=2 if stride == 2 else 1, convs=convs))
+    return tuple(blocks)
+
+
+def draw_recipe(suggest: Suggest) -> TrainConfig:
+    """A training recipe without its length."""
+    optimizer = suggest.suggest_categorical("optimizer", OPTIMIZERS)
+    plain = TrainConfig()
+    return TrainConfig(
+        batch_size=suggest.suggest_categorical("batch_size", BATCH_SIZES),
+        optimizer=optimizer,
+        lr=suggest.suggest_float(f"lr_{optimizer}", *LR[optimizer], log=True),
+        weight_decay=suggest.suggest_float(f"weight_decay_{optimizer}", *WEIGHT_DECAY[optimizer], log=True),
+        momentum=suggest.suggest_float(f"momentum_{optimizer}", *MOMENTUM[optimizer])
+        if optimizer in MOMENTUM
+        else plain.momentum,
+        nesterov=suggest.suggest_categorical("nesterov", (False, True)) if optimizer == "sgd" else plain.nesterov,
+        label_smoothing=suggest.suggest_float("label_smoothing", *LABEL_SMOOTHING),
+        schedule=_draw_schedule(suggest),
+        augment=_draw_augment(suggest),
+    )
+
+
+def _draw_schedule(suggest: Suggest) -> ScheduleConfig:
+    name = suggest.suggest_categorical("schedule", SCHEDULES)
+    warmup = suggest.suggest_float("warmup", *WARMUP) if name in WARMED_UP else 0.0
+    if name in ("step", "plateau"):
+        period = suggest.suggest_float(f"period_{name}", *(STEP_PERIOD if name == "step" else PLATEAU_PERIOD))
+        return ScheduleConfig(name, warmup, period, suggest.suggest_float(f"factor_{name}", *DROP_FACTOR))
+    if name == "warm_restarts":
+        return ScheduleConfig(name, warmup, cycles=suggest.suggest_int("cycles_warm_restarts", *CYCLES))
+    if name == "cyclic":
+        lowest = suggest.suggest_float("factor_cyclic", *CYCLIC_LOWEST, log=True)
+        return ScheduleConfig(name, factor=lowest, cycles=suggest.suggest_int("cycles_cyclic", *CYCLES))
+    return ScheduleConfig(name, warmup)
+
+
+def _draw_augment(suggest: Suggest) -> AugmentConfig:
+    mixup = suggest.suggest_categorical("mixup", MIXUP)
+    return AugmentConfig(
+        crop=suggest.suggest_float("crop", *CROP),
+        flip=suggest.suggest_categorical("flip", (False, True)),
+        cutout=suggest.suggest_float("cutout", *CUTOUT, step=0.125),
+        mixup=mixup,
+        mixup_until=suggest.suggest_float("mixup_until", *MIXUP_UNTIL) if mixup else 1.0,
+    )
+
+
+def resnet18(width: int) -> dict[str, Any]:
+    """The parameters of a plain ResNet18 for small images, `width` channels in its first stage, with its usual recipe.
+
+    Four stages of two basic blocks and a 3x3 stem without a pool (He et al., arXiv 1512.03385); SGD with Nesterov
+    momentum, rate 0.1 for batches of 128, cosine, weight decay 5e-4, crops (Zagoruyko & Komodakis, arXiv 1605.07146,
+    section 3). Without flips, which their CIFAR recipe has: the space does not know the images, and a mirrored digit or
+    letter can be another one, while a missing flip costs little; the search draws it.
+    """
+    depth, stages = 8, 4
+    free = depth - (stages - 1) + 1
+    architecture: dict[str, Any] = {
+        "stem_width": width,
+        "stem_kernel": 3,
+        "stem_pool": False,
+        "halvings": stages - 1,
+        "branches": 1,
+        "branch_1_depth": depth,
+        "norm": "batch",
+        "activation": "relu",
+        "bias": False,
+        "dropout": 0.0,
+    }
+    for halving in range(1, stages):
+        # The first block of a stage, as the middle of the places that mean it.
+        architecture[f"branch_1_halving_{halving}"] = (2 * halving - (halving - 1) + 0.5) / free
+    for block in range(1, depth + 1):
+        architecture |= {f"branch_1_block_{block:02d}_kind": "basic", f"branch_1_block_{block:02d}_convs": 2}
+    return architecture | {
+        "optimizer": "sgd",
+        "batch_size": 128,
+        "lr_sgd": 0.1,
+        "weight_decay_sgd": 5e-4,
+        "momentum_sgd": 0.9,
+        "nesterov": True,
+        "label_smoothing": 0.0,
+        "schedule": "cosine",
+        "warmup": 0.0,
+        "mixup": 0.0,
+        "crop": 0.125,
+        "flip": False,
+        "cutout": 0.0,
+    }
+
+
+BASELINES: Final[tuple[Mapping[str, Any], ...]] = tuple(resnet18(width) for width in reversed(STEM_WIDTHS))

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from tunelab.config import ArchSpec, BlockSpec, StemSpec
+from tunelab.models.blocks import ResidualBlock
+from tunelab.models.init import INITS
+from tunelab.models.network import build_network
+
+
+def test_he_keeps_the_variance_of_gradients() -> None:
+    torch.manual_seed(0)
+    conv = nn.Conv2d(32, 128, 3, bias=True)
+    INITS["he"](conv)
+    assert conv.weight.std().item() == pytest.approx(math.sqrt(2 / (128 * 9)), rel=0.02)
+    assert conv.bias is not None
+    assert conv.bias.abs().max() == 0
+
+
+@pytest.mark.parametrize("kind", ["basic", "bottleneck", "inception"])
+@pytest.mark.parametrize("bias", [False, True])
+def test_deep_networks_without_norm_start_at_the_loss_of_guessing(kind: str, bias: bool) -> None:
+    torch.manual_seed(0)
+    blocks = tuple(BlockSpec(kind, 16 * 2 ** (i // 3), 2 if i and i % 3 == 0 else 1, 5) for i in range(12))
+    network = build_network(ArchSpec(StemSpec(16), (blocks,), norm="none", bias=bias), 3, 10)
+    images, labels = torch.randn(8, 3, 16, 16), torch.arange(8)
+    features = network.branches[0](network.stem(images))  # type: ignore[operator, index]
+    assert 1e-3 < features.std() < 1e3
+    loss = nn.functional.cross_entropy(network(images), labels)
+    assert loss.item() == pytest.approx(math.log(10), abs=1e-4)
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.01)
+    for _ in range(4):
+        optimizer.zero_grad()
+        loss = nn.functional.cross_entropy(network(images), labels)
+        loss.backward()
+        optimizer.step()
+    assert loss.item() < math.log(10)
+
+
+def test_fixup_scales_a_block_by_the_number_of_blocks_on_its_path() -> None:
+    torch.manual_seed(0)
+    blocks = tuple(BlockSpec("basic", 64, convs=3) for _ in range(4))
+    network = build_network(ArchSpec(StemSpec(64), (blocks, blocks), norm="none"), 3, 10)
+    residuals = [block for block in network.modules() if isinstance(block, ResidualBlock)]
+    assert len(residuals) == 8
+    for block in residuals:
+        first, second, last = (layer for layer in block.residual if isinstance(layer, nn.Conv2d))
+        expected = math.sqrt(2 / (64 * 9)) * 4 ** (-1 / 4)  # L = 4 blocks, m = 3 convolutions
+        assert first.weight.std().item() == pytest.approx(expected, rel=0.03)
+        assert second.weight.std().item() == pytest.approx(expected, rel=0.03)
+        assert last.weight.abs().max() == 0
+
+
+def test_networks_with_norm_have_no_dead_weights() -> None:
+    network = build_network(ArchSpec(StemSpec(8), ((BlockSpec("basic", 8),),)), 3, 10)
+    assert all(layer.weight.std() > 0 for layer in network.modules() if isinstance(layer, (nn.Conv2d, nn.Linear)))

@@ -1,0 +1,50 @@
+"""How the weights of a new network are drawn, from PyTorch's random state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from torch import nn
+
+from tunelab.models.blocks import ResidualBlock
+
+
+def he(network: nn.Module) -> None:
+    """Normal weights that keep the variance of the gradients, and no biases (He et al., arXiv 1502.01852, section 2.2).
+
+    "fan_out" and the gain of relu for all activations, as torchvision's ResNet.
+    """
+    _draw_convs(network, "fan_out")
+
+
+def fixup(network: nn.Module) -> None:
+    """Weights with which a deep network without norms starts at a finite loss (Zhang et al., arXiv 1901.09321).
+
+    Section 3, rules 1 and 2: the classifier and the last convolution of each residual block start at zero, the block's
+    other convolutions are scaled by L^(-1 / (2m - 2)), L being the number of residual blocks on one path through the
+    network and m the convolutions of the block. The first loss is therefore ln(classes). Convolutions are drawn with
+    "fan_in", which keeps the variance of the maps: inception blocks have no shortcut to carry them (our choice).
+    """
+    _draw_convs(network, "fan_in")
+    for branch in [module for module in network.modules() if isinstance(module, nn.Sequential)]:
+        blocks = [block for block in branch if isinstance(block, ResidualBlock)]
+        for block in blocks:
+            convs = [layer for layer in block.residual if isinstance(layer, nn.Conv2d)]
+            nn.init.zeros_(block.last_conv.weight)
+            for conv in convs[:-1]:
+                conv.weight.data.mul_(len(blocks) ** (-1 / (2 * len(convs) - 2)))
+    for layer in network.modules():
+        if isinstance(layer, nn.Linear):
+            nn.init.zeros_(layer.weight)
+
+
+INITS: dict[str, Callable[[nn.Module], None]] = {"he": he, "fixup": fixup}
+
+
+def _draw_convs(network: nn.Module, mode: Literal["fan_in", "fan_out"]) -> None:
+    for layer in network.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode=mode, nonlinearity="relu")
+        if isinstance(layer, (nn.Conv2d, nn.Linear)) and layer.bias is not None:
+            nn.init.zeros_(layer.bias)

@@ -1,0 +1,89 @@
+"""A network from its description: stem, one to three parallel branches of blocks, head."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from tunelab.config import ArchSpec, BlockSpec
+from tunelab.errors import RefusedError
+from tunelab.models.blocks import Conv, Style, block_kind, build_layers
+from tunelab.models.init import INITS
+
+
+class Network(nn.Module):
+    """Images (N, C, H, W) to class scores (N, classes), before any softmax.
+
+    Every branch reads the stem's output and is averaged over its map; several branches are normalised (LayerNorm, each
+    its own) and summed.
+    """
+
+    def __init__(self, stem: nn.Module, branches: list[nn.Module], width: int, classes: int, dropout: float) -> None:
+        super().__init__()
+        self.stem = stem
+        self.branches = nn.ModuleList(branches)
+        self.norms = nn.ModuleList([nn.LayerNorm(width) for _ in branches] if len(branches) > 1 else [])
+        self.dropout = nn.Dropout(dropout)
+        self.classifier = nn.Linear(width, classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """The scores, fastest with `images` in channels_last order."""
+        maps = self.stem(images)
+        if len(self.branches) == 1:
+            features = self.branches[0](maps).mean((2, 3))
+        else:
+            pairs = zip(self.branches, self.norms, strict=True)
+            features = torch.stack([norm(branch(maps).mean((2, 3))) for branch, norm in pairs]).sum(0)
+        scores: Tensor = self.classifier(self.dropout(features))
+        return scores
+
+
+def style_of(arch: ArchSpec) -> Style:
+    """What all convolutions of the network share."""
+    return Style(arch.norm, arch.activation, arch.bias)
+
+
+def stem_conv(arch: ArchSpec, channels: int) -> Conv:
+    """The first convolution."""
+    return Conv(channels, arch.stem.width, arch.stem.kernel)
+
+
+def final_width(arch: ArchSpec) -> int:
+    """The channels that every branch ends with.
+
+    Raises:
+        RefusedError: the branches differ, so that their outputs cannot be summed.
+    """
+    widths = [blocks[-1].width if blocks else arch.stem.width for blocks in arch.branches]
+    if len(set(widths)) > 1:
+        raise RefusedError(f"the branches end with widths {', '.join(map(str, widths))}; the sum needs equal ones")
+    return widths[0]
+
+
+def build_network(arch: ArchSpec, channels: int, classes: int) -> nn.Module:
+    """The network of `arch` for images of `channels` channels, in channels_last order, its weights drawn anew.
+
+    The weights come from PyTorch's random state: the same seed gives the same network. Call
+    `tunelab.models.check.check` first, which also sees the image size.
+
+    Raises:
+        InputError: a kind of block is unknown.
+        RefusedError: a block is too narrow for its kind, or the branches end with different widths.
+    """
+    style = style_of(arch)
+    width = final_width(arch)
+    stem = build_layers((stem_conv(arch, channels),), style, last_activation=True)
+    if arch.stem.pool:
+        stem.append(nn.MaxPool2d(3, 2, 1))
+    branches: list[nn.Module] = [_build_branch(blocks, arch.stem.width, style) for blocks in arch.branches]
+    network = Network(nn.Sequential(*stem), branches, width, classes, arch.dropout)
+    INITS["fixup" if arch.norm == "none" else "he"](network)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _build_branch(blocks: tuple[BlockSpec, ...], width_in: int, style: Style) -> nn.Module:
+    modules = []
+    for block in blocks:
+        modules.append(block_kind(block.kind)(width_in, block.width, block.stride, block.convs, style))
+        width_in = block.width
+    return nn.Sequential(*modules)
