@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from tunelab.errors import InputError
+from tunelab.training import device
+from tunelab.training.device import autocast_dtype, peak_memory_mib, pick_device, reset_peak_memory, set_up_threads
+
+CPU = torch.device("cpu")
+
+
+def test_cpu_and_auto():
+    assert pick_device("cpu") == CPU
+    assert pick_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@pytest.mark.parametrize("name", ["tpu", "cuda:x", "cuda:99", ""])
+def test_a_device_that_is_not_here_is_refused(name):
+    with pytest.raises(InputError, match=f"device '{name}'"):
+        pick_device(name)
+
+
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        ("flags\t\t: fpu sse avx512f avx512_bf16 avx512vl", torch.bfloat16),
+        ("flags\t\t: fpu amx_tile amx_bf16", torch.bfloat16),
+        ("flags\t\t: fpu sse avx2 avx512f", None),
+        ("Features\t: fp asimd", None),
+    ],
+)
+def test_auto_precision_follows_the_processor(tmp_path, monkeypatch, flags, expected):
+    info = tmp_path / "cpuinfo"
+    info.write_text(f"processor\t: 0\n{flags}\nmodel name\t: X\n")
+    monkeypatch.setattr(device, "_CPU_INFO", info)
+    device._cpu_computes_bfloat16.cache_clear()
+    try:
+        assert autocast_dtype("auto", CPU) is expected
+    finally:
+        device._cpu_computes_bfloat16.cache_clear()
+
+
+def test_a_stated_precision_is_kept():
+    assert autocast_dtype("float32", CPU) is None
+    assert autocast_dtype("bfloat16", CPU) is torch.bfloat16
+
+
+def test_threads():
+    set_up_threads(2)
+    assert torch.get_num_threads() == 2
+    set_up_threads(None)
+    assert torch.get_num_threads() == 2
+    with pytest.raises(InputError, match=r"threads must be at least 1 \(got 0\)"):
+        set_up_threads(0)
+
+
+def test_peak_memory_sees_what_was_held_for_a_while_and_starts_anew():
+    reset_peak_memory(CPU)
+    before = peak_memory_mib(CPU)
+    held = np.ones(100 * 2**20, dtype=np.uint8)
+    assert peak_memory_mib(CPU) - before > 90
+    del held
+    assert peak_memory_mib(CPU) - before > 90
+    if device._CLEAR_REFS.exists():
+        reset_peak_memory(CPU)
+        assert peak_memory_mib(CPU) - before < 50

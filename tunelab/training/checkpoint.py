@@ -1,0 +1,231 @@
+"""The checkpoints of a trial: complete or absent, whatever kills the process, and never trusted unread.
+
+`FOLDER/checkpoint/last.pt` is the state after the last epoch, `best.pt` after the one with the best score. They hold
+tensors, numbers and strings only, and are read without running code.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pickle
+import struct
+import zipfile
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tunelab.config import TrialConfig, arch_id, config_id
+from tunelab.data.cache import DataInfo
+from tunelab.errors import InputError, TunelabError
+from tunelab.models.network import build_network
+from tunelab.records import EpochMetrics
+
+FORMAT = 1
+LAST = "last.pt"
+BEST = "best.pt"
+_TEMPORARY = ".tmp"
+_DAMAGED = (
+    AttributeError,
+    EOFError,
+    IndexError,
+    KeyError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+    pickle.UnpicklingError,
+    struct.error,
+    zipfile.BadZipFile,
+    zlib.error,
+)  # what zipfile and torch.load were seen to raise, or are documented to raise, on a file with wrong bytes
+
+
+class CheckpointError(TunelabError):
+    """A checkpoint is damaged, or of another configuration; the message names the file."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The state of a training after an epoch. `model` and `optimizer` are state dictionaries."""
+
+    config_id: str
+    arch_id: str
+    seed: int
+    data: str
+    history: list[EpochMetrics]
+    model: Mapping[str, Any]
+    optimizer: Mapping[str, Any]
+
+
+def capture(
+    config: TrialConfig,
+    info: DataInfo,
+    history: list[EpochMetrics],
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> Checkpoint:
+    """The state of a training as it stands; the tensors are those of `model` and `optimizer`, not copies."""
+    return Checkpoint(
+        config_id=config_id(config),
+        arch_id=arch_id(config.arch),
+        seed=config.seed,
+        data=info.fingerprint,
+        history=list(history),
+        model=model.state_dict(),
+        optimizer=optimizer.state_dict(),
+    )
+
+
+def restore(
+    checkpoint: Checkpoint,
+    config: TrialConfig,
+    info: DataInfo,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+) -> list[EpochMetrics]:
+    """Put the state in `checkpoint` into `model` and `optimizer`; its history.
+
+    Raises:
+        CheckpointError: it is of another configuration, seed or data, or does not fit. In the latter case `model` and
+            `optimizer` may be changed already.
+    """
+    for name, found, wanted in (
+        ("configuration", checkpoint.config_id, config_id(config)),
+        ("seed", checkpoint.seed, config.seed),
+        ("data", checkpoint.data, info.fingerprint),
+    ):
+        if found != wanted:
+            raise CheckpointError(f"it is of another {name} ({found}, not {wanted})")
+    try:
+        model.load_state_dict(checkpoint.model)
+        optimizer.load_state_dict(dict(checkpoint.optimizer))
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise CheckpointError(f"it does not fit the network: {str(error).splitlines()[-1].strip()}") from error
+    return list(checkpoint.history)
+
+
+def save(folder: Path, checkpoint: Checkpoint, *, best: bool) -> None:
+    """Make `checkpoint` the last one in `folder`, and with `best` the best one too.
+
+    The new file is complete on the disk before it takes the place of the old one. The best one is a second name of the
+    same file where the file system has hard links, else a copy; it comes first, so that a process killed between the
+    two repeats an epoch and does not forget a best one.
+
+    Raises:
+        OSError: it could not be written (no room, say); the old last one is as it was.
+    """
+    buffer = io.BytesIO()  # torch.save itself answers a full disk with errors of several kinds
+    torch.save(_to_plain(checkpoint), buffer)
+    folder.mkdir(parents=True, exist_ok=True)
+    new = folder / (LAST + _TEMPORARY)
+    try:
+        _write(new, buffer)
+        if best:
+            _name_best(new, folder / BEST)
+        new.replace(folder / LAST)
+        _sync_folder(folder)
+    except OSError:
+        remove_leftovers(folder)
+        raise
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
+    """The checkpoint in `path`, its tensors on `device`.
+
+    Every byte is compared with its checksum first, because `torch.load` does not notice a changed one.
+
+    Raises:
+        FileNotFoundError: there is none.
+        CheckpointError: it is damaged, or not a checkpoint of tunelab.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            changed = archive.testzip()
+        if changed is not None:
+            raise CheckpointError(f"{path} is damaged: the checksum of {changed} is wrong")
+        return _from_plain(torch.load(path, map_location=device, weights_only=True))
+    except FileNotFoundError:
+        raise
+    except _DAMAGED as error:
+        reason = str(error).strip().splitlines()
+        raise CheckpointError(f"{path} cannot be read: {reason[0] if reason else type(error).__name__}") from error
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half-written in `folder`."""
+    for path in folder.glob(f"*{_TEMPORARY}"):
+        path.unlink(missing_ok=True)
+
+
+def load_model(config: TrialConfig, path: Path, info: DataInfo, device: torch.device | str = "cpu") -> nn.Module:
+    """The trained network in the checkpoint `path`, in evaluation mode on `device`.
+
+    Raises:
+        InputError: there is no such file, or it holds another network than `config` describes.
+        CheckpointError: the file is damaged.
+    """
+    try:
+        checkpoint = load(path, device)
+    except FileNotFoundError as error:
+        raise InputError(f"there is no checkpoint {path}") from error
+    if checkpoint.arch_id != arch_id(config.arch):
+        raise InputError(f"{path} holds the network {checkpoint.arch_id}, not {arch_id(config.arch)}")
+    model = build_network(config.arch, info.channels, len(info.classes))
+    try:
+        model.load_state_dict(checkpoint.model)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[-1].strip()
+        raise InputError(f"{path} was not trained on images like these: {reason}") from error
+    return model.to(device).eval()
+
+
+def _to_plain(checkpoint: Checkpoint) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "config_id": checkpoint.config_id,
+        "arch_id": checkpoint.arch_id,
+        "seed": checkpoint.seed,
+        "data": checkpoint.data,
+        "history": [metrics.to_json() for metrics in checkpoint.history],
+        "model": dict(checkpoint.model),
+        "optimizer": dict(checkpoint.optimizer),
+    }
+
+
+def _from_plain(plain: dict[str, Any]) -> Checkpoint:
+    if plain["format"] != FORMAT:
+        raise ValueError(f"its format is {plain['format']}, this tunelab reads {FORMAT}")
+    history = [EpochMetrics(**metrics) for metrics in plain["history"]]
+    fields = {name: plain[name] for name in ("config_id", "arch_id", "seed", "data", "model", "optimizer")}
+    return Checkpoint(history=history, **fields)
+
+
+def _write(path: Path, buffer: io.BytesIO) -> None:
+    with path.open("wb") as file:
+        file.write(buffer.getbuffer())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _name_best(source: Path, target: Path) -> None:
+    new = target.with_name(target.name + _TEMPORARY)
+    new.unlink(missing_ok=True)
+    try:
+        new.hardlink_to(source)
+    except OSError:  # no hard links on this file system
+        _write(new, io.BytesIO(source.read_bytes()))
+    new.replace(target)
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

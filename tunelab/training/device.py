@@ -1,0 +1,115 @@
+"""Where a training runs, in which precision, and how much memory it took."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import resource
+import sys
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from tunelab.errors import InputError
+
+_CPU_INFO = Path("/proc/cpuinfo")
+_STATUS = Path("/proc/self/status")
+_CLEAR_REFS = Path("/proc/self/clear_refs")
+_BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`: "cpu", "cuda", "cuda:N", or "auto" for a GPU where there is one, else the processor.
+
+    Raises:
+        InputError: there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda") or (number and not number.isdecimal()):
+        raise InputError(f"device {name!r} is unknown; allowed are auto, cpu, cuda and cuda:N")
+    if kind == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if int(number or 0) >= count:
+        raise InputError(f"device {name!r} is not here; torch {torch.__version__} sees {count} GPUs")
+    return torch.device("cuda", int(number or 0))
+
+
+def set_up_threads(threads: int | None) -> None:
+    """Let torch compute with `threads` threads in this process; None leaves the number as it is.
+
+    Denormal numbers are flushed to zero (by the calling thread): they mean nothing in training and are up to a hundred
+    times slower.
+
+    Raises:
+        InputError: `threads` is less than 1.
+    """
+    torch.set_flush_denormal(True)
+    if threads is None:
+        return
+    if threads < 1:
+        raise InputError(f"threads must be at least 1 (got {threads})")
+    if torch.get_num_threads() != threads:
+        torch.set_num_threads(threads)
+
+
+def autocast_dtype(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype | None:
+    """The type that convolutions and matrix products compute in, None for plain float32.
+
+    "auto" is bfloat16 where the hardware computes in it. Elsewhere bfloat16 is emulated and slower than float32.
+    """
+    if precision == "float32":
+        return None
+    if precision == "bfloat16" or computes_bfloat16(device):
+        return torch.bfloat16
+    return None
+
+
+def computes_bfloat16(device: torch.device) -> bool:
+    """True if the GPU, or the processor by AVX512_BF16 or AMX instructions, multiplies in bfloat16.
+
+    The processor's instructions are read from /proc/cpuinfo; where there is none the answer is False.
+    """
+    if device.type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    return _cpu_computes_bfloat16()
+
+
+@functools.cache
+def _cpu_computes_bfloat16() -> bool:
+    try:
+        text = _CPU_INFO.read_text()
+    except OSError:
+        return False
+    flags = next((line for line in text.splitlines() if line.startswith("flags")), "")
+    return not _BFLOAT16_FLAGS.isdisjoint(flags.split())
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Start the measurement of `peak_memory_mib` anew, so that one process can run many trials."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with contextlib.suppress(OSError):  # not Linux, or not allowed: the peak is then of the whole process's life
+        _CLEAR_REFS.write_text("5")
+
+
+def peak_memory_mib(device: torch.device) -> float:
+    """The most memory held since `reset_peak_memory`, in MiB.
+
+    On a GPU: what torch had allocated on it. On a processor: the resident memory of the whole process (VmHWM), Python,
+    torch and touched pages of memory-mapped data included. Where the kernel offers no reset it is the process's peak.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    try:
+        for line in _STATUS.read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 2**10
+    except OSError:
+        pass
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10

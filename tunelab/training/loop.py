@@ -1,0 +1,304 @@
+"""The training of one configuration: `Trainer`, an epoch at a time, and `fit`, all of it.
+
+What is drawn at random in an epoch derives from (`TrialConfig.seed`, its purpose, the epoch), and the learning rate
+from the progress and the history. So a training that goes on from a checkpoint measures the same as an unbroken one; on
+a processor, with the same number of threads, to the last bit.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from tunelab.config import DataConfig, TrialConfig, derive_seed
+from tunelab.data.batches import Split, TrainBatches, load_split
+from tunelab.data.cache import DataInfo, prepare
+from tunelab.errors import DivergedError, InputError
+from tunelab.models.network import build_network
+from tunelab.records import EpochMetrics
+from tunelab.training import checkpoint
+from tunelab.training.device import autocast_dtype, peak_memory_mib, pick_device, reset_peak_memory, set_up_threads
+from tunelab.training.evaluate import evaluate
+from tunelab.training.loss import training_loss
+from tunelab.training.optim import build_optimizer, set_lr
+from tunelab.training.schedules import find_schedule, lr_factor
+
+if TYPE_CHECKING:
+    from tunelab.training.telemetry import EventWriter
+
+Telemetry = Literal["off", "scalars"]
+
+
+@functools.lru_cache(maxsize=1)
+def load_data(config: DataConfig, device: torch.device) -> tuple[DataInfo, Split, Split | None]:
+    """The data, its training images and its validation images (None when they are trained on), on `device`.
+
+    The last answer is kept, so that the trials of one process do not each open the data again;
+    `load_data.cache_clear()` lets go of it.
+    """
+    info = prepare(config)
+    val = load_split(config, "val", device) if config.train_on == "train" else None
+    return info, load_split(config, "train", device), val
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """What the training part of an epoch measured."""
+
+    loss: float
+    accuracy: float
+    lr: float
+    images: int
+
+
+class Trainer:
+    """Trains one configuration, epoch by epoch. `notes` says what went differently from plan.
+
+    It sets torch's global seed, number of threads and flushing of denormal numbers, so use one at a time. After an
+    exception from `run_epoch`, `resume` or `close` it.
+    """
+
+    def __init__(
+        self,
+        config: TrialConfig,
+        *,
+        folder: Path | None = None,
+        device: str = "auto",
+        threads: int | None = None,
+        telemetry: Telemetry = "scalars",
+    ):
+        """Open the data and build the network; nothing is written to `folder` before the first epoch ends.
+
+        Args:
+            config: what to train.
+            folder: where `checkpoint/` and `events/` go; None keeps nothing.
+            device: "auto", "cpu", "cuda" or "cuda:N".
+            threads: the number of processors to compute with; None leaves torch's number as it is.
+            telemetry: "scalars" writes TensorBoard events into `folder`.
+
+        Raises:
+            InputError: a name or value in the configuration, the device or the data cannot be used.
+        """
+        if telemetry not in ("off", "scalars"):
+            raise InputError(f"telemetry {telemetry!r} is unknown; allowed are off and scalars")
+        find_schedule(config.train.schedule)
+        self.config = config
+        self.folder = folder
+        self.device = pick_device(device)
+        self.threads = threads
+        self.history: list[EpochMetrics] = []
+        self.notes: list[str] = []
+        self._telemetry = telemetry
+        self._events: EventWriter | None = None
+        self._compute = autocast_dtype(config.train.precision, self.device)
+        set_up_threads(threads)
+        reset_peak_memory(self.device)
+        self.info, train, self._val = load_data(config.data, self.device)
+        self._batches = TrainBatches(
+            train,
+            self.info,
+            config.train.augment,
+            config.train.batch_size,
+            derive_seed(config.seed, "batches"),
+            config.train.epochs,
+            dtype=self._compute or torch.float32,
+        )
+        self._start()
+
+    @property
+    def finished(self) -> bool:
+        """True once all epochs are in the history."""
+        return len(self.history) >= self.config.train.epochs
+
+    def run_epoch(self) -> EpochMetrics:
+        """Train and validate the next epoch; its metrics, which are in the checkpoint before they are returned.
+
+        Raises:
+            DivergedError: a loss or a weight is no longer finite. No checkpoint is written.
+            InputError: all epochs are done.
+            OSError: the checkpoint or the events could not be written.
+        """
+        if self.finished:
+            raise InputError(f"all {self.config.train.epochs} epochs are done")
+        set_up_threads(self.threads)
+        self._fresh = False
+        epoch = len(self.history) + 1
+        begin = time.perf_counter()
+        torch.manual_seed(derive_seed(self.config.seed, "dropout", epoch))
+        trained = self._train(epoch)
+        train_seconds = time.perf_counter() - begin
+        self._check_weights(epoch, trained.lr)
+        val_loss, val_accuracy = self._validate(epoch, trained.lr)
+        metrics = EpochMetrics(
+            epoch=epoch,
+            train_loss=trained.loss,
+            train_accuracy=trained.accuracy,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            lr=trained.lr,
+            seconds=time.perf_counter() - begin,
+            images_per_second=trained.images / train_seconds,
+            peak_memory_mib=peak_memory_mib(self.device),
+        )
+        self.history.append(metrics)
+        self._save()
+        self._record(metrics)
+        return metrics
+
+    def resume(self) -> bool:
+        """Go on from the last good checkpoint in the folder: the last one, else the best one, else from the start.
+
+        Each one that is passed over is named in `notes`.
+
+        Returns:
+            True if there was one to go on from.
+        """
+        if not self._fresh:
+            self._start()
+        if self.folder is None:
+            return False
+        checkpoint.remove_leftovers(self.folder / "checkpoint")
+        for name in (checkpoint.LAST, checkpoint.BEST):
+            path = self.folder / "checkpoint" / name
+            try:
+                found = checkpoint.load(path, self.device)
+                self._fresh = False
+                history = checkpoint.restore(found, self.config, self.info, self.model, self.optimizer)
+            except FileNotFoundError:
+                continue
+            except checkpoint.CheckpointError as error:
+                self.notes.append(f"{path} was passed over: {error}")
+                self._start()
+                continue
+            self.history[:] = history
+            # A process killed just after it wrote the checkpoint has not recorded its epoch.
+            self._record(history[-1], first_step=history[-1].epoch)
+            return True
+        return False
+
+    def close(self) -> None:
+        """Let go of network, optimizer, data and event file, and give a GPU's memory back; the history stays."""
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+        for name in ("model", "optimizer", "_batches", "_val"):
+            self.__dict__.pop(name, None)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _start(self) -> None:
+        """Stand before the first epoch, with fresh weights."""
+        self.history.clear()
+        self._fresh = True
+        if self._events is not None:
+            self._events.close()
+            self._events = None
+        torch.manual_seed(derive_seed(self.config.seed, "init"))
+        model = build_network(self.config.arch, self.info.channels, len(self.info.classes))
+        self.model = model.to(self.device)
+        self.optimizer = build_optimizer(self.model, self.config.train)
+
+    def _train(self, epoch: int) -> _Trained:
+        """One pass over the training batches."""
+        steps, epochs = self._batches.steps_per_epoch, self.config.train.epochs
+        losses = self._losses_so_far()
+        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        correct = torch.zeros((), dtype=torch.float64, device=self.device)
+        images, lr = 0, 0.0
+        self.model.train()
+        for step, batch in enumerate(self._batches.epoch(epoch)):
+            progress = (epoch - 1 + (step + 0.5) / steps) / epochs
+            lr = self.config.train.lr * lr_factor(self.config.train.schedule, progress, losses)
+            set_lr(self.optimizer, lr)
+            with torch.autocast(self.device.type, dtype=self._compute, enabled=self._compute is not None):
+                logits = self.model(batch.images)
+            loss, right = training_loss(logits.float(), batch, self.config.train.label_smoothing)
+            loss.backward()  # type: ignore[no-untyped-call]
+            self.optimizer.step()
+            self.optimizer.zero_grad(set_to_none=True)
+            loss_sum += loss.detach() * len(batch.labels)
+            correct += right
+            images += len(batch.labels)
+            if self.device.type == "cpu" and not math.isfinite(loss.item()):  # on a GPU it would wait for each step
+                raise self._diverged(epoch, lr, f"the training loss became {loss.item()} at step {step + 1} of {steps}")
+        mean = float(loss_sum) / images
+        if not math.isfinite(mean):
+            raise self._diverged(epoch, lr, f"the training loss became {mean}")
+        return _Trained(mean, float(correct) / images, lr, images)
+
+    def _validate(self, epoch: int, lr: float) -> tuple[float | None, float | None]:
+        if self._val is None:
+            return None, None
+        found = evaluate(self.model, self._val, self.info, device=self.device, precision=self.config.train.precision)
+        if not math.isfinite(found.loss):
+            raise self._diverged(epoch, lr, f"the validation loss became {found.loss}")
+        return found.loss, found.accuracy
+
+    def _check_weights(self, epoch: int, lr: float) -> None:
+        state = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
+        if not bool(torch.stack([tensor.isfinite().all() for tensor in state]).all()):
+            raise self._diverged(epoch, lr, "a weight is no longer finite")
+
+    def _diverged(self, epoch: int, lr: float, what: str) -> DivergedError:
+        train = self.config.train
+        return DivergedError(f"epoch {epoch}: {what} (lr {lr:.4g}, peak {train.lr:.4g}, optimizer {train.optimizer})")
+
+    def _losses_so_far(self) -> list[tuple[float, float]]:
+        epochs = self.config.train.epochs
+        return [
+            (metrics.epoch / epochs, metrics.train_loss if metrics.val_loss is None else metrics.val_loss)
+            for metrics in self.history
+        ]
+
+    def _save(self) -> None:
+        if self.folder is None:
+            return
+        *earlier, newest = self.history
+        best = all(newest.score > metrics.score for metrics in earlier)
+        state = checkpoint.capture(self.config, self.info, self.history, self.model, self.optimizer)
+        checkpoint.save(self.folder / "checkpoint", state, best=best)
+
+    def _record(self, metrics: EpochMetrics, first_step: int = 0) -> None:
+        if self.folder is None or self._telemetry == "off":
+            return
+        if self._events is None:
+            from tunelab.training.telemetry import EventWriter  # 0.2 s, and not needed with telemetry "off"
+
+            self._events = EventWriter(self.folder / "events", first_step)
+        self._events.write(metrics)
+
+
+def fit(
+    config: TrialConfig,
+    report: Callable[[EpochMetrics], bool | None] | None = None,
+    *,
+    folder: Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    telemetry: Telemetry = "scalars",
+) -> list[EpochMetrics]:
+    """Train `config` to its full length, or until `report` returns False; the metrics of all epochs.
+
+    A checkpoint of the same configuration in `folder` is gone on from; `report` hears of the new epochs only.
+
+    Raises:
+        DivergedError: the training left the finite numbers.
+        InputError: something in the configuration, the device or the data cannot be used.
+    """
+    trainer = Trainer(config, folder=folder, device=device, threads=threads, telemetry=telemetry)
+    try:
+        trainer.resume()
+        while not trainer.finished:
+            metrics = trainer.run_epoch()
+            if report is not None and report(metrics) is False:
+                break
+    finally:
+        trainer.close()
+    return list(trainer.history)

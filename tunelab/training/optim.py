@@ -1,0 +1,73 @@
+"""The optimizers, built from a recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import nn
+
+from tunelab.config import TrainConfig
+from tunelab.errors import InputError
+
+Groups = list[dict[str, Any]]
+Builder = Callable[[Groups, TrainConfig], torch.optim.Optimizer]
+
+
+def sgd(groups: Groups, train: TrainConfig) -> torch.optim.Optimizer:
+    """SGD with momentum, in Nesterov's form if asked (Sutskever et al., ICML 2013, section 2, as torch writes it)."""
+    nesterov = train.nesterov and train.momentum > 0.0
+    return torch.optim.SGD(groups, train.lr, momentum=train.momentum, nesterov=nesterov, fused=True)
+
+
+def adam(groups: Groups, train: TrainConfig) -> torch.optim.Optimizer:
+    """Adam with betas 0.9 and 0.999 and eps 1e-8 (Kingma & Ba, arXiv 1412.6980, algorithm 1).
+
+    The weight decay is an L2 term of the gradient.
+    """
+    return torch.optim.Adam(groups, train.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
+
+
+def adamw(groups: Groups, train: TrainConfig) -> torch.optim.Optimizer:
+    """Adam with the weight decay apart from the gradient (Loshchilov & Hutter, arXiv 1711.05101, algorithm 2).
+
+    As in torch, the decay of a step is `lr * weight_decay`.
+    """
+    return torch.optim.AdamW(groups, train.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
+
+
+def rmsprop(groups: Groups, train: TrainConfig) -> torch.optim.Optimizer:
+    """RMSprop with momentum (Hinton, Coursera lecture 6e, 2012); alpha 0.99 and eps 1e-8 are torch's choice.
+
+    torch has no fused form of it.
+    """
+    return torch.optim.RMSprop(groups, train.lr, alpha=0.99, eps=1e-8, momentum=train.momentum, foreach=True)
+
+
+OPTIMIZERS: dict[str, Builder] = {"sgd": sgd, "adam": adam, "adamw": adamw, "rmsprop": rmsprop}
+
+
+def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
+    """The optimizer called `train.optimizer` over all weights of `model`, with the peak rate set.
+
+    Norms and biases, which are the parameters with fewer than two dimensions, are never decayed (He et al., arXiv
+    1812.01187, section 3.1).
+
+    Raises:
+        InputError: there is no optimizer of that name.
+    """
+    if train.optimizer not in OPTIMIZERS:
+        raise InputError(f"optimizer {train.optimizer!r} is unknown; allowed are {', '.join(OPTIMIZERS)}")
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups: Groups = [
+        {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": train.weight_decay},
+        {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return OPTIMIZERS[train.optimizer]([group for group in groups if group["params"]], train)
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Let the next step use the rate `lr`."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr
