@@ -1,0 +1,99 @@
+"""What this machine has: processors, GPUs, versions; and how many trials it carries at once."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import joblib
+import psutil
+
+from tunelab.errors import InputError
+from tunelab.tuning.options import SearchOptions
+from tunelab.tuning.ray_tune import Slots
+
+_PACKAGES = ("tunelab", "ray", "torch", "torchvision", "optuna", "numpy")
+
+
+def usable_cpus() -> int:
+    """Processors that this process may use, container limits included."""
+    return int(joblib.cpu_count())
+
+
+def count_gpus() -> int:
+    """CUDA devices that torch can use."""
+    import torch
+
+    return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def find_slots(options: SearchOptions) -> Slots:
+    """How many trials run at once, and with what.
+
+    On a CPU each trial has one thread and there are as many trials as processors: many one-thread trials beat one
+    many-thread trial on small images (measured). On GPUs each trial has one GPU unless `gpus_per_trial` says less.
+
+    Raises:
+        InputError: the machine lacks what is asked for.
+    """
+    cpus, gpus = usable_cpus(), 0 if options.device == "cpu" else count_gpus()
+    if options.device == "cuda" and gpus == 0:
+        raise InputError("--device cuda: torch finds no CUDA device on this machine; use --device cpu or auto")
+    if gpus == 0 and options.gpus_per_trial is not None:
+        raise InputError(f"--gpus-per-trial {options.gpus_per_trial:g}: there is no GPU to share; leave it out")
+    if gpus:
+        share = options.gpus_per_trial or 1.0
+        if share > gpus or (share > 1 and share != int(share)):
+            raise InputError(f"--gpus-per-trial {share:g} must be at most 1, or a whole number up to {gpus}")
+        concurrent = options.concurrent or max(1, int(gpus / share + 1e-6))
+        if concurrent * share > gpus + 1e-6:
+            raise InputError(f"--concurrent {concurrent} trials with {share:g} GPUs each need more than {gpus} GPUs")
+        return Slots(concurrent, options.cpus_per_trial or max(1, cpus // concurrent), share, "cuda")
+    per_trial = options.cpus_per_trial or 1
+    if per_trial > cpus:
+        raise InputError(f"--cpus-per-trial {per_trial} is more than the {cpus} processors of this machine")
+    return Slots(options.concurrent or max(1, cpus // per_trial), per_trial, 0.0, "cpu")
+
+
+def describe_hardware() -> dict[str, Any]:
+    """Processor, memory and GPUs, for the study's manifest."""
+    import torch
+
+    gpus = [torch.cuda.get_device_name(index) for index in range(count_gpus())]
+    return {
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "cpus": usable_cpus(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": gpus,
+    }
+
+
+def describe_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide the results, and tunelab's git commit in a checkout."""
+    found = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    commit = _git_commit()
+    return {"python": platform.python_version(), **found, **({"tunelab_commit": commit} if commit else {})}
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()
+
+
+def _git_commit() -> str:
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return ""
+    try:
+        asked = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=5)
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return asked.stdout.strip()

@@ -1,0 +1,105 @@
+"""What is refused before a study is made: a space that fails, changed data, networks beyond the limits, no room."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from tunelab.config import DataConfig, TrialConfig, derive_seed
+from tunelab.data.cache import DataInfo
+from tunelab.errors import InputError
+from tunelab.models.check import check
+from tunelab.space import SearchSpace
+from tunelab.study import Study
+from tunelab.tuning.options import SearchOptions
+from tunelab.tuning.searcher import Check, OptunaSource
+
+_TRIAL_DRAWS = 4
+_BYTES_PER_PARAMETER = 24  # two checkpoints of float32 weights and two optimizer moments
+
+
+def make_check(options: SearchOptions, info: DataInfo) -> Check:
+    """A check of networks against the images of `info` and the limits of `options`."""
+
+    def check_config(config: TrialConfig) -> Mapping[str, Any]:
+        stats = check(
+            config.arch,
+            image_size=info.image_size,
+            channels=info.channels,
+            classes=len(info.classes),
+            max_params=options.max_params,
+            max_mflops=options.max_mflops,
+        )
+        return dataclasses.asdict(stats)
+
+    return check_config
+
+
+def make_source(
+    space: SearchSpace, options: SearchOptions, info: DataInfo, seed: int, storage: Path | None
+) -> OptunaSource:
+    """Draws from `space`, with data, length and seed as `options` say; `storage` is for Optuna's own journal."""
+
+    def complete(config: TrialConfig, number: int) -> TrialConfig:
+        return dataclasses.replace(
+            config,
+            data=options.data,
+            train=dataclasses.replace(config.train, epochs=options.epochs),
+            seed=derive_seed(options.seed, "trial", number),
+        )
+
+    return OptunaSource(space, seed, options.sampler, complete, make_check(options, info), storage)
+
+
+def try_space(space: SearchSpace, options: SearchOptions, info: DataInfo) -> None:
+    """Draws a few configurations, so that a space that raises or never fits is refused before anything is made."""
+    source = make_source(space, options, info, derive_seed(options.seed, "trial draws"), None)
+    for number in range(_TRIAL_DRAWS):
+        source.propose(number)
+
+
+def check_room(path: Path, space: SearchSpace, options: SearchOptions, info: DataInfo) -> None:
+    """Raises InputError if the disk has no room for the checkpoints of as many trials of the first one's size."""
+    source = make_source(space, options, info, options.seed, None)
+    params = int(source.propose(0).stats["params"])
+    needed = options.trials * params * _BYTES_PER_PARAMETER + 100 * 2**20
+    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise InputError(
+            f"there is no room for the study: it needs about {needed / 2**30:.1f} GiB, {parent} has "
+            f"{free / 2**30:.1f} GiB free; --study or --runs-dir names another place"
+        )
+
+
+def absolute_paths(data: DataConfig) -> DataConfig:
+    """The same data, found from any folder."""
+    kind, colon, path = data.name.partition(":")
+    name = f"{kind}:{Path(path).expanduser().resolve()}" if colon and path else data.name
+    folder = None if data.data_dir is None else str(Path(data.data_dir).expanduser().resolve())
+    return dataclasses.replace(data, name=name, data_dir=folder)
+
+
+def new_path(folder: Path, name: str) -> Path:
+    """A folder that does not exist yet, named after the space and the minute."""
+    stamp = datetime.datetime.now().strftime("%Y%m%d-%H%M")
+    path = folder / f"{name}-{stamp}"
+    following = 2
+    while path.exists():
+        path = folder / f"{name}-{stamp}-{following}"
+        following += 1
+    return path
+
+
+def require_same_data(study: Study, info: DataInfo) -> None:
+    """Raises InputError if the images are not those that the study was begun with."""
+    before = study.info["data"]["fingerprint"]
+    if info.fingerprint != before:
+        raise InputError(
+            f"the data {info.name!r} has changed since {study.path} was begun (fingerprint {before}, "
+            f"now {info.fingerprint}); results on it would not be comparable"
+        )

@@ -1,0 +1,149 @@
+"""What a person sees while a search runs: one live display on a terminal, one line per ended trial elsewhere."""
+
+from __future__ import annotations
+
+import time
+from typing import TextIO
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from tunelab.records import Trial, TrialStatus
+from tunelab.study import count_statuses, rank
+
+_COLOURS = {
+    TrialStatus.COMPLETED: "green",
+    TrialStatus.STOPPED: "yellow",
+    TrialStatus.DIVERGED: "magenta",
+    TrialStatus.FAILED: "red",
+}
+
+
+class Silent:
+    """Shows nothing."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        pass
+
+    def started(self, trial: Trial) -> None:
+        """A trial was handed out."""
+
+    def reported(self, trial: Trial) -> None:
+        """A trial has one more epoch."""
+
+    def ended(self, trial: Trial) -> None:
+        """A trial will not go on."""
+
+
+class Progress:
+    """Trials ended, running, stopped and failed, the best so far, time spent and left. Use it as a context.
+
+    Args:
+        stream: where to; a live display if it is a terminal.
+        title: what is searched, on which data.
+        total: how many trials there are to be.
+        concurrent: how many run at once, for the time left.
+        known: the trials of an earlier start.
+    """
+
+    def __init__(self, stream: TextIO, title: str, total: int, concurrent: int, known: list[Trial]) -> None:
+        self._console = Console(file=stream, highlight=False)
+        self._title = title
+        self._total = total
+        self._concurrent = concurrent
+        self._trials = {trial.number: trial for trial in known}
+        self._running: dict[int, float] = {}
+        self._durations: list[float] = []
+        self._began = time.monotonic()
+        self._live = Live(self, console=self._console, refresh_per_second=2) if self._console.is_terminal else None
+
+    def __enter__(self) -> Progress:
+        if self._live is None:
+            self._console.print(self._title)
+        else:
+            self._live.start(refresh=True)
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def started(self, trial: Trial) -> None:
+        """A trial was handed out."""
+        self._trials[trial.number] = trial
+        self._running[trial.number] = time.monotonic()
+
+    def reported(self, trial: Trial) -> None:
+        """A trial has one more epoch."""
+
+    def ended(self, trial: Trial) -> None:
+        """A trial will not go on."""
+        began = self._running.pop(trial.number, None)
+        if began is not None:
+            self._durations.append(time.monotonic() - began)
+        line = Text(f"trial {trial.number:>3} ")
+        line.append(f"{trial.status.value.lower():<9}", _COLOURS[trial.status])
+        line.append(f" {percent(trial.score)} after {len(trial.epochs)} epochs")
+        if trial.reason:
+            line.append(f" ({trial.reason})")
+        if self._live is None:
+            line.append(f"  [{self._summary()}]")
+            self._console.print(line, soft_wrap=True)
+        elif trial.status in (TrialStatus.FAILED, TrialStatus.DIVERGED):
+            self._live.console.print(line)
+
+    def __rich__(self) -> Group:
+        """The live display."""
+        trials = list(self._trials.values())
+        done = sum(trial.status.ended for trial in trials)
+        parts: list[Text | ProgressBar | Table] = [
+            Text(self._title, style="bold"),
+            ProgressBar(total=self._total, completed=done, width=60),
+            Text(self._summary()),
+        ]
+        running = Table.grid(padding=(0, 2))
+        for number in sorted(self._running):
+            trial = self._trials[number]
+            running.add_row(
+                f"  trial {number}",
+                f"epoch {len(trial.epochs)}/{trial.config['train']['epochs']}",
+                percent(trial.score),
+                f"{trial.stats.get('params', 0) / 1e6:.2f}M parameters",
+            )
+        return Group(*parts, running)
+
+    def _summary(self) -> str:
+        trials = list(self._trials.values())
+        counts = count_statuses(trials)
+        done = sum(count for status, count in counts.items() if status.ended)
+        said = [f"{done}/{self._total} trials"]
+        said += [f"{count} {status.value.lower()}" for status, count in counts.items()]
+        ranked = rank(trials)
+        if ranked:
+            said.append(f"best {percent(ranked[0].score)} (trial {ranked[0].number})")
+        said.append(f"{duration(time.monotonic() - self._began)} spent")
+        if self._durations and done < self._total:
+            left = (self._total - done) * sum(self._durations) / len(self._durations) / self._concurrent
+            said.append(f"about {duration(left)} left")
+        return ", ".join(said)
+
+
+def percent(score: float | None) -> str:
+    """A score in percent with one decimal, or a dash."""
+    return "-" if score is None else f"{100 * score:.1f}%"
+
+
+def duration(seconds: float) -> str:
+    """A length of time in its two largest units: 45s, 3m 20s, 2h 05m."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    return f"{whole // 3600}h {whole % 3600 // 60:02d}m"

@@ -1,0 +1,121 @@
+"""What Ray Tune calls during a search: a searcher, a scheduler and a stopper that pass everything to the engine.
+
+Ray pickles the three into files that nothing here ever reads back, and refuses a lock or an open file in them. They
+therefore hold no state: each finds the running engine by a key.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ray.tune.experiment import Trial as RayTrial
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+from ray.tune.search import Searcher
+from ray.tune.stopper import Stopper
+
+from tunelab.records import EpochMetrics, TrialStatus
+from tunelab.tuning.engine import Engine
+
+
+@dataclass(frozen=True)
+class _Bridge:
+    engine: Engine
+    folder_of: Callable[[int], Path]
+    settings: Mapping[str, Any]
+
+
+_BRIDGES: dict[str, _Bridge] = {}
+
+
+@contextlib.contextmanager
+def bridge(engine: Engine, folder_of: Callable[[int], Path], settings: Mapping[str, Any]) -> Iterator[str]:
+    """The key by which the three pieces find `engine`.
+
+    Args:
+        engine: what decides.
+        folder_of: from a trial's number to its folder.
+        settings: what every worker is given beside its trial: `device`, `threads`, `telemetry`.
+    """
+    key = uuid.uuid4().hex
+    _BRIDGES[key] = _Bridge(engine, folder_of, settings)
+    try:
+        yield key
+    finally:
+        del _BRIDGES[key]
+
+
+class EngineSearcher(Searcher):
+    """Asks the engine for the next trial."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__()
+        self._key = key
+
+    def suggest(self, trial_id: str) -> Any:
+        """What the next trial's worker is given; FINISHED if there is no next trial."""
+        here = _BRIDGES[self._key]
+        trial = here.engine.next_trial()
+        if trial is None:
+            return Searcher.FINISHED
+        return {
+            "number": trial.number,
+            "trial_config": trial.config,
+            "folder": str(here.folder_of(trial.number)),
+            "known_epochs": len(trial.epochs),
+            **here.settings,
+        }
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: the scheduler tells the engine."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the record is tunelab's own."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the record is tunelab's own."""
+
+
+class EngineScheduler(FIFOScheduler):
+    """Passes results to the engine, and its decisions back."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]  # Ray's own lacks annotations
+        self._key = key
+
+    def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
+        """CONTINUE or STOP, as the engine says."""
+        engine = _BRIDGES[self._key].engine
+        content = json.loads(result["report"])
+        if "metrics" in content:
+            goes_on = engine.report(trial.config["number"], EpochMetrics(**content["metrics"]))
+        else:
+            engine.end(trial.config["number"], TrialStatus(content["status"]), content["reason"])
+            goes_on = False
+        return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
+
+    def on_trial_error(self, tune_controller: Any, trial: RayTrial) -> None:
+        """The trial's process died more often than it is started again."""
+        engine = _BRIDGES[self._key].engine
+        times = trial.run_metadata.num_failures
+        engine.end(trial.config["number"], TrialStatus.FAILED, f"the trial's process died {times} times")
+
+
+class EngineStopper(Stopper):
+    """Ends the run when the engine halts."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        """False: a single trial is ended by the scheduler."""
+        return False
+
+    def stop_all(self) -> bool:
+        """True when the engine halts."""
+        return _BRIDGES[self._key].engine.should_halt

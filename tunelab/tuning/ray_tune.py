@@ -1,0 +1,223 @@
+"""Runs an engine on Ray Tune: the thin pieces that Ray calls, and Ray's start and stop.
+
+Ray pickles the searcher, the scheduler and the stopper into files that nothing here ever reads back. They therefore
+hold no state: each finds the running engine by a key. Ray's own files live in a private temporary folder and are
+thrown away; every start is a new `Tuner` (`Tuner.restore` can silently lose a search).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TextIO
+
+from tunelab.errors import TunelabError
+from tunelab.tuning.engine import Engine
+
+_SETTINGS = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "5",
+    "TUNE_GLOBAL_CHECKPOINT_S": "600",
+    "TUNE_RESULT_BUFFER_LENGTH": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+_RETRIES = 2
+_OBJECT_STORE_BYTES = 80 * 2**20  # nothing but short texts goes through it; Ray's least is 75 MiB
+
+
+@dataclass(frozen=True)
+class Slots:
+    """How many trials run at once, and what each is given. `cpus` is the number of threads of a trial."""
+
+    concurrent: int
+    cpus: int
+    gpus: float
+    device: str
+
+
+def run(
+    engine: Engine,
+    slots: Slots,
+    *,
+    folder_of: Callable[[int], Path],
+    telemetry: str,
+    log: Path,
+) -> None:
+    """Runs `engine` until every trial has ended or it halts; Ray is gone when this returns.
+
+    SIGINT, SIGTERM and SIGHUP halt the engine (`engine.halted` names the signal); a second signal ends the process.
+
+    Args:
+        engine: what decides.
+        slots: trials at once and their resources.
+        folder_of: from a trial's number to its folder.
+        telemetry: as `Trainer` takes it.
+        log: where everything goes that Ray writes to the terminal.
+
+    Raises:
+        TunelabError: Ray does not start, or ends the search by itself; its log is named.
+    """
+    os.environ.update(_SETTINGS)
+    settings = {"device": slots.device, "threads": slots.cpus, "telemetry": telemetry}
+    with _private_folder() as folder, _quiet(log):
+        from tunelab.tuning.ray_pieces import bridge
+
+        try:
+            with (
+                _ray(slots, folder),
+                _signals(engine),
+                bridge(engine, folder_of, settings) as key,
+            ):
+                _fit(key, engine, slots, folder)
+        except TunelabError:
+            raise
+        except Exception as error:
+            if engine.error is None:
+                raise TunelabError(f"Ray ended the search: {_first_line(error)}; see {log}") from error
+
+
+def _fit(key: str, engine: Engine, slots: Slots, folder: Path) -> None:
+    from ray import tune
+
+    from tunelab.tuning.ray_pieces import EngineScheduler, EngineSearcher, EngineStopper
+    from tunelab.tuning.worker import TrialWorker
+
+    tuner = tune.Tuner(
+        tune.with_resources(TrialWorker, {"cpu": slots.cpus, "gpu": slots.gpus}),
+        tune_config=tune.TuneConfig(
+            num_samples=engine.unfinished,
+            max_concurrent_trials=slots.concurrent,
+            reuse_actors=True,
+            search_alg=EngineSearcher(key),
+            scheduler=EngineScheduler(key),
+            trial_dirname_creator=_trial_name,
+            trial_name_creator=_trial_name,
+        ),
+        run_config=tune.RunConfig(
+            name="search",
+            storage_path=str(folder / "tune"),
+            verbose=0,
+            stop=EngineStopper(key),
+            failure_config=tune.FailureConfig(max_failures=_RETRIES),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
+        ),
+    )
+    tuner.fit()
+
+
+def _trial_name(trial: Any) -> str:
+    return f"trial-{trial.config.get('number', 0):04d}-{trial.trial_id}"
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A short path that only this user can enter: Ray opens its own folder to all, and sockets need short paths."""
+    folder = Path(tempfile.mkdtemp(prefix="tunelab-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _ray(slots: Slots, folder: Path) -> Iterator[None]:
+    import ray
+
+    if ray.is_initialized():
+        raise TunelabError("this process runs Ray already; call ray.shutdown() before tunelab.search()")
+    mask = os.umask(0o077)
+    try:
+        ray.init(
+            address="local",
+            num_cpus=slots.concurrent * slots.cpus,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=True,
+            logging_level=logging.WARNING,
+            object_store_memory=_OBJECT_STORE_BYTES,
+            _temp_dir=str(folder / "ray"),
+            num_gpus=0 if slots.device == "cpu" else None,
+        )
+    except Exception as error:
+        raise TunelabError(f"Ray does not start: {_first_line(error)}") from error
+    finally:
+        os.umask(mask)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _signals(engine: Engine) -> Iterator[None]:
+    """The first SIGINT, SIGTERM or SIGHUP halts the engine, the second ends the process at once."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _frame: object) -> None:
+        if engine.halted:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        engine.halt(signal.Signals(number).name)
+
+    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, stop) for number in caught}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+@contextlib.contextmanager
+def _quiet(log: Path) -> Iterator[None]:
+    """Sends everything that is written to the process's standard output and error to a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    with log.open("ab") as stream:
+        for target in (1, 2):
+            os.dup2(stream.fileno(), target)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for target, saved in zip((1, 2), kept, strict=True):
+            os.dup2(saved, target)
+            os.close(saved)
+
+
+def terminal() -> TextIO:
+    """Standard error as it is now, for a display that goes on while everything else is sent to a file."""
+    try:
+        if sys.stderr.fileno() == 2:
+            return os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding)
+    except (OSError, ValueError):
+        pass  # not a file: a notebook's or a test's own object, which the redirection does not touch
+    return sys.stderr
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"

@@ -1,0 +1,93 @@
+"""One trial after another in one process: Ray's trainable around `training.loop.Trainer`.
+
+A step is an epoch. What comes back is one text, `report`: the JSON of an epoch's metrics, or of an early end. Ray sees
+no number of it, so that none can end a search. Checkpoints are tunelab's own, in the trial's folder; Ray keeps none.
+"""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from tunelab.config import TrialConfig, from_json
+from tunelab.errors import DivergedError
+from tunelab.records import EpochMetrics, TrialStatus
+from tunelab.training.loop import Trainer
+
+
+class TrialWorker(tune.Trainable):
+    """Trains the configuration that it is given, epoch by epoch, from the trial's last checkpoint if there is one.
+
+    Its config: `number`; `trial_config`, a TrialConfig as JSON; `folder`, the trial's; `known_epochs`, how many epochs
+    the record holds; `device`, `threads`, `telemetry` as `Trainer` takes them.
+    """
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Takes a configuration; the work begins in `step`, where a failure can be told."""
+        self._config = config
+        self._trainer: Trainer | None = None
+        self._untold: deque[EpochMetrics] = deque()
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Frees the last trial and takes the next."""
+        self.cleanup()
+        self.setup(new_config)
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """One epoch, or the telling again of one that was trained before a restart."""
+        try:
+            content: dict[str, Any] = {"metrics": self._next_metrics().to_json()}
+        except DivergedError as error:
+            content = {"status": TrialStatus.DIVERGED.value, "reason": str(error)}
+        except Exception as error:
+            content = {"status": TrialStatus.FAILED.value, "reason": self._explain(error)}
+        return {"report": json.dumps(content)}
+
+    def save_checkpoint(self, checkpoint_dir: str) -> None:
+        """Nothing: the trial's own checkpoint is on the disk already."""
+
+    def load_checkpoint(self, checkpoint: Any) -> None:
+        """Nothing: `step` goes on from the trial's own checkpoint."""
+
+    def cleanup(self) -> None:
+        """Frees the network, its optimizer and the device's memory."""
+        if self._trainer is not None:
+            self._trainer.close()
+            self._trainer = None
+
+    def _next_metrics(self) -> EpochMetrics:
+        if self._trainer is None:
+            self._trainer = self._begin()
+        if self._untold:
+            return self._untold.popleft()
+        return self._trainer.run_epoch()
+
+    def _begin(self) -> Trainer:
+        trainer = Trainer(
+            from_json(TrialConfig, self._config["trial_config"]),
+            folder=Path(self._config["folder"]),
+            device=self._config["device"],
+            threads=self._config["threads"],
+            telemetry=self._config["telemetry"],
+        )
+        if trainer.resume():
+            known = self._config["known_epochs"]
+            self._untold.extend(trainer.history[known:] or trainer.history[-1:])
+        return trainer
+
+    def _explain(self, error: Exception) -> str:
+        """The cause in one line; the traceback goes to `error.txt` in the trial's folder."""
+        folder = Path(self._config["folder"])
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        text = " ".join(str(error).split())
+        name = type(error).__name__
+        if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
+            name = "out of memory"
+        return f"{name}: {text[:300]}"
