@@ -1,0 +1,449 @@
+"""The map of tunelab, and the proof that the code keeps to it.
+
+`ROOMS` is the authority: each module lives in one room, a room says what it is for, which rooms it may import (always
+ones further down the list) and which heavy packages it may touch. Everything is read with `ast`; nothing is imported.
+"""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import graphlib
+import re
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# Folders at the top and the packages that setup.cfg installs them as.
+FOLDERS = {"tunelab": "tunelab", "search_spaces": "tunelab.search_spaces", "analysis": "tunelab.analysis"}
+
+
+@dataclass(frozen=True)
+class Room:
+    """A module or package, what it is for, the modules or packages it may import, the heavy packages it may touch."""
+
+    name: str
+    purpose: str
+    imports: str = ""
+    heavy: str = ""
+
+
+# From the roof to the floor: an import may only go down. `tunelab.errors` is open to all and not repeated.
+ROOMS = [
+    Room(
+        "tunelab.cli",
+        "parse, call, print; errors become one line here and nowhere else",
+        "tunelab.__init__ tunelab.tuning.runner tunelab.tuning.options tunelab.study tunelab.space tunelab.records"
+        " tunelab.config",
+    ),
+    Room(
+        "tunelab.analysis",
+        "after the run: rank, plot, retrain. Functions of a study; not needed by a worker",
+        "tunelab.tuning.runner tunelab.tuning.options tunelab.training tunelab.study tunelab.space"
+        " tunelab.models.check tunelab.data tunelab.records tunelab.config",
+        "torch",
+    ),
+    Room(
+        "tunelab.__init__",
+        "the public names, each imported when it is first asked for",
+        "tunelab.tuning.runner tunelab.study tunelab.records tunelab.config",
+    ),
+    Room(
+        "tunelab.tuning.runner",
+        "a search from its options to its end: space, check, record, Ray; and 'run these configs' for all else",
+        "tunelab.tuning tunelab.study tunelab.journal tunelab.space tunelab.models.check tunelab.data tunelab.records"
+        " tunelab.config",
+        "ray optuna",
+    ),
+    Room(
+        "tunelab.tuning.preflight",
+        "what is refused before a study is made",
+        "tunelab.tuning.searcher tunelab.tuning.options tunelab.study tunelab.space tunelab.models.check tunelab.data"
+        " tunelab.config",
+    ),
+    Room(
+        "tunelab.tuning.progress",
+        "the one live display of a search",
+        "tunelab.study tunelab.records",
+    ),
+    Room(
+        "tunelab.tuning.hardware",
+        "what this machine has, and how many trials it carries at once",
+        "tunelab.tuning.ray_tune tunelab.tuning.options",
+        "torch",
+    ),
+    Room(
+        "tunelab.tuning.ray_tune",
+        "starts and stops Ray, and runs an engine's trials on it",
+        "tunelab.tuning.ray_pieces tunelab.tuning.worker tunelab.tuning.engine tunelab.tuning.options tunelab.records"
+        " tunelab.config",
+        "ray",
+    ),
+    Room(
+        "tunelab.tuning.ray_pieces",
+        "the searcher, scheduler and stopper that Ray Tune asks, each passing the question on to the engine",
+        "tunelab.tuning.engine tunelab.records",
+        "ray",
+    ),
+    Room(
+        "tunelab.tuning.worker",
+        "the class that Ray runs on a node: one trial after another, in one process",
+        "tunelab.training tunelab.records tunelab.config",
+        "ray",
+    ),
+    Room(
+        "tunelab.tuning.engine",
+        "what happens next in a search, without Ray: proposals, results and ends, each recorded before it is acted on",
+        "tunelab.tuning.searcher tunelab.tuning.stopping tunelab.tuning.options tunelab.study tunelab.journal"
+        " tunelab.records tunelab.config",
+    ),
+    Room(
+        "tunelab.tuning.searcher",
+        "where configurations come from: a space sampled by Optuna, or a list",
+        "tunelab.space tunelab.records tunelab.config",
+        "optuna",
+    ),
+    Room("tunelab.tuning.stopping", "when a trial stops early; plain arithmetic"),
+    Room("tunelab.tuning.options", "what a search is asked for, checked", "tunelab.config"),
+    Room("tunelab.tuning.__init__", "the only home of Ray and Optuna"),
+    Room(
+        "tunelab.search_spaces",
+        "one file = one space = one name on the command line; not needed by a worker",
+        "tunelab.space tunelab.models.check tunelab.config",
+    ),
+    Room(
+        "tunelab.training",
+        "one trial: data, model, epochs, checkpoints; no Ray, no Optuna",
+        "tunelab.models tunelab.data tunelab.records tunelab.config",
+        "torch",
+    ),
+    Room(
+        "tunelab.models", "blocks, networks, and the check of a network before it costs time", "tunelab.config", "torch"
+    ),
+    Room(
+        "tunelab.data",
+        "images: found, decoded once, divided, cached, batched, augmented",
+        "tunelab.config",
+        "torch torchvision",
+    ),
+    Room(
+        "tunelab.study",
+        "a study is a folder; opens in a moment, without torch or Ray",
+        "tunelab.journal tunelab.records tunelab.config",
+    ),
+    Room("tunelab.journal", "the record on the disk: checked lines, one writer"),
+    Room("tunelab.space", "what a search space is, and how one is found", "tunelab.config"),
+    Room("tunelab.records", "what happened: metrics, trials, statuses", "tunelab.config"),
+    Room("tunelab.config", "what a trial is made of: frozen data, to JSON and back"),
+    Room("tunelab.errors", "the errors raised on purpose"),
+]
+HEAVY = {"ray", "optuna", "torch", "torchvision"}
+# The two packages that nothing imports statically, and the modules that load by name what they may not import.
+BY_NAME_ONLY = ("tunelab.search_spaces", "tunelab.analysis")
+LOADERS = ("tunelab.__init__", "tunelab.cli", "tunelab.space")
+LOADING_CALLS = {"import_module", "__import__", "spec_from_file_location", "run_module", "run_path"}
+LONGEST = 400
+# Where a distribution has another name than what is imported from it.
+DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+# Required without an import statement: loaded by name.
+LOADED_BY_NAME = {"torchvision"}
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported thing as a dotted name, such as "torch" or "tunelab.config.TrialConfig", and where it stands."""
+
+    target: str
+    line: int
+    relative: bool
+    runtime: bool
+
+
+def inside(module: str, package: str) -> bool:
+    """True if `module` is `package` or lies below it."""
+    return module == package or module.startswith(package + ".")
+
+
+def room_of(module: str) -> Room | None:
+    """The room that a module lives in; a package's own file is called `package.__init__`."""
+    return next((room for room in ROOMS if inside(module, room.name)), None)
+
+
+def called_name(call: ast.Call) -> str:
+    """The last part of the name of what is called."""
+    return call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", "")
+
+
+def imports_of(module: str, source: str) -> Iterator[Import]:
+    """Every import in the source, also inside functions; relative ones resolved."""
+    tree = ast.parse(source)
+    guards = [node for node in ast.walk(tree) if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test)]
+    for_types = {inner for guard in guards for statement in guard.body for inner in ast.walk(statement)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield Import(alias.name, node.lineno, relative=False, runtime=node not in for_types)
+        elif isinstance(node, ast.ImportFrom):
+            base = ".".join(module.split(".")[: -node.level]) if node.level else ""
+            for alias in node.names:
+                target = ".".join(part for part in (base, node.module, alias.name) if part)
+                yield Import(target, node.lineno, relative=node.level > 0, runtime=node not in for_types)
+
+
+def module_of(target: str, modules: Mapping[str, str]) -> str:
+    """The module that holds an imported name: the longest part of it that is one, else the name as it is."""
+    parts = target.split(".")
+    for length in range(len(parts), 0, -1):
+        name = ".".join(parts[:length])
+        if name in modules:
+            return name
+        if f"{name}.__init__" in modules:
+            return f"{name}.__init__"
+    return target
+
+
+def wrong_import(module: str, room: Room, item: Import, target: str) -> str:
+    """What is wrong with one import, "" if nothing; `target` is the module that holds what is imported."""
+    top = item.target.split(".")[0]
+    if top in HEAVY and top not in room.heavy.split():
+        return f"imports {top}, which {room.name} may not"
+    if f"tunelab.{top}" in BY_NAME_ONLY:
+        return f"imports {item.target} by its folder's name; it is installed as tunelab.{top}"
+    if top != "tunelab" or item.target == "tunelab.__version__":
+        return ""
+    own = next((name for name in BY_NAME_ONLY if inside(module, name)), None)
+    other = next((name for name in BY_NAME_ONLY if inside(target, name)), None)
+    if other != own and other is not None:
+        return f"imports {target}; {other} is only ever loaded by name"
+    if own is not None and item.relative != (other == own):
+        return f"imports {target}: siblings are imported relatively, the rest of tunelab absolutely"
+    if module == "tunelab.__init__" and item.runtime:
+        return f"imports {target} at once; public names are imported when they are first asked for"
+    if not any(inside(target, name) for name in (room.name, "tunelab.errors", *room.imports.split())):
+        return f"imports {target}, which {room.name} may not"
+    return ""
+
+
+def wrong_shape(module: str, source: str) -> Iterator[str]:
+    """What is wrong with a module apart from its imports."""
+    lines = source.count("\n")
+    if lines > LONGEST:
+        yield f"{module} has {lines} lines; the limit is {LONGEST}"
+    if module.split(".")[-1] == "utils":
+        yield f"{module}: a module is named for what it does"
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.ClassDef) and any(inside(module, name) for name in BY_NAME_ONLY):
+            yield f"{module}:{node.lineno} defines the class {node.name}; these folders hold functions and constants"
+        if not isinstance(node, ast.Call) or called_name(node) not in LOADING_CALLS:
+            continue
+        literal = node.args[0].value if node.args and isinstance(node.args[0], ast.Constant) else "tunelab"
+        if not any(inside(module, name) for name in LOADERS) and inside(str(literal), "tunelab"):
+            yield f"{module}:{node.lineno} loads by name, which only {', '.join(LOADERS)} may"
+
+
+def violations(modules: Mapping[str, str]) -> list[str]:
+    """What is wrong with these modules (name -> source), one line each."""
+    found = []
+    for module, source in modules.items():
+        room = room_of(module)
+        if room is None:
+            found.append(f"{module} belongs to no room: give it one in tests/test_architecture.py")
+            continue
+        for item in imports_of(module, source):
+            wrong = wrong_import(module, room, item, module_of(item.target, modules))
+            if wrong:
+                found.append(f"{module}:{item.line} {wrong}")
+        found += wrong_shape(module, source)
+    return found
+
+
+def import_cycle(modules: Mapping[str, str]) -> list[str]:
+    """Modules that import each other in a ring when they are loaded, [] if there are none."""
+    graph = {
+        module: {module_of(item.target, modules) for item in imports_of(module, source) if item.runtime} - {module}
+        for module, source in modules.items()
+    }
+    try:
+        graphlib.TopologicalSorter(graph).prepare()
+    except graphlib.CycleError as error:
+        return list(error.args[1])
+    return []
+
+
+def sources() -> dict[str, str]:
+    """All modules of the project under their installed names."""
+    found = {}
+    for folder, package in FOLDERS.items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT / folder).with_suffix("").parts
+            found[".".join((package, *parts))] = path.read_text(encoding="utf-8")
+    return found
+
+
+def test_the_code_keeps_to_the_map() -> None:
+    found = violations(sources())
+    assert not found, "\n" + "\n".join(found)
+
+
+def test_no_modules_import_each_other_in_a_ring() -> None:
+    assert import_cycle(sources()) == []
+
+
+def test_arrows_only_point_down() -> None:
+    for place, room in enumerate(ROOMS):
+        for name in room.imports.split():
+            meant = [at for at, other in enumerate(ROOMS) if inside(other.name, name) or inside(name, other.name)]
+            assert meant, f"{room.name} may import {name}, which is no room"
+            assert all(at >= place for at in meant), f"{room.name} may import {name}, which stands above it"
+
+
+def test_ray_and_optuna_are_at_home_in_tuning_alone() -> None:
+    for room in ROOMS:
+        if {"ray", "optuna"} & set(room.heavy.split()):
+            assert inside(room.name, "tunelab.tuning")
+
+
+def test_the_reading_side_may_touch_nothing_heavy() -> None:
+    for name in (
+        "tunelab.cli",
+        "tunelab.__init__",
+        "tunelab.config",
+        "tunelab.records",
+        "tunelab.study",
+        "tunelab.space",
+    ):
+        room = room_of(name)
+        assert room is not None
+        assert room.heavy == ""
+
+
+def test_rooms_have_a_purpose_and_one_line_each() -> None:
+    names = [room.name for room in ROOMS]
+    assert len(set(names)) == len(names)
+    assert all(room.purpose and "\n" not in room.purpose for room in ROOMS)
+
+
+def test_setup_cfg_lists_every_package() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    listed = config["options"]["packages"].split()
+    lying = {module.removesuffix(".__init__") for module in sources() if module.endswith(".__init__")}
+    holding = {module.rpartition(".")[0] for module in sources()}
+    assert sorted(listed) == sorted(lying)
+    assert holding == lying, "a folder with modules has an __init__.py"
+    mapping = dict(line.split(" = ") for line in config["options"]["package_dir"].strip().splitlines())
+    assert mapping == {package: folder for folder, package in FOLDERS.items() if package != folder}
+
+
+def test_setup_cfg_requires_what_is_imported() -> None:
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg", encoding="utf-8")
+    lines = config["options"]["install_requires"].split("\n")
+    required = {re.split(r"[^\w-]", line)[0] for line in lines if line}
+    imported = {
+        item.target.split(".")[0] for module, source in sources().items() for item in imports_of(module, source)
+    }
+    foreign = {DISTRIBUTIONS.get(name, name) for name in imported - sys.stdlib_module_names - {"tunelab"}}
+    assert foreign - required == set()
+    assert required - foreign <= LOADED_BY_NAME
+
+
+def test_no_module_has_the_name_of_a_public_function() -> None:
+    modules = sources()
+    public = ast.literal_eval(
+        next(
+            node.value
+            for node in ast.parse(modules["tunelab.__init__"]).body
+            if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+        )
+    )
+    assert public
+    beside = {module.split(".")[1] for module in modules}  # importing tunelab.search would replace tunelab.search
+    assert not beside & set(public)
+
+
+# The checker itself, on sources that break one rule each, and on ones that look alike and break none.
+
+FLOOR = {"tunelab.__init__": "", "tunelab.config": "", "tunelab.data.__init__": "", "tunelab.models.check": ""}
+FLOOR |= {"tunelab.analysis.__init__": "", "tunelab.analysis.rank": "", "tunelab.study": "", "tunelab.cli": ""}
+FLOOR |= {"tunelab.tuning.runner": "", "tunelab.search_spaces.arch": "", "tunelab.training.loop": ""}
+FLOOR |= {"tunelab.tuning.engine": ""}
+
+
+@pytest.mark.parametrize(
+    ("module", "source", "expected"),
+    [
+        ("tunelab.config", "import torch", "imports torch"),
+        ("tunelab.records", "def f():\n    import ray.tune", "records:2 imports ray"),
+        (
+            "tunelab.study",
+            "from pathlib import Path\nfrom tunelab.training.loop import fit",
+            "study:2 imports tunelab.training",
+        ),
+        ("tunelab.study", "from torch import nn", "imports torch"),
+        ("tunelab.training.loop", "import optuna", "imports optuna"),
+        ("tunelab.tuning.stopping", "import ray", "imports ray"),
+        ("tunelab.data.cache", "from tunelab.models import check", "imports tunelab.models.check"),
+        ("tunelab.data.cache", "from ..models.check import check", "imports tunelab.models.check"),
+        ("tunelab.data.__init__", "from ..models.check import check", "imports tunelab.models.check"),
+        ("tunelab.models.blocks", "import tunelab.data", "imports tunelab.data.__init__"),
+        ("tunelab.models.blocks", "from tunelab import search", "imports tunelab.__init__"),
+        ("tunelab.cli", "from tunelab.analysis import rank", "only ever loaded by name"),
+        ("tunelab.tuning.runner", "def f():\n    import tunelab.search_spaces.arch", "only ever loaded by name"),
+        ("tunelab.analysis.retrain", "from tunelab.analysis.rank import rank", "siblings are imported relatively"),
+        ("tunelab.analysis.retrain", "from ..study import Study", "siblings are imported relatively"),
+        ("tunelab.analysis.retrain", "from tunelab.search_spaces import arch", "only ever loaded by name"),
+        ("tunelab.analysis.retrain", "from analysis.rank import rank", "by its folder's name"),
+        ("tunelab.analysis.retrain", "class Card:\n    pass", "defines the class Card"),
+        ("tunelab.search_spaces.arch", "from tunelab.training.loop import fit", "imports tunelab.training.loop"),
+        (
+            "tunelab.training.loop",
+            "import importlib\nimportlib.import_module('tunelab.analysis')",
+            "loop:2 loads by name",
+        ),
+        ("tunelab.training.loop", "from importlib import import_module\nimport_module(name)", "loads by name"),
+        ("tunelab.__init__", "from tunelab.study import Study", "when they are first asked for"),
+        ("tunelab.__init__", "from tunelab.analysis.rank import rank", "only ever loaded by name"),
+        ("tunelab.tuning.helpers", "", "belongs to no room"),
+        ("tunelab.data.utils", "", "named for what it does"),
+        ("tunelab.data.cache", "x = 1\n" * 401, "has 401 lines"),
+    ],
+)
+def test_the_checker_finds(module: str, source: str, expected: str) -> None:
+    found = violations({**FLOOR, module: source})
+    assert len(found) == 1, found
+    assert expected in found[0]
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("tunelab.tuning.worker", "import ray\nfrom tunelab.training.loop import fit"),
+        ("tunelab.tuning.runner", "from tunelab.models.check import check\nfrom tunelab.tuning.engine import Engine"),
+        ("tunelab.models.blocks", "import torch\nfrom tunelab import __version__\nfrom . import check"),
+        ("tunelab.data.cache", "import importlib\nimportlib.import_module('torchvision.datasets')"),
+        ("tunelab.cli", "import importlib\nimportlib.import_module('tunelab.analysis.rank')\nimport tunelab"),
+        (
+            "tunelab.analysis.retrain",
+            "from tunelab.study import Study\nfrom .rank import rank\nfrom . import rank as r",
+        ),
+        ("tunelab.search_spaces.lenet", "from tunelab.models import check\nfrom . import arch"),
+        (
+            "tunelab.__init__",
+            "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from tunelab.study import Study",
+        ),
+        ("tunelab.data.cache", "x = 1\n" * 400),
+    ],
+)
+def test_the_checker_lets_pass(module: str, source: str) -> None:
+    assert violations({**FLOOR, module: source}) == []
+
+
+def test_the_checker_finds_a_ring() -> None:
+    ring = {"tunelab.data.a": "from tunelab.data import b", "tunelab.data.b": "def f():\n    from . import a"}
+    assert set(import_cycle(ring)) == {"tunelab.data.a", "tunelab.data.b"}
+    assert import_cycle({**ring, "tunelab.data.b": ""}) == []

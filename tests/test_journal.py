@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunelab.errors import TunelabError
+from tunelab.journal import Journal, StudyLockedError, decode, encode, is_locked, read_journal
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
+HOLDER = """
+import sys
+from pathlib import Path
+from tunelab.journal import Journal
+journal = Journal.open(Path(sys.argv[1]))
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def write(folder: Path, *events: dict[str, Any]) -> bytes:
+    """The bytes of a record with these events."""
+    journal = Journal.open(folder)
+    for event in events:
+        journal.append(event)
+    journal.close()
+    return (folder / "journal.jsonl").read_bytes()
+
+
+def read(folder: Path) -> list[dict[str, Any]]:
+    return list(read_journal(folder / "journal.jsonl"))
+
+
+@given(st.dictionaries(st.text(), VALUES, min_size=1))
+def test_a_line_gives_back_its_event(event: dict[str, Any]) -> None:
+    line = encode(event)
+    assert line.endswith(b"\n")
+    assert line.count(b"\n") == 1
+    assert decode(line) == event
+    if "crc" not in event:
+        plain = json.loads(line)  # any program can read it
+        assert len(plain.pop("crc")) == 8
+        assert plain == event
+
+
+@given(st.binary())
+def test_no_bytes_make_the_decoder_raise(line: bytes) -> None:
+    assert decode(line) is None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), [1.0, {"deep": -float("inf")}]])
+def test_a_number_that_is_not_finite_is_not_recorded(tmp_path: Path, value: object) -> None:
+    before = write(tmp_path, {"event": "first"})
+    journal = Journal.open(tmp_path)
+    with pytest.raises(ValueError):
+        journal.append({"value": value})
+    journal.close()
+    assert (tmp_path / "journal.jsonl").read_bytes() == before
+
+
+def test_events_come_back_in_order(tmp_path: Path) -> None:
+    events = [{"event": "é\n\0", "number": number} for number in range(20)]
+    write(tmp_path, *events[:7])
+    write(tmp_path, *events[7:])
+    assert read(tmp_path) == events
+
+
+def test_no_record_is_an_empty_one(tmp_path: Path) -> None:
+    assert read(tmp_path) == []
+    (tmp_path / "journal.jsonl").touch()
+    assert read(tmp_path) == []
+
+
+def test_a_torn_last_line_is_left_out_by_readers_and_cut_by_the_next_writer(tmp_path: Path) -> None:
+    first, second, third = {"event": "first"}, {"event": "second"}, {"event": "third"}
+    whole = write(tmp_path, first, second)
+    file = tmp_path / "journal.jsonl"
+    begin = whole.index(b"\n") + 1
+    for cut in range(begin, len(whole)):
+        file.write_bytes(whole[:cut])
+        assert read(tmp_path) == [first]
+        assert file.read_bytes() == whole[:cut], "reading changes nothing"
+        write(tmp_path, third)
+        assert read(tmp_path) == [first, third]
+
+
+@pytest.mark.parametrize("change", [0x01, 0x20, 0x80])
+def test_a_changed_byte_is_an_error_that_names_the_line(tmp_path: Path, change: int) -> None:
+    whole = write(tmp_path, {"event": "first"}, {"event": "second", "x": [1, 2.5]}, {"event": "third"})
+    file = tmp_path / "journal.jsonl"
+    begin = whole.index(b"\n") + 1
+    end = whole.index(b"\n", begin)
+    for at in range(begin, end + 1):
+        damaged = whole[:at] + bytes([whole[at] ^ change]) + whole[at + 1 :]
+        file.write_bytes(damaged)
+        if at == end:  # lines 2 and 3 have become one, the last
+            assert read(tmp_path) == [{"event": "first"}]
+            continue
+        with pytest.raises(TunelabError, match=rf"journal\.jsonl, line 2 is damaged.*restore"):
+            read(tmp_path)
+        with pytest.raises(TunelabError, match="line 2 is damaged"):
+            Journal.open(tmp_path)
+        assert file.read_bytes() == damaged, "damage is never repaired by guessing"
+        assert not is_locked(tmp_path)
+
+
+def test_a_garbled_last_line_never_counted(tmp_path: Path) -> None:
+    """As a power cut may leave it: its length was on the disk and its content was not."""
+    whole = write(tmp_path, {"event": "first"}, {"event": "second"})
+    begin = whole.index(b"\n") + 1
+    (tmp_path / "journal.jsonl").write_bytes(whole[:begin] + bytes(len(whole) - begin - 1) + b"\n")
+    assert read(tmp_path) == [{"event": "first"}]
+    write(tmp_path, {"event": "third"})
+    assert read(tmp_path) == [{"event": "first"}, {"event": "third"}]
+
+
+def test_a_line_break_inside_a_line_is_damage(tmp_path: Path) -> None:
+    whole = write(tmp_path, {"event": "first", "long": "x" * 50}, {"event": "second"})
+    (tmp_path / "journal.jsonl").write_bytes(whole[:40] + b"\n" + whole[41:])
+    with pytest.raises(TunelabError, match="line 1 is damaged"):
+        read(tmp_path)
+
+
+def test_an_event_is_on_the_disk_when_append_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[tuple[str, bytes]] = []
+    real = os.fsync
+
+    def fsync(descriptor: int) -> None:
+        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        synced.append((path.name, path.read_bytes() if path.is_file() else b""))
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    journal = Journal.open(tmp_path)
+    assert (tmp_path.name, b"") in synced, "the name of a new file must be on the disk too"
+    synced.clear()
+    for number in range(3):
+        journal.append({"number": number})
+        assert synced.pop() == ("journal.jsonl", b"".join(encode({"number": n}) for n in range(number + 1)))
+        assert synced == []
+    journal.close()
+
+
+def test_an_event_that_does_not_reach_the_disk_is_no_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_descriptor: int) -> None:
+        raise OSError(5, "Input/output error")
+
+    before = write(tmp_path, {"event": "first"})
+    journal = Journal.open(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(TunelabError, match=r"journal\.jsonl cannot be written: Input/output error"):
+            journal.append({"event": "second"})
+    assert (tmp_path / "journal.jsonl").read_bytes() == before
+    journal.append({"event": "third"})
+    journal.close()
+    assert read(tmp_path) == [{"event": "first"}, {"event": "third"}]
+
+
+@pytest.mark.parametrize("room", [0, 1, 25])
+def test_a_full_disk_leaves_the_record_as_it_was(tmp_path: Path, room: int) -> None:
+    before = write(tmp_path, {"event": "first"})
+    code = """
+        import resource, sys
+        from pathlib import Path
+        from tunelab.errors import TunelabError
+        from tunelab.journal import Journal
+        folder, limit = Path(sys.argv[1]), int(sys.argv[2])
+        journal = Journal.open(folder)
+        hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+        try:
+            journal.append({"event": "second, longer than there is room for"})
+        except TunelabError as error:
+            print(error)
+        print((folder / "journal.jsonl").stat().st_size)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+        journal.append({"event": "third"})
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code), str(tmp_path), str(len(before) + room)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    said, size = done.stdout.splitlines()
+    assert "journal.jsonl cannot be written" in said
+    assert ("File too large" in said) == (room == 0)
+    assert int(size) == len(before)
+    assert read(tmp_path) == [{"event": "first"}, {"event": "third"}]
+
+
+def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path: Path) -> None:
+    assert not is_locked(tmp_path)
+    command = [sys.executable, "-c", HOLDER, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "ready\n"
+        assert is_locked(tmp_path)
+        with pytest.raises(StudyLockedError, match=rf"being written by process {holder.pid} on ") as refused:
+            Journal.open(tmp_path)
+        assert refused.value.exit_status == 2
+        assert str(tmp_path) in str(refused.value)
+        assert is_locked(tmp_path), "a refused writer takes nothing from the first"
+        holder.send_signal(signal.SIGKILL)
+    assert not is_locked(tmp_path)
+    write(tmp_path, {"event": "after"})
+    assert f"process {os.getpid()}" in (tmp_path / "lock").read_text()
+
+
+def test_writers_of_one_process_exclude_each_other_too(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path)
+    with pytest.raises(StudyLockedError):
+        Journal.open(tmp_path)
+    journal.close()
+    Journal.open(tmp_path).close()
+    assert not is_locked(tmp_path)
+
+
+def test_a_process_that_the_writer_starts_does_not_keep_the_lock(tmp_path: Path) -> None:
+    journal = Journal.open(tmp_path)
+    with subprocess.Popen(["sleep", "60"], close_fds=False) as child:
+        journal.close()
+        assert not is_locked(tmp_path)
+        child.kill()
+
+
+def test_a_reader_that_asks_does_not_turn_a_writer_away(tmp_path: Path) -> None:
+    write(tmp_path, {"event": "first"})
+    asking = os.open(tmp_path / "lock", os.O_RDONLY)
+    fcntl.flock(asking, fcntl.LOCK_SH)
+
+    def leave() -> None:
+        time.sleep(0.1)
+        os.close(asking)
+
+    thread = threading.Thread(target=leave)
+    thread.start()
+    Journal.open(tmp_path).close()
+    thread.join()
+
+
+def test_the_record_is_private(tmp_path: Path) -> None:
+    write(tmp_path, {"event": "first"})
+    assert (tmp_path / "journal.jsonl").stat().st_mode & 0o077 == 0
+
+
+def test_a_failed_opening_leaves_no_open_file(tmp_path: Path) -> None:
+    (tmp_path / "journal.jsonl").write_bytes(b"damage\n" + encode({"event": "second"}))
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(TunelabError, match="line 1 is damaged"):
+        Journal.open(tmp_path)
+    assert len(os.listdir("/proc/self/fd")) == before

@@ -1,0 +1,110 @@
+"""README.md tells the truth: its commands, its options, its Python and its paths are those of the code."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+from pathlib import Path
+
+import click
+import optuna
+import pytest
+
+import tunelab
+from tunelab.cli import tunelab as command_line
+from tunelab.config import TrialConfig
+from tunelab.data.datasets import DATASETS, PATH_DATASETS
+from tunelab.space import load_space
+
+ROOT = Path(__file__).resolve().parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+COMMANDS = ("search", "tests")
+
+
+def marked_block(mark: str) -> list[str]:
+    """The lines of the fenced block after `<!-- MARK -->`, which stands in the text once."""
+    found = re.findall(rf"^<!-- {re.escape(mark)} -->\n```\w+\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
+    assert len(found) == 1, f"{mark}: {len(found)} blocks"
+    return str(found[0]).splitlines()
+
+
+def option_names(command: click.Command) -> set[str]:
+    """The long options of a command."""
+    return {name for option in command.params for name in option.opts if name.startswith("--")}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_each_command_for_newcomers_is_one_line(name: str) -> None:
+    lines = marked_block(f"ci: {name}")
+    assert len(lines) == 1
+    assert lines[0].startswith("python -m pip install -c constraints.txt ")
+    assert lines[0] == lines[0].strip()
+    assert not lines[0].endswith("\\")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_ci_takes_the_commands_out_of_the_text(name: str) -> None:
+    done = subprocess.run(
+        ["bash", str(ROOT / ".ci" / "run"), "--print", name], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == marked_block(f"ci: {name}")
+
+
+def test_ci_refuses_a_command_that_is_not_there() -> None:
+    done = subprocess.run(
+        ["bash", str(ROOT / ".ci" / "run"), "--print", "x"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 1
+    assert "README.md must have '<!-- ci: x -->' once" in done.stderr
+
+
+def test_every_command_and_option_is_documented() -> None:
+    assert isinstance(command_line, click.Group)
+    for name, command in command_line.commands.items():
+        assert f"`tunelab {name}" in README
+        missing = [
+            option for option in sorted(option_names(command)) if not re.search(rf"(?<![\w-]){option}(?![\w-])", README)
+        ]
+        assert not missing, f"tunelab {name}: {', '.join(missing)}"
+
+
+def test_every_documented_option_exists() -> None:
+    there = option_names(command_line) | {"--help"}
+    for command in command_line.commands.values():
+        there |= option_names(command)
+    others = {"--check", "--logdir"}  # of ruff and of tensorboard
+    written = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
+    assert written - others <= there, sorted(written - others - there)
+
+
+def test_every_data_set_is_documented() -> None:
+    for name in [*DATASETS, *(f"{kind}:PATH" for kind in PATH_DATASETS)]:
+        assert f"`{name}`" in README
+
+
+def test_the_python_uses_public_names() -> None:
+    tree = ast.parse("\n".join(marked_block("test: python")))
+    used = {
+        node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "tunelab"
+    }
+    assert used
+    assert used <= set(tunelab.__all__)
+
+
+def test_the_space_of_your_own_works(tmp_path: Path) -> None:
+    file = tmp_path / "plain.py"
+    file.write_text("\n".join(marked_block("test: space")) + "\n", encoding="utf-8")
+    space = load_space(str(file))
+    study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
+    assert all(isinstance(space.draw(study.ask()), TrialConfig) for _ in range(20))
+    assert all(isinstance(space.draw(optuna.trial.FixedTrial(dict(given))), TrialConfig) for given in space.baselines)
+
+
+def test_links_and_files_exist() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("https://")]
+    named = re.findall(r"`((?:\.ci|tests|search_spaces|analysis|tunelab)/[\w./]+)`", README)
+    assert links
+    assert named
+    assert [path for path in [*links, *named] if not (ROOT / path).exists()] == []

@@ -1,0 +1,344 @@
+"""The command line: reads options, calls one function, prints; errors become one line and an exit status here alone."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from tunelab.errors import InputError, TunelabError
+
+if TYPE_CHECKING:
+    from tunelab.records import Trial
+    from tunelab.study import Study
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_MAX_CONFIG_BYTES = 1_000_000
+
+
+def main() -> None:
+    """The console script: runs a command and leaves with its exit status.
+
+    0 done; 1 the work failed; 2 the input was wrong; 3 stopped before the end and can be resumed; 130 interrupted.
+    """
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    """Runs one command line and returns its exit status."""
+    debug = "--debug" in arguments
+    try:
+        tunelab.main(args=[word for word in arguments if word != "--debug"], prog_name="tunelab", standalone_mode=False)
+    except click.exceptions.Exit as leaving:
+        return leaving.exit_code
+    except click.ClickException as error:
+        return _complain(error.format_message(), 2, debug)
+    except TunelabError as error:
+        return _complain(str(error), error.exit_status, debug)
+    except (KeyboardInterrupt, click.Abort):
+        return _complain("interrupted", 130, debug)
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except Exception as error:
+        return _complain(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1, debug)
+    return 0
+
+
+def _complain(message: str, status: int, debug: bool) -> int:
+    if debug:
+        traceback.print_exc()
+    click.echo(f"tunelab: {' '.join(message.split())}", err=True)
+    return status
+
+
+def _read_config(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
+    """Takes defaults from a YAML file; its names are the options', with `-` or `_`."""
+    if path is None:
+        return
+    values = _load_yaml(path)
+    known = {name: option for option in context.command.params for name in (option.name,) if name}
+    defaults = {}
+    for name, value in values.items():
+        key = str(name).replace("-", "_")
+        if key not in known or key in ("config", "space") or not isinstance(value, str):
+            allowed = ", ".join(sorted(name for name in known if name not in ("config", "space")))
+            raise InputError(f"{path}: {name!r} is not an option with one value; there are {allowed}")
+        defaults[key] = value
+    context.default_map = {**(context.default_map or {}), **defaults}
+
+
+def _load_yaml(path: Path) -> dict[str, Any]:
+    """A flat YAML mapping with every value as text, so that `07:30`, `1e-3` and `no` mean what they say."""
+    import yaml
+
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise InputError(f"{path} is larger than {_MAX_CONFIG_BYTES} bytes; that is no options file")
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {error}") from error
+    if node is None:
+        return {}
+    if not isinstance(node, yaml.MappingNode):
+        raise InputError(f"{path} must hold lines such as `trials: 16`")
+    values: dict[str, Any] = {}
+    for key, value in node.value:
+        if key.value in values:
+            raise InputError(f"{path}: {key.value!r} is given twice")
+        values[key.value] = value.value if isinstance(value, yaml.ScalarNode) else None
+    return values
+
+
+def _shared(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+_CONFIG = click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=_read_config,
+    help="YAML file with options, e.g. `trials: 16`; the command line wins.",
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON to standard output.")
+_RUNS_DIR = click.option(
+    "--runs-dir",
+    type=click.Path(path_type=Path),
+    envvar="TUNELAB_RUNS",
+    show_envvar=True,
+    default=Path("runs"),
+    show_default=True,
+    help="Folder of studies.",
+)
+_DEADLINE = click.option("--deadline", help="Pause at a time (07:30) or after a length of time (8h, 90m).")
+_CONCURRENT = click.option("--concurrent", type=click.IntRange(min=1), help="Trials at once  [default: what fits]")
+_STUDY = click.argument("study", type=click.Path(path_type=Path), required=False)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(package_name="tunelab")
+@click.option("--debug", is_flag=True, help="Show tracebacks (also after a command).")
+def tunelab(debug: bool) -> None:
+    """Search network architectures and training recipes for small images, with numbers you can believe.
+
+    \b
+    tunelab search arch --trials 16          a search on scikit-learn's digits
+    tunelab best                             its ranking
+    tunelab best --retrain --epochs 150      the winner in full, tested once
+    """
+
+
+@tunelab.command()
+@click.argument("space")
+@click.option("--trials", type=click.IntRange(min=1), default=100, show_default=True, help="Configurations to try.")
+@click.option("--epochs", type=click.IntRange(min=1), default=30, show_default=True, help="Full length of a trial.")
+@click.option("--data", default="digits", show_default=True, help="A data set, folder:PATH or npz:PATH.")
+@click.option("--data-dir", type=click.Path(), help="Where torchvision's data sets lie.")
+@click.option("--download", is_flag=True, help="Allow a download of the data.")
+@click.option("--skip-unreadable", is_flag=True, help="Go on when a file of a folder is not an image.")
+@click.option("--image-size", type=click.IntRange(min=4, max=1024), help="Resize images to N x N pixels.")
+@click.option("--limit-train", type=click.IntRange(min=2), help="Use this many training images.")
+@click.option(
+    "--val-fraction",
+    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+    default=0.15,
+    show_default=True,
+    help="Share of images held out to compare trials by, where the data has no such split.",
+)
+@click.option("--study", type=click.Path(path_type=Path), help="Folder to make  [default: RUNS_DIR/SPACE-TIME]")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Everything random derives from it."
+)
+@click.option("--cpus-per-trial", type=click.IntRange(min=1), help="Threads of a trial  [default: 1 without GPU]")
+@click.option("--gpus-per-trial", type=click.FloatRange(min=0, min_open=True), help="Share of a GPU  [default: 1]")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--sampler", type=click.Choice(["tpe", "random"]), default="tpe", show_default=True)
+@click.option("--scheduler", type=click.Choice(["asha", "none"]), default="asha", show_default=True)
+@click.option(
+    "--max-params",
+    type=click.IntRange(min=1),
+    help="Refuse networks with more weights  [default: 1000000, 12000000 on a GPU]",
+)
+@click.option(
+    "--max-mflops",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Refuse networks with more million multiply-adds per image  [default: 40, 1200 on a GPU]",
+)
+@click.option("--telemetry", type=click.Choice(["off", "scalars"]), default="scalars", show_default=True)
+@_shared(_DEADLINE, _CONCURRENT, _RUNS_DIR, _CONFIG, _JSON)
+def search(space: str, as_json: bool, study: Path | None, runs_dir: Path, deadline: str | None, **options: Any) -> None:
+    """Search SPACE: a name (see `tunelab spaces`), an entry point, or a path to a Python file, which is run.
+
+    \b
+    tunelab search arch --trials 16
+    tunelab search arch --data folder:photos --image-size 32 --deadline 07:30
+    """
+    from tunelab.config import from_json
+    from tunelab.tuning.options import SearchOptions
+    from tunelab.tuning.runner import start_search
+
+    data = {"name": options.pop("data")}
+    for name in ("data_dir", "download", "skip_unreadable", "image_size", "limit_train", "val_fraction"):
+        data[name] = options.pop(name)
+    checked = from_json(SearchOptions, {**options, "data": data})
+    found = start_search(space, checked, study, runs_dir, deadline)
+    _print_best(found, 5, as_json)
+
+
+@tunelab.command()
+@_STUDY
+@_shared(_DEADLINE, _CONCURRENT, _RUNS_DIR, _JSON)
+def resume(study: Path | None, as_json: bool, runs_dir: Path, deadline: str | None, concurrent: int | None) -> None:
+    """Go on with STUDY (by default the newest) after an interrupt, a crash or a deadline.
+
+    \b
+    tunelab resume
+    tunelab resume runs/arch-20261121-2330 --deadline 8h
+    """
+    from tunelab.tuning.runner import resume as go_on
+
+    _print_best(go_on(_find(study, runs_dir), deadline=deadline, concurrent=concurrent), 5, as_json)
+
+
+@tunelab.command()
+@_STUDY
+@click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Rows of the ranking.")
+@click.option("--retrain", is_flag=True, help="Train the best configuration in full and test it.")
+@click.option("--epochs", type=click.IntRange(min=1), default=150, show_default=True, help="Epochs of --retrain.")
+@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings of --retrain.")
+@click.option("--trial", type=click.IntRange(min=0), help="Retrain this trial instead of the best one.")
+@click.option("--keep-val", is_flag=True, help="Retrain without the validation images.")
+@_shared(_RUNS_DIR, _JSON)
+def best(
+    study: Path | None,
+    runs_dir: Path,
+    as_json: bool,
+    top: int,
+    retrain: bool,
+    epochs: int,
+    seeds: int,
+    trial: int | None,
+    keep_val: bool,
+) -> None:
+    """Rank the trials of STUDY (by default the newest); with --retrain, train the winner in full.
+
+    \b
+    tunelab best --top 5
+    tunelab best --retrain --epochs 150 --seeds 3
+    """
+    found = _find(study, runs_dir)
+    if not retrain:
+        given = [name for name, value in (("--trial", trial), ("--keep-val", keep_val or None)) if value is not None]
+        if given:
+            raise InputError(f"{' and '.join(given)} only mean something with --retrain")
+        _print_best(found, top, as_json)
+        return
+    train_in_full = importlib.import_module("tunelab.analysis.retrain").retrain
+    metrics = train_in_full(found, epochs=epochs, seeds=seeds, keep_val=keep_val, trial=trial)
+    if as_json:
+        click.echo(json.dumps(metrics))
+    else:
+        importlib.import_module("tunelab.analysis.text").print_retrained(metrics)
+
+
+@tunelab.command("list")
+@_shared(_RUNS_DIR, _JSON)
+def list_command(runs_dir: Path, as_json: bool) -> None:
+    """List the studies, newest first.
+
+    \b
+    tunelab list --runs-dir runs
+    """
+    from tunelab.study import list_studies
+
+    text = importlib.import_module("tunelab.analysis.text")
+    rows = text.study_rows(list_studies(runs_dir))
+    if as_json:
+        click.echo(json.dumps(rows))
+    elif rows:
+        text.print_rows(rows)
+    else:
+        click.echo(f"there are no studies in {runs_dir}; `tunelab search arch` makes one")
+
+
+@tunelab.command()
+@_STUDY
+@click.argument("trial", type=click.IntRange(min=0), required=False)
+@_shared(_RUNS_DIR, _JSON)
+def show(study: Path | None, trial: int | None, runs_dir: Path, as_json: bool) -> None:
+    """Show STUDY (by default the newest), or one TRIAL of it: what it was, how it went, why it ended.
+
+    \b
+    tunelab show
+    tunelab show runs/arch-20261121-2330 7
+    """
+    if study is not None and trial is None and study.name.isdecimal() and not study.exists():
+        found, trial = _find(None, runs_dir), int(study.name)
+    else:
+        found = _find(study, runs_dir)
+    text = importlib.import_module("tunelab.analysis.text")
+    if trial is None:
+        shown = text.study_summary(found)
+        click.echo(json.dumps(shown)) if as_json else text.print_study(found, shown)
+    else:
+        one: Trial = found.trial(trial)
+        from tunelab.study import trial_to_json
+
+        click.echo(json.dumps(trial_to_json(one))) if as_json else text.print_trial(found, one)
+
+
+@tunelab.command()
+@_shared(_JSON)
+def spaces(as_json: bool) -> None:
+    """List the search spaces.
+
+    \b
+    tunelab spaces
+    """
+    from tunelab.space import load_space, space_names
+
+    rows = []
+    for name in space_names():
+        space = load_space(name)
+        rows.append({"name": space.name, "version": space.version, "summary": space.summary})
+    if as_json:
+        click.echo(json.dumps(rows))
+    else:
+        importlib.import_module("tunelab.analysis.text").print_rows(rows)
+
+
+def _find(path: Path | None, runs_dir: Path) -> Study:
+    """The study at `path`, or of that name inside the folder of studies, or the newest one."""
+    from tunelab.study import load, newest_study
+
+    if path is None:
+        return newest_study(runs_dir)
+    inside = runs_dir / path
+    return load(inside if not path.exists() and inside.exists() else path)
+
+
+def _print_best(study: Study, top: int, as_json: bool) -> None:
+    rank = importlib.import_module("tunelab.analysis.rank")
+    shown = rank.summary(study, top)
+    if as_json:
+        click.echo(json.dumps(shown))
+    else:
+        importlib.import_module("tunelab.analysis.text").print_best(shown)
+
+
+if __name__ == "__main__":
+    main()
