@@ -67,7 +67,7 @@ def retrain(
         configs,
         from_json(SearchOptions, {**opened.info["options"], "epochs": epochs}),
         kind="retrain",
-        title=f"trial {chosen.number} of {opened.name} in full: {epochs} epochs, {seeds} seeds -> {folder}",
+        title=f"trial {chosen.number} of {opened.name} in full: {epochs} epochs, seeds: {seeds} -> {folder}",
         about={"study": str(opened.path), "trial": chosen.number},
         show_progress=progress,
     )

@@ -8,7 +8,7 @@ Whatever cannot work for an image size is left to `tunelab.models.check.check`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from tunelab.config import ArchSpec, AugmentConfig, BlockSpec, ScheduleConfig, StemSpec, TrainConfig, TrialConfig
@@ -34,9 +34,13 @@ DROPOUT: Final = (0.0, 0.5)  # GoogLeNet has 0.4 (arXiv 1409.4842, section 5), t
 
 OPTIMIZERS: Final = ("sgd", "adam", "adamw", "rmsprop")
 
-# Learning rates, logarithmic. SGD: a decade around 0.1 (He et al., section 4.2) and small ones for small batches.
-# Adam: 1e-3 is the default of Kingma & Ba (arXiv 1412.6980, algorithm 1); a decade to each side. RMSprop moves as far.
-LR: Final = {"sgd": (0.005, 0.5), "adam": (1e-4, 1e-2), "adamw": (1e-4, 1e-2), "rmsprop": (1e-4, 1e-2)}
+# Learning rates for batches of 128, logarithmic; the rate of another batch size grows with it: in proportion for SGD
+# (Goyal et al., arXiv 1706.02677, section 2.1), with its square root for the adaptive ones (Malladi et al., arXiv
+# 2205.10287, section 5). So a good rate stays good when another batch size is drawn. SGD: around 0.1 (He et al.,
+# section 4.2). Adam: around 1e-3, the default of Kingma & Ba (arXiv 1412.6980, algorithm 1). RMSprop moves as far.
+LR: Final = {"sgd": (0.01, 0.4), "adam": (2e-4, 5e-3), "adamw": (2e-4, 5e-3), "rmsprop": (1e-4, 2e-3)}
+LR_BATCH: Final = 128
+LR_GROWTH: Final = {"sgd": 1.0, "adam": 0.5, "adamw": 0.5, "rmsprop": 0.5}
 
 # Weight decay, logarithmic. SGD: around 1e-4 (He et al.) and 5e-4 (Zagoruyko & Komodakis, arXiv 1605.07146, section 3).
 # AdamW's is multiplied by the rate, so it is a hundred times larger (Loshchilov & Hutter, arXiv 1711.05101, section 4).
@@ -58,8 +62,8 @@ CYCLES: Final = (2, 5)  # as in Loshchilov & Hutter (arXiv 1608.03983, section 4
 CYCLIC_LOWEST: Final = (0.01, 0.3)  # Smith (section 3.3): a third to a fourth of the highest rate, or less
 
 CROP: Final = (0.0, 0.25)  # 4 of 32 pixels, 0.125, in He et al. (section 4.2)
-CUTOUT: Final = (0.0, 0.625)  # 8 to 20 of 32 pixels in DeVries & Taylor (arXiv 1708.04552, section 4)
-MIXUP: Final = (0.0, 0.2, 1.0)  # Zhang et al. (arXiv 1710.09412): 0.2 on ImageNet (section 3.1), 1 on CIFAR (3.2)
+CUTOUT: Final = (0.125, 0.625)  # 8 to 20 of 32 pixels in DeVries & Taylor (arXiv 1708.04552, section 4)
+MIXUP: Final = (0.1, 1.0)  # Zhang et al. (arXiv 1710.09412): 0.2 on ImageNet (section 3.1), 1 on CIFAR (3.2)
 MIXUP_UNTIL: Final = (0.5, 1.0)  # the last part without mixup, as GluonCV and timm do
 
 
@@ -115,11 +119,13 @@ def _draw_branch(suggest: Suggest, name: str, width: int, halvings: int) -> tupl
 def draw_recipe(suggest: Suggest) -> TrainConfig:
     """A training recipe without its length."""
     optimizer = suggest.suggest_categorical("optimizer", OPTIMIZERS)
+    batch_size = suggest.suggest_categorical("batch_size", BATCH_SIZES)
+    lr = suggest.suggest_float(f"lr_{optimizer}", *LR[optimizer], log=True)
     plain = TrainConfig()
     return TrainConfig(
-        batch_size=suggest.suggest_categorical("batch_size", BATCH_SIZES),
+        batch_size=batch_size,
         optimizer=optimizer,
-        lr=suggest.suggest_float(f"lr_{optimizer}", *LR[optimizer], log=True),
+        lr=lr * (batch_size / LR_BATCH) ** LR_GROWTH[optimizer],
         weight_decay=suggest.suggest_float(f"weight_decay_{optimizer}", *WEIGHT_DECAY[optimizer], log=True),
         momentum=suggest.suggest_float(f"momentum_{optimizer}", *MOMENTUM[optimizer])
         if optimizer in MOMENTUM
@@ -146,30 +152,28 @@ def _draw_schedule(suggest: Suggest) -> ScheduleConfig:
 
 
 def _draw_augment(suggest: Suggest) -> AugmentConfig:
-    mixup = suggest.suggest_categorical("mixup", MIXUP)
+    cutout = suggest.suggest_categorical("cutout", (False, True))
+    mixup = suggest.suggest_categorical("mixup", (False, True))
     return AugmentConfig(
         crop=suggest.suggest_float("crop", *CROP),
         flip=suggest.suggest_categorical("flip", (False, True)),
-        cutout=suggest.suggest_float("cutout", *CUTOUT, step=0.125),
-        mixup=mixup,
+        cutout=suggest.suggest_float("cutout_size", *CUTOUT, step=0.125) if cutout else 0.0,
+        mixup=suggest.suggest_float("mixup_alpha", *MIXUP, log=True) if mixup else 0.0,
         mixup_until=suggest.suggest_float("mixup_until", *MIXUP_UNTIL) if mixup else 1.0,
     )
 
 
-def resnet18(width: int) -> dict[str, Any]:
-    """The parameters of a plain ResNet18 for small images, `width` channels in its first stage, with its usual recipe.
+def plain_network(width: int, pool: bool, kinds: Sequence[str]) -> dict[str, Any]:
+    """The parameters of a network like ResNet18: four stages of two blocks, `kinds` their kinds, 3x3 stem, batch norm.
 
-    Four stages of two basic blocks and a 3x3 stem without a pool (He et al., arXiv 1512.03385); SGD with Nesterov
-    momentum, rate 0.1 for batches of 128, cosine, weight decay 5e-4, crops (Zagoruyko & Komodakis, arXiv 1605.07146,
-    section 3). Without flips, which their CIFAR recipe has: the space does not know the images, and a mirrored digit or
-    letter can be another one, while a missing flip costs little; the search draws it.
+    `width` is that of the first stage; `pool` halves the resolution after the stem.
     """
     depth, stages = 8, 4
     free = depth - (stages - 1) + 1
     architecture: dict[str, Any] = {
         "stem_width": width,
         "stem_kernel": 3,
-        "stem_pool": False,
+        "stem_pool": pool,
         "halvings": stages - 1,
         "branches": 1,
         "branch_1_depth": depth,
@@ -182,8 +186,22 @@ def resnet18(width: int) -> dict[str, Any]:
         # The first block of a stage, as the middle of the places that mean it.
         architecture[f"branch_1_halving_{halving}"] = (2 * halving - (halving - 1) + 0.5) / free
     for block in range(1, depth + 1):
-        architecture |= {f"branch_1_block_{block:02d}_kind": "basic", f"branch_1_block_{block:02d}_convs": 2}
-    return architecture | {
+        kind = kinds[(block - 1) % len(kinds)]
+        architecture[f"branch_1_block_{block:02d}_kind"] = kind
+        if kind == "basic":
+            architecture[f"branch_1_block_{block:02d}_convs"] = 2
+    return architecture
+
+
+def resnet18(width: int) -> dict[str, Any]:
+    """The parameters of a plain ResNet18 for small images, `width` channels in its first stage, with its usual recipe.
+
+    Four stages of two basic blocks and a 3x3 stem without a pool (He et al., arXiv 1512.03385); SGD with Nesterov
+    momentum, rate 0.1 for batches of 128, cosine, weight decay 5e-4, crops (Zagoruyko & Komodakis, arXiv 1605.07146,
+    section 3). Without flips, which their CIFAR recipe has: the space does not know the images, and a mirrored digit or
+    letter can be another one, while a missing flip costs little; the search draws it.
+    """
+    return plain_network(width, False, ("basic",)) | {
         "optimizer": "sgd",
         "batch_size": 128,
         "lr_sgd": 0.1,
@@ -193,11 +211,43 @@ def resnet18(width: int) -> dict[str, Any]:
         "label_smoothing": 0.0,
         "schedule": "cosine",
         "warmup": 0.0,
-        "mixup": 0.0,
+        "mixup": False,
         "crop": 0.125,
         "flip": False,
-        "cutout": 0.0,
+        "cutout": False,
     }
 
 
+def fast_start(width: int, pool: bool, kinds: Sequence[str]) -> dict[str, Any]:
+    """The parameters of a plain network with a recipe that learns in few epochs (our choice).
+
+    Batches of 32 make four times the steps of 128, and OneCycle ends every length of training with a low rate (Smith &
+    Topin, arXiv 1708.07120). A pool makes room for twice the width at equal cost.
+    """
+    return plain_network(width, pool, kinds) | {
+        "optimizer": "sgd",
+        "batch_size": 32,
+        "lr_sgd": 0.2,
+        "weight_decay_sgd": 5e-4,
+        "momentum_sgd": 0.9,
+        "nesterov": True,
+        "label_smoothing": 0.0,
+        "schedule": "one_cycle",
+        "mixup": False,
+        "crop": 0.0,
+        "flip": False,
+        "cutout": False,
+    }
+
+
+def _widest_first(kinds: Sequence[str]) -> tuple[Mapping[str, Any], ...]:
+    """One family of starters: with a pool, or where the images are too small for one, without."""
+    return tuple(fast_start(width, pool, kinds) for pool in (True, False) for width in reversed(STEM_WIDTHS))
+
+
 BASELINES: Final[tuple[Mapping[str, Any], ...]] = tuple(resnet18(width) for width in reversed(STEM_WIDTHS))
+
+# One network of each kind, and one of all: where the search begins, so that what it learns first is worth knowing.
+STARTERS: Final[tuple[tuple[Mapping[str, Any], ...], ...]] = tuple(
+    _widest_first(kinds) for kinds in (("basic",), ("bottleneck",), ("inception",), ("basic", "inception"))
+)

@@ -2,7 +2,8 @@
 
 A space is a module with four names: `draw`, a function from `Suggest` to a `TrialConfig`; `VERSION`, an integer that
 changes whenever a name or a list of choices does; `SUMMARY`, one line; and `BASELINES`, parameter sets of which the
-first that fits the limits becomes trial 0.
+first that fits the limits becomes trial 0. A fifth may be there: `STARTERS`, families of parameter sets; of each family
+the first that fits is tried before anything is drawn.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import pkgutil
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +48,7 @@ class Suggest(Protocol):
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """A loaded space. `source` is what `load_space` finds it by again; `baselines` are parameter sets for trial 0."""
+    """A loaded space. `source` is what `load_space` finds it by again; `baselines` and `starters` come first."""
 
     name: str
     source: str
@@ -54,6 +56,7 @@ class SearchSpace:
     summary: str
     draw: Callable[[Suggest], TrialConfig]
     baselines: tuple[Mapping[str, Any], ...]
+    starters: tuple[tuple[Mapping[str, Any], ...], ...] = ()
 
 
 def load_space(source: str) -> SearchSpace:
@@ -97,9 +100,11 @@ def _import_file(path: Path) -> ModuleType:
     assert spec is not None  # the name ends in .py
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses look up annotations
     try:
         spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
+        del sys.modules[spec.name]
         raise InputError(f"the space file {path} cannot be imported: {type(error).__name__}: {error}") from error
     return module
 
@@ -107,7 +112,7 @@ def _import_file(path: Path) -> ModuleType:
 def _load_entry_point(point: importlib.metadata.EntryPoint) -> ModuleType:
     try:
         module = point.load()
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise InputError(f"the space {point.name!r} ({point.value}) cannot be imported: {error}") from error
     if not isinstance(module, ModuleType):
         raise InputError(f"the entry point {point.name!r} ({point.value}) is not a module")
@@ -122,4 +127,10 @@ def _from_module(module: ModuleType, name: str, source: str) -> SearchSpace:
         )
     if not callable(module.draw) or not isinstance(module.VERSION, int):
         raise InputError(f"the space {source!r}: draw must be a function and VERSION an integer")
-    return SearchSpace(name, source, module.VERSION, str(module.SUMMARY), module.draw, tuple(module.BASELINES))
+    families = [module.BASELINES, *getattr(module, "STARTERS", ())]
+    if not all(isinstance(family, Sequence) and all(isinstance(one, Mapping) for one in family) for family in families):
+        raise InputError(
+            f"the space {source!r}: BASELINES and each of STARTERS must be a sequence of dicts from names to values"
+        )
+    baselines, *starters = (tuple(family) for family in families)
+    return SearchSpace(name, source, module.VERSION, str(module.SUMMARY), module.draw, baselines, tuple(starters))

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from tunelab.search_spaces import arch as space
 
-from tunelab.config import AugmentConfig, ScheduleConfig, TrialConfig, from_json, to_json
+from tunelab.config import AugmentConfig, ScheduleConfig, TrialConfig, arch_id, from_json, to_json
 from tunelab.errors import RefusedError
 from tunelab.models.check import NetworkStats, check
 from tunelab.models.network import build_network
@@ -75,7 +75,7 @@ def test_fifty_draws_are_refused_or_train(size: int, channels: int) -> None:
 
 @pytest.mark.parametrize("size", [8, 32])
 def test_draws_train_under_bfloat16(size: int) -> None:
-    configs = [config for _, config in drawn(16, seed=size) if stats_or_none(config, size, 3, max_mflops=60)]
+    configs = [config for _, config in drawn(32, seed=size) if stats_or_none(config, size, 3, max_mflops=60)]
     assert {config.arch.norm for config in configs} == {"batch", "group", "layer", "none"}
     for config in configs:
         assert all(0 < loss < 50 for loss in losses_of_one_step(config, size, 3, bfloat16=True)), config
@@ -109,17 +109,22 @@ def test_draws_are_what_the_field_report_asks_for() -> None:
 
 
 def test_every_choice_of_the_recipe_is_drawn() -> None:
-    recipes = [config.train for _, config in drawn(300, seed=2)]
+    trials = drawn(300, seed=2)
+    recipes = [config.train for _, config in trials]
     assert {recipe.schedule.name for recipe in recipes} == set(space.SCHEDULES)
     assert {recipe.batch_size for recipe in recipes} == {16, 32, 64, 128, 256, 512, 1024}
     for optimizer in space.OPTIMIZERS:
-        mine = [recipe for recipe in recipes if recipe.optimizer == optimizer]
+        mine = [(t.params[f"lr_{optimizer}"], c.train) for t, c in trials if c.train.optimizer == optimizer]
         low, high = space.LR[optimizer]
         assert len(mine) > 40
-        assert all(low <= recipe.lr <= high for recipe in mine)
+        for lr, recipe in mine:
+            assert low <= lr <= high
+            growth = (recipe.batch_size / 128) ** (1.0 if optimizer == "sgd" else 0.5)
+            assert recipe.lr == pytest.approx(lr * growth)
     assert {recipe.nesterov for recipe in recipes if recipe.optimizer == "sgd"} == {False, True}
     assert all(recipe.schedule.warmup == 0 for recipe in recipes if recipe.schedule.name in ("one_cycle", "cyclic"))
-    assert {recipe.augment.mixup for recipe in recipes} == {0.0, 0.2, 1.0}
+    assert 0.3 < sum(recipe.augment.mixup > 0 for recipe in recipes) / len(recipes) < 0.7
+    assert 0.3 < sum(recipe.augment.cutout > 0 for recipe in recipes) / len(recipes) < 0.7
     assert all((recipe.augment.mixup_until < 1) == (recipe.augment.mixup > 0) for recipe in recipes)
     assert {recipe.epochs for recipe in recipes} == {30}
 
@@ -190,3 +195,14 @@ def test_the_space_is_found_by_its_name() -> None:
     assert loaded.version == space.VERSION
     assert loaded.draw is space.draw
     assert len(loaded.baselines) == 7
+
+
+@pytest.mark.parametrize(("size", "channels"), [(8, 1), (28, 1), (32, 3), (64, 3)])
+def test_of_each_family_of_starters_one_fits_and_is_a_network_of_its_own(size: int, channels: int) -> None:
+    found = []
+    for family in space.STARTERS:
+        configs = [space.draw(optuna.trial.FixedTrial(dict(params))) for params in family]
+        fitting = [config for config in configs if stats_or_none(config, size, channels, max_mflops=40)]
+        assert fitting, "none of a family fits a usual size"
+        found.append(arch_id(fitting[0].arch))
+    assert len(set(found)) == len(space.STARTERS)

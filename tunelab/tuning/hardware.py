@@ -34,7 +34,8 @@ def find_slots(options: SearchOptions) -> Slots:
     """How many trials run at once, and with what.
 
     On a CPU each trial has one thread and there are as many trials as processors: many one-thread trials beat one
-    many-thread trial on small images (measured). On GPUs each trial has one GPU unless `gpus_per_trial` says less.
+    many-thread trial on small images (measured). Fewer trials than processors share them all. On GPUs each trial has
+    one GPU unless `gpus_per_trial` says less.
 
     Raises:
         InputError: the machine lacks what is asked for.
@@ -52,10 +53,10 @@ def find_slots(options: SearchOptions) -> Slots:
         if concurrent * share > gpus + 1e-6:
             raise InputError(f"--concurrent {concurrent} trials with {share:g} GPUs each need more than {gpus} GPUs")
         return Slots(concurrent, options.cpus_per_trial or max(1, cpus // concurrent), share, "cuda")
-    per_trial = options.cpus_per_trial or 1
+    per_trial = options.cpus_per_trial or max(1, cpus // options.trials)
     if per_trial > cpus:
         raise InputError(f"--cpus-per-trial {per_trial} is more than the {cpus} processors of this machine")
-    return Slots(options.concurrent or max(1, cpus // per_trial), per_trial, 0.0, "cpu")
+    return Slots(options.concurrent or min(cpus // per_trial, options.trials), per_trial, 0.0, "cpu")
 
 
 def describe_hardware() -> dict[str, Any]:

@@ -57,11 +57,14 @@ def seconds_until(deadline: str, now: datetime.datetime) -> float:
     if length and float(length[1]) > 0:
         return float(length[1]) * {"h": 3600, "m": 60, "s": 1}[length[2]]
     try:
-        at = datetime.datetime.combine(now.date(), datetime.time.fromisoformat(deadline.strip()), now.tzinfo)
+        of_day = datetime.time.fromisoformat(deadline.strip())
+        if of_day.tzinfo is not None:
+            raise ValueError("a time zone")
     except ValueError:
         raise InputError(
             f"--deadline {deadline!r} is neither a length such as 8h, 90m or 45s nor a time of day such as 07:30"
         ) from None
+    at = datetime.datetime.combine(now.date(), of_day, now.tzinfo)
     if at <= now:
         at += datetime.timedelta(days=1)
     return (at - now).total_seconds()

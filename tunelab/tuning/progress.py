@@ -65,7 +65,7 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self._live is None:
-            self._console.print(self._title)
+            self._console.print(self._title, soft_wrap=True)
         else:
             self._live.start(refresh=True)
         return self
@@ -89,7 +89,7 @@ class Progress:
             self._durations.append(time.monotonic() - began)
         line = Text(f"trial {trial.number:>3} ")
         line.append(f"{trial.status.value.lower():<9}", _COLOURS[trial.status])
-        line.append(f" {percent(trial.score)} after {len(trial.epochs)} epochs")
+        line.append(f" {_scored(trial)} after {len(trial.epochs)} epochs")
         if trial.reason:
             line.append(f" ({trial.reason})")
         if self._live is None:
@@ -113,7 +113,7 @@ class Progress:
             running.add_row(
                 f"  trial {number}",
                 f"epoch {len(trial.epochs)}/{trial.config['train']['epochs']}",
-                percent(trial.score),
+                _scored(trial),
                 f"{trial.stats.get('params', 0) / 1e6:.2f}M parameters",
             )
         return Group(*parts, running)
@@ -126,12 +126,18 @@ class Progress:
         said += [f"{count} {status.value.lower()}" for status, count in counts.items()]
         ranked = rank(trials)
         if ranked:
-            said.append(f"best {percent(ranked[0].score)} (trial {ranked[0].number})")
+            said.append(f"best {_scored(ranked[0])} (trial {ranked[0].number})")
         said.append(f"{duration(time.monotonic() - self._began)} spent")
         if self._durations and done < self._total:
             left = (self._total - done) * sum(self._durations) / len(self._durations) / self._concurrent
             said.append(f"about {duration(left)} left")
         return ", ".join(said)
+
+
+def _scored(trial: Trial) -> str:
+    """The score of a trial, and that it is of the training images where nothing is held out."""
+    nothing_held_out = bool(trial.epochs) and trial.epochs[-1].val_accuracy is None
+    return f"{percent(trial.score)} of the training images" if nothing_held_out else percent(trial.score)
 
 
 def percent(score: float | None) -> str:

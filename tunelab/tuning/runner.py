@@ -308,7 +308,7 @@ def _run_search(
     source = make_source(space, options, info, options.seed, study.path / "optuna.journal")
     stopping: Stopping = NeverStop()
     if options.scheduler == "asha":
-        stopping = SuccessiveHalving(options.epochs, protected={0} if source.baseline() else ())
+        stopping = SuccessiveHalving(options.epochs, protected={0} if source.has_baseline else ())
     title = f"{space.name} on {info.name}: {options.trials} trials of {options.epochs} epochs -> {study.path}"
     return _execute(study, _Plan(source, stopping, options.trials, options, title, ends, show_progress))
 

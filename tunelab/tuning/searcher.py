@@ -8,6 +8,7 @@ the trials told so far, and on nothing else, so that a resumed search proposes w
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from optuna.distributions import BaseDistribution
 from optuna.samplers import BaseSampler
 from optuna.storages import BaseStorage, InMemoryStorage, JournalStorage
 from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.study import StudyDirection
 from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from tunelab.config import TrialConfig, config_id, derive_seed
@@ -98,7 +100,7 @@ class FixedSource:
 
 
 class OptunaSource:
-    """Configurations drawn from a space by an Optuna sampler; trial 0 is the space's baseline.
+    """Configurations drawn from a space by an Optuna sampler, after its baseline and its starters.
 
     Args:
         space: what is drawn from.
@@ -129,14 +131,20 @@ class OptunaSource:
         self._file = storage
         self._mirror: _Ledger | None = None
         self._seen: set[str] = set()
+        self._scores: dict[int, dict[int, float]] = {}
         self.refused: dict[str, int] = {}
+        self._first: list[Mapping[str, Any]] | None = None
 
     def restore(self, trials: Iterable[Trial]) -> None:
         """Tells Optuna of the trials of an earlier start, and opens or rebuilds its journal."""
         known = list(trials)
         for trial in known:
-            self._seen.add(config_id(self._complete(self._redraw(trial.params)[0], trial.number)))
-            self._replay(self._memory, trial)
+            config, distributions = self._redraw(trial.params)
+            self._seen.add(config_id(self._complete(config, trial.number)))
+            self._memory.start(trial.number, trial.params, distributions)
+            self._scores[trial.number] = {metrics.epoch: metrics.score for metrics in trial.epochs}
+            if trial.status.ended:
+                self._learn(trial.number, trial.status, trial.score)
         if self._file is None:
             return
         self._mirror = _open_mirror(self._file, self._space.name, known)
@@ -144,19 +152,20 @@ class OptunaSource:
             self._file.unlink(missing_ok=True)
             self._mirror = _Ledger(_journal_storage(self._file), self._space.name)
             for trial in known:
-                self._replay(self._mirror, trial)
+                self._mirror.put(trial, self._redraw(trial.params)[1])
 
     def propose(self, number: int) -> Proposal:
-        """Draws until a configuration passes the check and is new.
+        """The space's baseline and starters first; then draws until a configuration passes the check and is new.
 
         Raises:
             InputError: none of 500 draws passed, or the space raised.
         """
-        if number == 0:
-            baseline = self.baseline()
-            if baseline is not None:
-                return self._start(number, baseline, None)
+        opening = self._opening()
+        if number < len(opening):
+            config = self._complete(self._redraw(opening[number])[0], number)
+            return self._start(number, Proposal(config, dict(opening[number]), self._check(config)), None)
         reason = "no draw"
+        refused: list[optuna.Trial] = []  # to Optuna they run until a draw passes: TPE keeps away from running trials
         for attempt in range(_ATTEMPTS):
             self._study.sampler = SAMPLERS[self._sampler if attempt < _ATTEMPTS // 2 else "random"](
                 derive_seed(self._seed, "propose", number, attempt)
@@ -170,8 +179,10 @@ class OptunaSource:
             except RefusedError as error:
                 reason = str(error)
                 self.refused[reason] = self.refused.get(reason, 0) + 1
-                self._study.tell(asked, state=TrialState.FAIL)
+                refused.append(asked)
                 continue
+            for draw in refused:
+                self._study.tell(draw, state=TrialState.FAIL)
             self._memory.adopt(number, asked._trial_id)
             return self._start(number, Proposal(config, dict(asked.params), stats), asked.distributions)
         raise InputError(
@@ -181,18 +192,25 @@ class OptunaSource:
 
     def observe(self, number: int, epoch: int, score: float) -> None:
         """Reports an intermediate score."""
-        for ledger in self._ledgers():
-            ledger.observe(number, epoch, score)
+        self._scores.setdefault(number, {})[epoch] = score
+        if self._mirror is not None:
+            self._mirror.observe(number, epoch, score)
 
     def end(self, number: int, status: TrialStatus, score: float | None) -> None:
-        """Tells how a trial ended; to the sampler, a diverged trial is worse than any stopped one."""
-        for ledger in self._ledgers():
-            ledger.end(number, STATES[status], score)
-        if status is TrialStatus.DIVERGED:
-            self._memory.shun(number)
+        """Tells how a trial ended."""
+        self._learn(number, status, score)
+        if self._mirror is not None:
+            self._mirror.end(number, STATES[status], score)
 
-    def _ledgers(self) -> list[_Ledger]:
-        return [self._memory] if self._mirror is None else [self._memory, self._mirror]
+    def _learn(self, number: int, status: TrialStatus, score: float | None) -> None:
+        """Tells the sampler; a diverged trial as one stopped before its first score: TPE ignores FAIL."""
+        scores = self._scores.pop(number, {})
+        if status is TrialStatus.DIVERGED:
+            self._memory.end(number, TrialState.PRUNED, None)
+            return
+        for epoch, value in scores.items():
+            self._memory.observe(number, epoch, value)
+        self._memory.end(number, STATES[status], score)
 
     def _start(self, number: int, proposal: Proposal, distributions: Mapping[str, BaseDistribution] | None) -> Proposal:
         if distributions is None:
@@ -214,27 +232,37 @@ class OptunaSource:
 
     def _redraw(self, params: Mapping[str, Any]) -> tuple[TrialConfig, Mapping[str, BaseDistribution]]:
         fixed = FixedTrial(dict(params))
-        config = self._draw(fixed)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a value out of range, which is refused below
+            config = self._draw(fixed)
+        try:
+            optuna.create_trial(state=TrialState.RUNNING, params=dict(params), distributions=fixed.distributions)
+        except ValueError as error:
+            raise InputError(f"the space {self._space.name!r} cannot draw {dict(params)}: {error}") from error
         return config, fixed.distributions
 
-    def baseline(self) -> Proposal | None:
-        """The first of the space's baselines that passes the check; None if none does."""
-        for params in self._space.baselines:
-            config = self._complete(self._redraw(params)[0], 0)
-            try:
-                return Proposal(config, dict(params), self._check(config))
-            except RefusedError as error:
-                _LOG.info("baseline refused: %s", error)
-        return None
+    @property
+    def has_baseline(self) -> bool:
+        """True if trial 0 is one of the space's baselines; False if none of them passes the check."""
+        return self._fitting(self._space.baselines) is not None
 
-    def _replay(self, ledger: _Ledger, trial: Trial) -> None:
-        ledger.start(trial.number, trial.params, self._redraw(trial.params)[1])
-        for metrics in trial.epochs:
-            ledger.observe(trial.number, metrics.epoch, metrics.score)
-        if trial.status.ended:
-            ledger.end(trial.number, STATES[trial.status], trial.score)
-            if trial.status is TrialStatus.DIVERGED and ledger is self._memory:
-                ledger.shun(trial.number)
+    def _opening(self) -> list[Mapping[str, Any]]:
+        """The parameters of the first trials: of the baselines, and of each family of starters, the first that fits."""
+        if self._first is None:
+            families = (self._space.baselines, *self._space.starters)
+            found = [params for params in map(self._fitting, families) if params is not None]
+            self._first = [params for place, params in enumerate(found) if params not in found[:place]]
+        return self._first
+
+    def _fitting(self, family: Iterable[Mapping[str, Any]]) -> Mapping[str, Any] | None:
+        return next(filter(self._fits, family), None)
+
+    def _fits(self, params: Mapping[str, Any]) -> bool:
+        try:
+            self._check(self._complete(self._redraw(params)[0], 0))
+        except RefusedError:
+            return False
+        return True
 
 
 class _Ledger:
@@ -242,8 +270,10 @@ class _Ledger:
 
     def __init__(self, storage: BaseStorage, name: str) -> None:
         self.storage = storage
-        study = optuna.create_study(storage=storage, study_name=name, direction="maximize", load_if_exists=True)
-        self._study_id = storage.get_study_id_from_name(study.study_name)
+        try:
+            self._study_id = storage.get_study_id_from_name(name)
+        except KeyError:
+            self._study_id = storage.create_new_study([StudyDirection.MAXIMIZE], name)
         self._ids: dict[int, int] = {}
 
     def adopt(self, number: int, trial_id: int) -> None:
@@ -258,22 +288,25 @@ class _Ledger:
         )
         self._ids[number] = self.storage.create_new_trial(self._study_id, template_trial=template)
 
+    def put(self, trial: Trial, distributions: Mapping[str, BaseDistribution]) -> None:
+        """Adds a trial as it stands, in one write (each is put on the disk)."""
+        state = STATES.get(trial.status, TrialState.RUNNING)
+        template = optuna.create_trial(
+            state=state,
+            value=trial.score if state is TrialState.COMPLETE else None,
+            params=dict(trial.params),
+            distributions=dict(distributions),
+            user_attrs={"tunelab_trial": trial.number},
+            intermediate_values={metrics.epoch: metrics.score for metrics in trial.epochs},
+        )
+        self._ids[trial.number] = self.storage.create_new_trial(self._study_id, template_trial=template)
+
     def observe(self, number: int, epoch: int, score: float) -> None:
         self.storage.set_trial_intermediate_value(self._ids[number], epoch, score)
 
     def end(self, number: int, state: TrialState, score: float | None) -> None:
         values = [score] if state is TrialState.COMPLETE and score is not None else None
         self.storage.set_trial_state_values(self._ids[number], state, values)
-
-    def shun(self, number: int) -> None:
-        """Adds a copy that was pruned before its first score: Optuna's TPE ignores FAIL, and ranks such a copy last."""
-        trial = self.storage.get_trial(self._ids[number])
-        self.storage.create_new_trial(
-            self._study_id,
-            template_trial=optuna.create_trial(
-                state=TrialState.PRUNED, params=trial.params, distributions=trial.distributions
-            ),
-        )
 
     def trials(self) -> list[FrozenTrial]:
         return self.storage.get_all_trials(self._study_id, deepcopy=False)

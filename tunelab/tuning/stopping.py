@@ -66,7 +66,7 @@ class SuccessiveHalving:
         scores = self._scores[epoch]
         scores[number] = (score, -loss)
         ordered = sorted(scores.values(), reverse=True)
-        places = max(1, len(ordered) // FACTOR)
+        places = math.ceil(len(ordered) / FACTOR)
         rank = 1 + sum(other > (score, -loss) for other in ordered)
         cutoff = ordered[places - 1][0]
         if number in self._protected:
