@@ -234,7 +234,7 @@ def fast_start(width: int, pool: bool, kinds: Sequence[str]) -> dict[str, Any]:
         "label_smoothing": 0.0,
         "schedule": "one_cycle",
         "mixup": False,
-        "crop": 0.0,
+        "crop": 0.0625,
         "flip": False,
         "cutout": False,
     }

@@ -244,7 +244,7 @@ def best(
     if not retrain:
         given = [name for name, value in (("--trial", trial), ("--keep-val", keep_val or None)) if value is not None]
         if given:
-            raise InputError(f"{' and '.join(given)} only mean something with --retrain")
+            raise InputError(f"{' and '.join(given)} can only be used with --retrain")
         _print_best(found, top, as_json)
         return
     train_in_full = importlib.import_module("tunelab.analysis.retrain").retrain
@@ -328,7 +328,11 @@ def _find(path: Path | None, runs_dir: Path) -> Study:
     if path is None:
         return newest_study(runs_dir)
     inside = runs_dir / path
-    return load(inside if not path.exists() and inside.exists() else path)
+    if path.exists() or inside.exists():
+        return load(path if path.exists() else inside)
+    raise InputError(
+        f"there is no study {path}, neither here nor in {runs_dir}; `tunelab list` names those that there are"
+    )
 
 
 def _print_best(study: Study, top: int, as_json: bool) -> None:

@@ -7,6 +7,8 @@ from typing import TextIO
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID
+from rich.progress import Progress as Bar
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
@@ -53,7 +55,7 @@ class Progress:
     """
 
     def __init__(self, stream: TextIO, title: str, total: int, concurrent: int, known: list[Trial]) -> None:
-        self._console = Console(file=stream, highlight=False)
+        self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
         self._title = title
         self._total = total
         self._concurrent = concurrent
@@ -102,11 +104,8 @@ class Progress:
         """The live display."""
         trials = list(self._trials.values())
         done = sum(trial.status.ended for trial in trials)
-        parts: list[Text | ProgressBar | Table] = [
-            Text(self._title, style="bold"),
-            ProgressBar(total=self._total, completed=done, width=60),
-            Text(self._summary()),
-        ]
+        bar = Table.grid()  # a bar alone does not end its line
+        bar.add_row(ProgressBar(total=self._total, completed=done, width=60))
         running = Table.grid(padding=(0, 2))
         for number in sorted(self._running):
             trial = self._trials[number]
@@ -116,7 +115,7 @@ class Progress:
                 _scored(trial),
                 f"{trial.stats.get('params', 0) / 1e6:.2f}M parameters",
             )
-        return Group(*parts, running)
+        return Group(Text(self._title, style="bold"), bar, Text(self._summary()), running)
 
     def _summary(self) -> str:
         trials = list(self._trials.values())
@@ -132,6 +131,28 @@ class Progress:
             left = (self._total - done) * sum(self._durations) / len(self._durations) / self._concurrent
             said.append(f"about {duration(left)} left")
         return ", ".join(said)
+
+
+class DecodingBar:
+    """A bar while images are decoded for the first time; nothing where they are in the cache. Use it as a context."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._bar = Bar("decoding images", BarColumn(), MofNCompleteColumn(), console=Console(file=stream))
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> DecodingBar:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if self._task is not None:
+            self._bar.stop()
+
+    def __call__(self, done: int, total: int) -> None:
+        """So many of all images are decoded."""
+        if self._task is None:
+            self._task = self._bar.add_task("", total=total)
+            self._bar.start()
+        self._bar.update(self._task, completed=done, total=total)
 
 
 def _scored(trial: Trial) -> str:

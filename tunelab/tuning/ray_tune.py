@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import secrets
 import shutil
 import signal
 import sys
@@ -40,6 +41,7 @@ _SETTINGS = {
     "TUNE_RESULT_BUFFER_LENGTH": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
+_TOKEN = secrets.token_hex(32)  # one for the whole process, which keeps the first that it read
 _RETRIES = 2
 _OBJECT_STORE_BYTES = 80 * 2**20  # nothing but short texts goes through it; Ray's least is 75 MiB
 
@@ -76,9 +78,8 @@ def run(
     Raises:
         TunelabError: Ray does not start, or ends the search by itself; its log is named.
     """
-    os.environ.update(_SETTINGS)
     settings = {"device": slots.device, "threads": slots.cpus, "telemetry": telemetry}
-    with _private_folder() as folder, _quiet(log):
+    with _private_folder() as folder, _environment(folder), _quiet(log):
         from tunelab.tuning.ray_pieces import bridge
 
         try:
@@ -136,6 +137,23 @@ def _private_folder() -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _environment(folder: Path) -> Iterator[None]:
+    """Ray's settings, and a token without which nobody reaches it; the variables are as before afterwards."""
+    before = dict(os.environ)
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(_TOKEN, encoding="utf-8")
+    os.environ.update(_SETTINGS)
+    os.environ.pop("RAY_AUTH_TOKEN", None)
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @contextlib.contextmanager

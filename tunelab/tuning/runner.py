@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,7 +34,7 @@ from tunelab.tuning.preflight import (
     require_same_data,
     try_space,
 )
-from tunelab.tuning.progress import Progress, Silent
+from tunelab.tuning.progress import DecodingBar, Progress, Silent
 from tunelab.tuning.searcher import FixedSource, Source
 from tunelab.tuning.stopping import NeverStop, SuccessiveHalving
 
@@ -191,7 +192,7 @@ def start_search(
         max_params=options.max_params or max_params,
         max_mflops=options.max_mflops or max_mflops,
     )
-    info = prepare(options.data)
+    info = _open_data(options.data, show_progress)
     try_space(space, options, info)
     path = path or new_path(runs_dir(runs), space.name)
     check_room(path, space, options, info)
@@ -244,7 +245,7 @@ def resume(
             f"the space {space.name!r} is now version {space.version}; "
             f"{opened.path} was begun with version {opened.info['space']['version']}"
         )
-    info = prepare(options.data)
+    info = _open_data(options.data, progress)
     require_same_data(opened, info)
     return _run_search(opened, space, options, info, ends, progress)
 
@@ -276,7 +277,7 @@ def run_configs(
         TunelabError: it failed.
     """
     options = dataclasses.replace(options, trials=len(configs))
-    info = prepare(configs[0].data)
+    info = _open_data(configs[0].data, show_progress)
     if (path / "study.json").exists():
         study = Study.open(path)
         require_same_data(study, info)
@@ -300,6 +301,17 @@ def run_configs(
         )
     source = FixedSource(configs, make_check(dataclasses.replace(options, max_params=None, max_mflops=None), info))
     return _execute(study, _Plan(source, NeverStop(), len(configs), options, title, None, show_progress))
+
+
+def _open_data(config: DataConfig, show_progress: bool) -> DataInfo:
+    """Decodes the data if it is not in the cache, and says what is worth knowing of it."""
+    if not show_progress:
+        return prepare(config)
+    with DecodingBar(sys.stderr) as bar:
+        info = prepare(config, bar)
+    for note in info.notes:
+        print(f"data: {note}", file=sys.stderr)
+    return info
 
 
 def _run_search(
