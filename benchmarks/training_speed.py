@@ -5,7 +5,8 @@ DataLoader, float32 in the default memory order. Both train the same network (a 
 64) on the same images, held in memory, with the same batch size, optimizer and schedule, on the same processors: each
 measurement is a fresh process that may run on as many processors as it has threads. The DataLoader is measured without
 and with a worker process, and the faster is compared. Training alone is timed, from the second epoch on, validation and
-starting up left out. The contenders take turns, so that a change of the machine meets them all.
+starting up left out. The contenders take turns, so that a change of the machine meets them all; on a machine that is
+busy with other work the figures for two threads mean nothing.
 
     python benchmarks/training_speed.py --threads 1 --threads 2
 """
@@ -38,7 +39,7 @@ PEERS = ("plain", "plain-worker")
     "--threads", type=int, multiple=True, default=(1, 2), show_default=True, help="Measure with so many threads."
 )
 @click.option("--data", default=None, help="folder:PATH or npz:PATH; left out, random images of 32x32.")
-@click.option("--images", default=2048, show_default=True, help="Training images per epoch.")
+@click.option("--images", default=1024, show_default=True, help="Training images per epoch.")
 @click.option("--batch-size", default=128, show_default=True)
 @click.option("--epochs", default=3, show_default=True, help="Per measurement; the first is not timed.")
 @click.option("--repeats", default=3, show_default=True, help="Measurements of each contender.")
@@ -88,6 +89,7 @@ def compare(threads: int, options: list[str], repeats: int) -> dict[str, Any]:
         for name, found in speeds.items():
             command = [sys.executable, __file__, f"--contender={name}", f"--threads={threads}", *options]
             found.append(json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout))
+            click.echo(f"{threads} thread(s), {CONTENDERS[name]}: {found[-1]:.0f} images/s", err=True)
     median = {name: statistics.median(found) for name, found in speeds.items()}
     peer = max(PEERS, key=lambda name: median[name])
     return {"threads": threads, "images_per_second": speeds, "peer": peer, "ratio": median["fit"] / median[peer]}

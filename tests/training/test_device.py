@@ -1,12 +1,23 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
+import psutil
 import pytest
 import torch
 
 from tunelab.errors import InputError
 from tunelab.training import device
-from tunelab.training.device import autocast_dtype, peak_memory_mib, pick_device, reset_peak_memory, set_up_threads
+from tunelab.training.device import (
+    autocast_dtype,
+    peak_memory_mib,
+    pick_device,
+    reset_peak_memory,
+    return_freed_memory,
+    set_up_threads,
+)
 
 CPU = torch.device("cpu")
 
@@ -63,6 +74,43 @@ def test_peak_memory_sees_what_was_held_for_a_while_and_starts_anew():
     assert peak_memory_mib(CPU) - before > 90
     del held
     assert peak_memory_mib(CPU) - before > 90
+    return_freed_memory(CPU)
     if device._CLEAR_REFS.exists():
         reset_peak_memory(CPU)
         assert peak_memory_mib(CPU) - before < 50
+
+
+PAGES = """
+import resource, sys
+import torch
+from tunelab.training.device import keep_freed_memory
+if sys.argv[1] == "keep":
+    keep_freed_memory()
+for _ in range(3):
+    tensors = [torch.ones(2**20) for _ in range(10)]
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+    del tensors
+    tensors = [torch.ones(2**20) for _ in range(10)]
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(device._glibc() is None, reason="only glibc returns memory so eagerly")
+def test_kept_memory_is_not_fetched_from_the_kernel_again():
+    faults = {
+        mode: int(subprocess.run([sys.executable, "-c", PAGES, mode], check=True, capture_output=True).stdout)
+        for mode in ("keep", "plain")
+    }
+    assert faults["keep"] < 1000 < faults["plain"]
+
+
+@pytest.mark.skipif(device._glibc() is None, reason="only glibc can be told")
+def test_unused_memory_is_given_back():
+    device.keep_freed_memory()
+    tensors = [torch.ones(2**20) for _ in range(50)]  # 200 MiB
+    del tensors
+    process = psutil.Process()
+    before = process.memory_info().rss
+    return_freed_memory(CPU)
+    assert before - process.memory_info().rss > 100 * 2**20

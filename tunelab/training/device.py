@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import resource
 import sys
@@ -16,6 +17,8 @@ from tunelab.errors import InputError
 _CPU_INFO = Path("/proc/cpuinfo")
 _STATUS = Path("/proc/self/status")
 _CLEAR_REFS = Path("/proc/self/clear_refs")
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_KEPT_BYTES = 2**30  # more free memory than this goes back to the kernel at once; our choice
 _BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16"}
 
 
@@ -54,6 +57,38 @@ def set_up_threads(threads: int | None) -> None:
         raise InputError(f"threads must be at least 1 (got {threads})")
     if torch.get_num_threads() != threads:
         torch.set_num_threads(threads)
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Let the process keep up to 1 GiB of memory that it frees for its next allocations, where the C library is glibc.
+
+    Every step allocates and frees the same tensors. Otherwise glibc returns them to the kernel, which clears each page
+    when it is touched again. Without that a 10-block ResNet of width 16 trains 1.1 to 1.2 times as fast with batches of
+    128, and 1.4 times with batches of 1024, for which it takes a quarter more memory (measured on one core).
+    """
+    library = _glibc()
+    if library is not None:
+        library.mallopt(_M_MMAP_THRESHOLD, _KEPT_BYTES)
+        library.mallopt(_M_TRIM_THRESHOLD, _KEPT_BYTES)
+
+
+def return_freed_memory(device: torch.device) -> None:
+    """Give the memory that this process holds but does not use back to the GPU or the kernel."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        return
+    library = _glibc()
+    if library is not None:
+        library.malloc_trim(0)
+
+
+@functools.cache
+def _glibc() -> ctypes.CDLL | None:
+    if sys.platform != "linux":
+        return None
+    library = ctypes.CDLL(None)
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
 
 
 def autocast_dtype(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype | None:

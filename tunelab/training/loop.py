@@ -24,7 +24,15 @@ from tunelab.errors import DivergedError, InputError
 from tunelab.models.network import build_network
 from tunelab.records import EpochMetrics
 from tunelab.training import checkpoint
-from tunelab.training.device import autocast_dtype, peak_memory_mib, pick_device, reset_peak_memory, set_up_threads
+from tunelab.training.device import (
+    autocast_dtype,
+    keep_freed_memory,
+    peak_memory_mib,
+    pick_device,
+    reset_peak_memory,
+    return_freed_memory,
+    set_up_threads,
+)
 from tunelab.training.evaluate import evaluate
 from tunelab.training.loss import training_loss
 from tunelab.training.optim import build_optimizer, set_lr
@@ -61,8 +69,8 @@ class _Trained:
 class Trainer:
     """Trains one configuration, epoch by epoch. `notes` says what went differently from plan.
 
-    It sets torch's global seed, number of threads and flushing of denormal numbers, so use one at a time. After an
-    exception from `run_epoch`, `resume` or `close` it.
+    It sets torch's global seed, number of threads and flushing of denormal numbers, and on a processor how the process
+    keeps freed memory, so use one at a time. After an exception from `run_epoch`, `resume` or `close` it.
     """
 
     def __init__(
@@ -99,6 +107,8 @@ class Trainer:
         self._events: EventWriter | None = None
         self._compute = autocast_dtype(config.train.precision, self.device)
         set_up_threads(threads)
+        if self.device.type == "cpu":
+            keep_freed_memory()
         reset_peak_memory(self.device)
         self.info, train, self._val = load_data(config.data, self.device)
         self._batches = TrainBatches(
@@ -184,14 +194,13 @@ class Trainer:
         return False
 
     def close(self) -> None:
-        """Let go of network, optimizer, data and event file, and give a GPU's memory back; the history stays."""
+        """Let go of network, optimizer, data and event file, and give unused memory back; the history stays."""
         if self._events is not None:
             self._events.close()
             self._events = None
         for name in ("model", "optimizer", "_batches", "_val"):
             self.__dict__.pop(name, None)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        return_freed_memory(self.device)
 
     def _start(self) -> None:
         """Stand before the first epoch, with fresh weights."""
