@@ -56,7 +56,8 @@ def draw_learning_curve(rows: Sequence[dict[str, Any]], path: Path, title: str, 
             panel.axhline(test_accuracy, color="tab:green", linestyle="--", label=f"test {100 * test_accuracy:.1f}%")
         panel.set(xlabel="epoch", ylabel=name)
         panel.grid(alpha=0.3)
-        panel.legend()
+        if panel.get_legend_handles_labels()[0]:
+            panel.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
 

@@ -134,10 +134,12 @@ class Progress:
 
 
 class DecodingBar:
-    """A bar while images are decoded for the first time; nothing where they are in the cache. Use it as a context."""
+    """A bar on a terminal while images are decoded for the first time; it goes when they are. Use it as a context."""
 
     def __init__(self, stream: TextIO) -> None:
-        self._bar = Bar("decoding images", BarColumn(), MofNCompleteColumn(), console=Console(file=stream))
+        console = Console(file=stream)
+        columns = ("decoding images", BarColumn(), MofNCompleteColumn())
+        self._bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task: TaskID | None = None
 
     def __enter__(self) -> DecodingBar:

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tunelab.analysis.rank import describe_config, ranking, rung_table, summary
+
+from tunelab.config import ArchSpec, BlockSpec, StemSpec, TrainConfig, TrialConfig, to_json
+from tunelab.records import Trial, TrialStatus
+
+if TYPE_CHECKING:
+    from tests.conftest import MakeStudy
+
+
+def test_the_ranking_is_of_full_length_alone_and_by_the_last_epoch(make_study: MakeStudy) -> None:
+    study = make_study(
+        [
+            ("COMPLETED", [0.1, 0.9, 0.3, 0.4]),
+            ("COMPLETED", [0.1, 0.2, 0.3, 0.5]),
+            ("STOPPED", [0.99]),
+            ("FAILED", [0.1, 0.2, 0.3, 0.98]),
+            ("RUNNING", [0.97]),
+        ]
+    )
+    rows = ranking(study.list_trials(), top=5)
+    assert [(row["rank"], row["trial"], row["score"]) for row in rows] == [(1, 1, 0.5), (2, 0, 0.4)]
+    assert rows[0]["seconds"] == 1.0
+    assert rows[0]["params"] == 1234
+    assert len(ranking(study.list_trials(), top=1)) == 1
+
+
+def decision(epoch: int, stop: bool) -> dict[str, Any]:
+    return {"epoch": epoch, "stop": stop}
+
+
+def test_the_rungs_count_who_came_and_who_went_on() -> None:
+    trials = [
+        Trial(0, {}, decisions=[decision(2, False), decision(6, False)]),
+        Trial(1, {}, decisions=[decision(2, False), decision(6, True)]),
+        Trial(2, {}, decisions=[decision(2, True)]),
+        Trial(3, {}, status=TrialStatus.FAILED),
+    ]
+    assert rung_table(trials) == [
+        {"epoch": 2, "reached": 3, "kept": 2, "stopped": 1},
+        {"epoch": 6, "reached": 2, "kept": 1, "stopped": 1},
+    ]
+
+
+def test_the_summary_tells_how_all_trials_ended(make_study: MakeStudy) -> None:
+    study = make_study([("COMPLETED", [0.1, 0.2, 0.3, 0.4]), ("DIVERGED", [0.1]), ("RUNNING", [0.2])], asked=9)
+    found = summary(study, top=3)
+    assert found["statuses"] == {"COMPLETED": 1, "PAUSED": 1, "DIVERGED": 1}
+    assert (found["trials"], found["asked"], found["running"]) == (3, 9, False)
+
+
+def test_a_configuration_in_words() -> None:
+    first = (BlockSpec("basic", 8), BlockSpec("basic", 8), BlockSpec("bottleneck", 16, 2), BlockSpec("basic", 16))
+    second = (BlockSpec("inception", 16, 2), BlockSpec("inception", 16))
+    arch = ArchSpec(StemSpec(8, 5, pool=True), (first, second), norm="group", activation="gelu")
+    words = describe_config(to_json(TrialConfig(arch, TrainConfig(optimizer="adamw", lr=0.00123, batch_size=64))))
+    assert words == (
+        "5x5-8 pool [basic x2, /2 bottleneck, basic + /2 inception, inception] norm group, gelu; "
+        "adamw lr 0.0012, cosine, batch 64"
+    )

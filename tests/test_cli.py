@@ -1,0 +1,310 @@
+"""The command line: its surface, its answers, and one clear line for everything that is wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import numpy as np
+import pytest
+from PIL import Image
+
+from tunelab.cli import run
+from tunelab.cli import tunelab as command_line
+
+if TYPE_CHECKING:
+    from tests.conftest import MakeStudy
+
+# Adding an option is a decision, not an accident.
+SURFACE = {
+    "search": (
+        "space --trials --epochs --data --data-dir --download --skip-unreadable --image-size --limit-train"
+        " --val-fraction --study --seed --cpus-per-trial --gpus-per-trial --device --sampler --scheduler --max-params"
+        " --max-mflops --telemetry --deadline --concurrent --runs-dir --config --json"
+    ),
+    "resume": "study --deadline --concurrent --runs-dir --json",
+    "best": "study --top --retrain --epochs --seeds --trial --keep-val --runs-dir --json",
+    "list": "--runs-dir --json",
+    "show": "study trial --runs-dir --json",
+    "spaces": "--json",
+}
+RAISING_SPACE = """
+SUMMARY, VERSION, BASELINES = "raises", 1, ()
+
+
+def draw(suggest):
+    raise RuntimeError("no such thing")
+"""
+
+
+class Asked:
+    """What a command line answered."""
+
+    def __init__(self, arguments: list[str], capfd: pytest.CaptureFixture[str]) -> None:
+        capfd.readouterr()
+        self.status = run(arguments)
+        self.out, self.err = capfd.readouterr()
+
+
+def assert_one_line(asked: Asked, *words: str, status: int = 2) -> None:
+    """The answer is one line on standard error, and this exit status."""
+    assert asked.status == status, asked.err
+    lines = asked.err.strip().splitlines()
+    assert len(lines) == 1, asked.err
+    assert lines[0].startswith("tunelab: ")
+    assert "Traceback" not in asked.err
+    assert asked.out == ""
+    for word in words:
+        assert word in lines[0]
+
+
+def images(folder: Path, classes: str, size: int = 8, count: int = 12) -> Path:
+    """A folder of grey images, one sub-folder per letter."""
+    random = np.random.default_rng(0)
+    for name in classes:
+        (folder / name).mkdir(parents=True)
+        for number in range(count):
+            pixels = random.integers(0, 255, (size, size), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / name / f"{number}.png")
+    return folder
+
+
+def test_the_surface_is_frozen() -> None:
+    assert isinstance(command_line, click.Group)
+    found = {
+        name: " ".join(
+            next((word for word in option.opts if word.startswith("--")), option.opts[0]) for option in command.params
+        )
+        for name, command in command_line.commands.items()
+    }
+    assert {name: set(words.split()) for name, words in found.items()} == {
+        name: set(words.split()) for name, words in SURFACE.items()
+    }
+
+
+@pytest.mark.parametrize("name", SURFACE)
+def test_every_command_has_help_with_an_example(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    asked = Asked([name, "--help"], capfd)
+    assert asked.status == 0
+    assert f"  tunelab {name}" in asked.out
+    assert asked.err == ""
+
+
+def test_the_group_has_help_with_an_example_and_a_version(capfd: pytest.CaptureFixture[str]) -> None:
+    assert "tunelab search arch --trials 16" in Asked(["--help"], capfd).out
+    assert Asked(["--version"], capfd).out.startswith("tunelab")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ("search nope", ["'nope'", "arch"]),
+        ("search ./nope.py", ["nope.py"]),
+        ("search arch --data nope", ["'nope'", "digits", "folder:PATH"]),
+        ("search arch --trials 0", ["--trials", "0"]),
+        ("search arch --epochs many", ["--epochs", "'many'"]),
+        ("search arch --limit-train 1", ["--limit-train"]),
+        ("search arch --val-fraction 1", ["--val-fraction"]),
+        ("search arch --image-size 2", ["--image-size"]),
+        ("search arch --sampler magic", ["--sampler", "tpe"]),
+        ("search arch --deadline soon", ["--deadline", "'soon'", "07:30"]),
+        ("search arch --max-params 10", ["--max-params"]),
+        ("search arch --gpus-per-trial 2 --device cpu", ["--gpus-per-trial"]),
+        ("search arch --cpus-per-trial 4096 --device cpu", ["--cpus-per-trial", "4096"]),
+        ("search arch --data folder:nowhere", ["nowhere"]),
+        ("search arch --data npz:nowhere.npz", ["nowhere.npz"]),
+        ("search arch --data mnist", ["--download", "--data-dir"]),
+        ("search arch --config nowhere.yaml", ["nowhere.yaml"]),
+        ("search", ["SPACE"]),
+        ("resume nowhere", ["nowhere"]),
+        ("best nowhere", ["nowhere"]),
+        ("best", ["there is no study"]),
+        ("show nowhere", ["nowhere"]),
+        ("show", ["there is no study"]),
+        ("fly", ["'fly'"]),
+        ("search arch --fly", ["--fly"]),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    words: str,
+    said: list[str],
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    runs_dir: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(Asked(words.split(), capfd), *said)
+    assert not runs_dir.exists()
+
+
+def test_bad_folders_are_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path, runs_dir: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert_one_line(Asked(["search", "arch", "--data", f"folder:{tmp_path / 'empty'}"], capfd), "empty")
+    one = images(tmp_path / "one", "a")
+    assert_one_line(Asked(["search", "arch", "--data", f"folder:{one}"], capfd), "class")
+    mixed = images(tmp_path / "mixed", "ab")
+    Image.fromarray(np.zeros((9, 9), dtype=np.uint8)).save(mixed / "a" / "large.png")
+    assert_one_line(Asked(["search", "arch", "--data", f"folder:{mixed}"], capfd), "--image-size", "9x9")
+    text = images(tmp_path / "text", "ab")
+    (text / "b" / "note.txt").write_text("not an image")
+    assert_one_line(Asked(["search", "arch", "--data", f"folder:{text}"], capfd), "note.txt", "--skip-unreadable")
+    assert not runs_dir.exists()
+
+
+def test_a_corrupt_archive_is_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "cut.npz"
+    np.savez(path, images=np.zeros((40, 8, 8), dtype=np.uint8), labels=np.arange(40) % 2)
+    path.write_bytes(path.read_bytes()[:900])
+    assert_one_line(Asked(["search", "arch", "--data", f"npz:{path}"], capfd), "cut.npz")
+
+
+def test_a_space_that_raises_is_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path, runs_dir: Path) -> None:
+    path = tmp_path / "raising.py"
+    path.write_text(RAISING_SPACE)
+    assert_one_line(Asked(["search", str(path)], capfd), "RuntimeError", "no such thing")
+    assert not runs_dir.exists()
+
+
+def test_an_existing_folder_is_no_new_study(capfd: pytest.CaptureFixture[str], make_study: MakeStudy) -> None:
+    path = str(make_study().path)
+    assert_one_line(Asked(["search", "arch", "--study", path], capfd), "exists already", f"tunelab resume {path}")
+
+
+def test_debug_shows_the_traceback_before_and_after_a_command(capfd: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--debug", "best"], ["best", "--debug"]):
+        asked = Asked(arguments, capfd)
+        assert asked.status == 2
+        assert "Traceback" in asked.err
+
+
+def test_options_of_retraining_need_it(capfd: pytest.CaptureFixture[str], make_study: MakeStudy) -> None:
+    path = str(make_study([("COMPLETED", [0.1, 0.2, 0.3, 0.4])]).path)
+    assert_one_line(Asked(["best", path, "--keep-val", "--trial", "0"], capfd), "--trial and --keep-val", "--retrain")
+
+
+@pytest.mark.parametrize("option", [[], ["--retrain"]])
+def test_best_of_nothing(option: list[str], capfd: pytest.CaptureFixture[str], make_study: MakeStudy) -> None:
+    path = str(make_study([("STOPPED", [0.9]), ("FAILED", [0.99])]).path)
+    asked = Asked(["best", path, *option], capfd)
+    if option:
+        assert_one_line(asked, "no trial", "1 stopped, 1 failed")
+    else:
+        assert asked.status == 0
+        assert "no trial has run its full length yet" in asked.out
+
+
+def test_the_reading_commands_answer_in_words_and_in_json(
+    capfd: pytest.CaptureFixture[str], make_study: MakeStudy
+) -> None:
+    study = make_study(
+        [("COMPLETED", [0.1, 0.2, 0.3, 0.4]), ("COMPLETED", [0.2, 0.3, 0.4, 0.5]), ("FAILED", [0.9])], asked=4
+    )
+    best = Asked(["best"], capfd)
+    assert best.status == 0
+    assert best.err == ""
+    assert "50.0%" in best.out
+    assert "1 failed" in best.out
+    shown = json.loads(Asked(["best", "--json", "--top", "1"], capfd).out)
+    assert [row["trial"] for row in shown["ranking"]] == [1]
+    assert shown["asked"] == 4
+    listed = json.loads(Asked(["list", "--json"], capfd).out)
+    assert [(row["study"], row["state"], row["best"]) for row in listed] == [("study", "paused", 0.5)]
+    assert "study" in Asked(["list"], capfd).out
+    summary = json.loads(Asked(["show", "study", "--json"], capfd).out)
+    assert summary["statuses"] == {"COMPLETED": 2, "FAILED": 1}
+    assert "failed for a reason" in Asked(["show"], capfd).out
+    one = json.loads(Asked(["show", str(study.path), "1", "--json"], capfd).out)
+    assert [epoch["val_accuracy"] for epoch in one["epochs"]] == [0.2, 0.3, 0.4, 0.5]
+    assert "trial 1" in Asked(["show", "1"], capfd).out
+    assert_one_line(Asked(["show", "study", "9"], capfd), "no trial 9", "3 trials")
+
+
+def test_spaces_and_an_empty_list(capfd: pytest.CaptureFixture[str]) -> None:
+    assert "arch" in {row["name"] for row in json.loads(Asked(["spaces", "--json"], capfd).out)}
+    assert "arch" in Asked(["spaces"], capfd).out
+    assert json.loads(Asked(["list", "--json"], capfd).out) == []
+    assert "there are no studies" in Asked(["list"], capfd).out
+
+
+# Options from a file. `started` is what the search would have been started with.
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch, make_study: MakeStudy) -> list[Any]:
+    study = make_study()
+    calls: list[Any] = []
+
+    def start_search(space: str, options: Any, path: Any, runs: Any, deadline: Any) -> Any:
+        calls.append((space, options, deadline))
+        return study
+
+    monkeypatch.setattr("tunelab.tuning.runner.start_search", start_search)
+    return calls
+
+
+def test_a_file_gives_options_and_the_command_line_wins(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, started: list[Any]
+) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text(
+        "trials: 7\nepochs: 012\nmax_mflops: 2e1\nlimit-train: 500\ndeadline: 07:30\nskip-unreadable: yes\n"
+    )
+    asked = Asked(["search", "arch", "--config", str(file), "--trials", "3"], capfd)
+    assert asked.status == 0, asked.err
+    ((space, options, deadline),) = started
+    assert (space, options.trials, options.epochs, options.max_mflops) == ("arch", 3, 12, 20.0)
+    assert (options.data.limit_train, options.data.skip_unreadable, deadline) == (500, True, "07:30")
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("trials: 3\ntrials: 4\n", ["'trials'", "twice"]),
+        ("trails: 3\n", ["'trails'", "trials"]),
+        ("space: arch\n", ["'space'"]),
+        ("data:\n  name: digits\n", ["'data'", "one value"]),
+        ("- trials\n", ["`trials: 16`"]),
+        ("trials: [3\n", ["not YAML"]),
+        ("trials: many\n", ["--trials", "'many'"]),
+        ("download: perhaps\n", ["perhaps"]),
+    ],
+)
+def test_a_bad_file_is_one_line(
+    text: str, said: list[str], capfd: pytest.CaptureFixture[str], tmp_path: Path, started: list[Any]
+) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text(text)
+    assert_one_line(Asked(["search", "arch", "--config", str(file)], capfd), *said)
+    assert not started
+
+
+def test_what_nobody_expected_is_one_line_too(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(folder: Path) -> None:
+        raise RuntimeError("two\nlines")
+
+    monkeypatch.setattr("tunelab.study.list_studies", fail)
+    assert_one_line(Asked(["list"], capfd), "RuntimeError", "two lines", "--debug", status=1)
+
+
+@pytest.mark.parametrize(
+    "words", ["--help", "search --help", "best", "best --json", "list", "show", "show 0", "spaces"]
+)
+def test_looking_imports_neither_torch_nor_ray(words: str, make_study: MakeStudy) -> None:
+    make_study([("COMPLETED", [0.1, 0.2, 0.3, 0.4])])
+    code = (
+        "import sys; from tunelab.cli import run; status = run(sys.argv[1:]);"
+        "heavy = {'torch', 'ray', 'optuna', 'pandas', 'matplotlib'} & set(sys.modules);"
+        "sys.exit(str(heavy) if heavy else status)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words.split()], capture_output=True, text=True, timeout=60, env=os.environ.copy()
+    )
+    assert done.returncode == 0, done.stderr
