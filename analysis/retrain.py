@@ -62,10 +62,12 @@ def retrain(
     configs = [_full_length(config, epochs, keep_val, index) for index in range(seeds)]
     suffix = "-keep-val" if keep_val else ""
     folder = opened.path / f"retrain-{arch_id(config.arch)}-trial{chosen.number:04d}-{epochs}epochs{suffix}"
+    packing = dict.fromkeys(("concurrent", "cpus_per_trial", "gpus_per_trial"))  # was made for many trials
     runs = run_configs(
         folder,
         configs,
-        from_json(SearchOptions, {**opened.info["options"], "epochs": epochs}),
+        from_json(SearchOptions, {**opened.info["options"], **packing, "epochs": epochs}),
+        like=opened,
         kind="retrain",
         title=f"trial {chosen.number} of {opened.name} in full: {epochs} epochs, seeds: {seeds} -> {folder}",
         about={"study": str(opened.path), "trial": chosen.number},
@@ -75,7 +77,8 @@ def retrain(
     for run in trained:
         if run.status is not TrialStatus.COMPLETED:
             raise TunelabError(
-                f"the training of trial {chosen.number} in full {run.status.value.lower()}: {run.reason}"
+                f"the training of trial {chosen.number} in full {run.status.value.lower()}: {run.reason}; "
+                f"remove {folder} to try again"
             )
     return _finish(opened, runs, chosen, configs, trained)
 

@@ -11,12 +11,13 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tunelab.errors import TunelabError
 from tunelab.records import Trial
 from tunelab.study import Study, count_statuses, rank
 
 from .rank import describe_config, ranking, rung_table
 
-_PLAIN_WIDTH = 200
+_PLAIN_WIDTH = 10_000
 
 
 def console() -> Console:
@@ -67,10 +68,11 @@ def print_retrained(metrics: Mapping[str, Any]) -> None:
     out = console()
     runs = len(metrics["seeds"])
     spread = f" +- {100 * metrics['test_accuracy_std']:.1f}" if metrics["test_accuracy_std"] is not None else ""
+    seen = "that earlier trainings were scored on too" if metrics["test_reads_before"] else "never seen before"
     times = "once" if runs == 1 else f"{runs} times"
     out.print(
         f"test accuracy {percent(metrics['test_accuracy'])}{spread} on {metrics['test_images']} images "
-        f"never seen before (trial {metrics['trial']}, {metrics['epochs']} epochs on {metrics['trained_on']}, "
+        f"{seen} (trial {metrics['trial']}, {metrics['epochs']} epochs on {metrics['trained_on']}, "
         f"trained {times})"
     )
     out.print(
@@ -89,7 +91,7 @@ def study_rows(studies: Sequence[Study]) -> list[dict[str, Any]]:
     """One row per study for `tunelab list`."""
     rows = []
     for study in studies:
-        trials = study.list_trials()
+        trials, damaged = _trials_or_damage(study)
         ranked = rank(trials)
         rows.append(
             {
@@ -97,12 +99,20 @@ def study_rows(studies: Sequence[Study]) -> list[dict[str, Any]]:
                 "space": study.info["space"]["name"] if "space" in study.info else study.info["kind"],
                 "data": study.info["data"]["name"],
                 "created": study.info["created"],
-                "state": _state(study, trials),
+                "state": damaged or _state(study, trials),
                 "trials": f"{sum(trial.status.ended for trial in trials)}/{study.info['options']['trials']}",
                 "best": ranked[0].score if ranked else None,
             }
         )
     return rows
+
+
+def _trials_or_damage(study: Study) -> tuple[list[Trial], str]:
+    """The trials, and a word if their record is damaged: a list goes on with the next study."""
+    try:
+        return study.list_trials(), ""
+    except TunelabError:
+        return [], "damaged"
 
 
 def study_summary(study: Study) -> dict[str, Any]:

@@ -287,7 +287,7 @@ def test_a_bad_file_is_one_line(
 def test_what_nobody_expected_is_one_line_too(
     capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(folder: Path) -> None:
+    def fail(folder: Path, left_out: list[str]) -> None:
         raise RuntimeError("two\nlines")
 
     monkeypatch.setattr("tunelab.study.list_studies", fail)

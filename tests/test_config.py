@@ -39,9 +39,7 @@ CONFIGS = st.builds(
     TrialConfig,
     arch=st.builds(
         ArchSpec,
-        stem=st.builds(
-            StemSpec, width=st.integers(1, 8192), kernel=st.sampled_from([3, 5, 7]), pool=st.booleans()
-        ),
+        stem=st.builds(StemSpec, width=st.integers(1, 8192), kernel=st.sampled_from([3, 5, 7]), pool=st.booleans()),
         branches=st.lists(st.lists(BLOCKS, max_size=4).map(tuple), min_size=1, max_size=3).map(tuple),
         norm=st.sampled_from(["batch", "group", "layer", "none"]),
         activation=st.sampled_from(["relu", "leaky_relu", "gelu", "silu"]),
@@ -182,7 +180,9 @@ def test_a_derived_seed_is_one_that_torch_and_numpy_take(parts: list[int | str])
 
 
 def test_derived_seeds_differ() -> None:
-    seeds = {derive_seed(seed, what, number) for seed in range(20) for what in ("init", "order") for number in range(20)}
+    seeds = {
+        derive_seed(seed, what, number) for seed in range(20) for what in ("init", "order") for number in range(20)
+    }
     assert len(seeds) == 800
     assert derive_seed(1, 23) != derive_seed(12, 3)
     assert derive_seed(1) != derive_seed("1")
@@ -191,7 +191,9 @@ def test_derived_seeds_differ() -> None:
 def test_ids_and_seeds_are_the_same_in_every_process() -> None:
     code = "from tunelab.config import *; print(derive_seed(1, 'x'), arch_id(ArchSpec(StemSpec(), ((),))))"
     said = {
-        subprocess.run([sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONHASHSEED": seed}, capture_output=True, text=True
+        ).stdout
         for seed in ("1", "2")
     }
     assert said == {f"{derive_seed(1, 'x')} {arch_id(ArchSpec(StemSpec(), ((),)))}\n"}

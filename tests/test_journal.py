@@ -109,7 +109,7 @@ def test_a_changed_byte_is_an_error_that_names_the_line(tmp_path: Path, change: 
         if at == end:  # lines 2 and 3 have become one, the last
             assert read(tmp_path) == [{"event": "first"}]
             continue
-        with pytest.raises(TunelabError, match=rf"journal\.jsonl, line 2 is damaged.*restore"):
+        with pytest.raises(TunelabError, match=r"journal\.jsonl, line 2 is damaged.*restore"):
             read(tmp_path)
         with pytest.raises(TunelabError, match="line 2 is damaged"):
             Journal.open(tmp_path)
@@ -139,7 +139,7 @@ def test_an_event_is_on_the_disk_when_append_returns(tmp_path: Path, monkeypatch
     real = os.fsync
 
     def fsync(descriptor: int) -> None:
-        path = Path(os.readlink(f"/proc/self/fd/{descriptor}"))
+        path = Path(f"/proc/self/fd/{descriptor}").readlink()
         synced.append((path.name, path.read_bytes() if path.is_file() else b""))
         real(descriptor)
 
@@ -257,7 +257,7 @@ def test_the_record_is_private(tmp_path: Path) -> None:
 
 def test_a_failed_opening_leaves_no_open_file(tmp_path: Path) -> None:
     (tmp_path / "journal.jsonl").write_bytes(b"damage\n" + encode({"event": "second"}))
-    before = len(os.listdir("/proc/self/fd"))
+    before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(TunelabError, match="line 1 is damaged"):
         Journal.open(tmp_path)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(list(Path("/proc/self/fd").iterdir())) == before

@@ -266,7 +266,10 @@ def list_command(runs_dir: Path, as_json: bool) -> None:
     from tunelab.study import list_studies
 
     text = importlib.import_module("tunelab.analysis.text")
-    rows = text.study_rows(list_studies(runs_dir))
+    left_out: list[str] = []
+    rows = text.study_rows(list_studies(runs_dir, left_out))
+    for reason in left_out:
+        click.echo(f"tunelab: left out: {reason}", err=True)
     if as_json:
         click.echo(json.dumps(rows))
     elif rows:

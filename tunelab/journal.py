@@ -63,7 +63,7 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
             event = decode(line) if line.endswith(b"\n") else None
             if event is not None:
                 yield event
-            elif stream.read(1):
+            elif line.endswith(b"\n") and stream.read(1):  # a line without its end is the last, or being written
                 raise TunelabError(f"{path}, line {number} is damaged; restore the file from a copy to go on")
 
 
@@ -90,7 +90,7 @@ class Journal:
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             opened.append(file)
             _cut_torn_tail(path, file)
-            _sync_folder(folder)
+            sync_folder(folder)
         except BaseException:
             for descriptor in opened:
                 os.close(descriptor)
@@ -136,6 +136,15 @@ def is_locked(folder: Path) -> bool:
         os.close(descriptor)
 
 
+def sync_folder(folder: Path) -> None:
+    """Puts the names in a folder on the disk: a new file is lost in a power cut without."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def _take_lock(path: Path) -> int:
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     for attempt in range(_LOCK_ATTEMPTS):
@@ -152,15 +161,6 @@ def _take_lock(path: Path) -> int:
     os.ftruncate(descriptor, 0)
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
     return descriptor
-
-
-def _sync_folder(folder: Path) -> None:
-    """Puts the names in a folder on the disk: a new file is lost in a power cut without."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _cut_torn_tail(path: Path, file: int) -> None:

@@ -8,16 +8,18 @@ derived from them.
 from __future__ import annotations
 
 import csv
+import dataclasses
 import datetime
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunelab.config import TrialConfig, from_json
 from tunelab.errors import InputError
-from tunelab.journal import is_locked, read_journal
+from tunelab.journal import is_locked, read_journal, sync_folder
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 
 if TYPE_CHECKING:
@@ -46,11 +48,16 @@ class Study:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.mkdir(mode=0o700)
-        except FileExistsError:
-            raise InputError(f"the study {path} exists already; `tunelab resume {path}` goes on with it") from None
         except OSError as error:
+            if path.exists():
+                raise InputError(f"the study {path} exists already; `tunelab resume {path}` goes on with it") from None
             raise InputError(f"the study {path} cannot be made: {error.strerror}") from error
-        write_atomically(path / "study.json", json.dumps(full, indent=2) + "\n")
+        try:
+            write_atomically(path / "study.json", json.dumps(full, indent=2) + "\n")
+            sync_folder(path.parent)
+        except OSError as error:
+            shutil.rmtree(path)
+            raise InputError(f"the study {path} cannot be made: {error.strerror}") from error
         return cls(path, full)
 
     @classmethod
@@ -157,12 +164,29 @@ def runs_dir(given: str | Path | None = None) -> Path:
     return Path(given or os.environ.get(RUNS_DIR_VARIABLE) or "runs").expanduser()
 
 
-def list_studies(folder: Path) -> list[Study]:
-    """The studies directly inside `folder`, newest first; none if there is no such folder."""
-    if not folder.is_dir():
-        return []
-    studies = [Study.open(file.parent) for file in folder.glob("*/study.json")]
-    return sorted(studies, key=lambda study: (str(study.info.get("created")), study.name), reverse=True)
+def list_studies(folder: Path, left_out: list[str] | None = None) -> list[Study]:
+    """The studies directly inside `folder`, newest first; none if there is no such folder.
+
+    One that cannot be opened does not hide the others: the reason is appended to `left_out`.
+    """
+
+    def open_or_tell(file: Path) -> Iterator[Study]:
+        try:
+            yield Study.open(file.parent)
+        except InputError as error:
+            if left_out is not None:
+                left_out.append(str(error))
+
+    studies = [study for file in folder.glob("*/study.json") for study in open_or_tell(file)]
+    return sorted(studies, key=lambda study: (_created(study), study.name), reverse=True)
+
+
+def _created(study: Study) -> float:
+    """When a study was made, in seconds, whatever the time zone; the beginning of time if it does not say."""
+    try:
+        return datetime.datetime.fromisoformat(str(study.info.get("created"))).timestamp()
+    except ValueError:
+        return 0.0
 
 
 def newest_study(folder: Path) -> Study:
@@ -243,7 +267,10 @@ def trial_to_json(trial: Trial) -> dict[str, Any]:
 
 
 def flat_row(trial: Trial) -> dict[str, Any]:
-    """A trial as one row of a table; the metrics are those of its last epoch, `seconds` its total."""
+    """A trial as one row of a table; the metrics are those of its last epoch, `seconds` its total.
+
+    Each parameter is a column of its name, or `param_NAME` where the table has a column of that name already.
+    """
     row: dict[str, Any] = {
         "number": trial.number,
         "status": trial.status.value,
@@ -258,7 +285,8 @@ def flat_row(trial: Trial) -> dict[str, Any]:
         last = trial.epochs[-1].to_json()
         row.update({name: value for name, value in last.items() if name not in ("epoch", "seconds")})
     row["reason"] = trial.reason
-    row.update(trial.params)
+    taken = {"reason", *row, *(column.name for column in dataclasses.fields(EpochMetrics))}
+    row.update({f"param_{name}" if name in taken else name: value for name, value in trial.params.items()})
     return row
 
 
@@ -281,3 +309,4 @@ def write_atomically(path: Path, text: str) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     temporary.replace(path)
+    sync_folder(path.parent)

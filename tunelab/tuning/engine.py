@@ -19,7 +19,7 @@ from tunelab.tuning.searcher import Source
 from tunelab.tuning.stopping import Decision
 
 FAILURES_IN_A_ROW = 5
-"""So many failures with one cause, without a success between them, end a search (our choice)."""
+"""So many failures of one kind, without a success between them, end a search (our choice)."""
 
 
 class Stopping(Protocol):
@@ -104,7 +104,7 @@ class Engine:
         if self._waiting:
             trial = self.trials[self._waiting.popleft()]
             trial.status = TrialStatus.RUNNING
-        elif len(self.trials) < self._total:
+        elif len(self.trials) < self._total and self.error is None:
             proposed = self._propose(len(self.trials))
             if proposed is None:
                 return None
@@ -162,8 +162,7 @@ class Engine:
         try:
             proposal = self._source.propose(number)
         except TunelabError as error:
-            self.error = error
-            self.halt("no proposal")
+            self.error = error  # the running trials go on to their end
             return None
         trial = Trial(
             number=number,
@@ -190,7 +189,7 @@ class Engine:
         if status is not TrialStatus.FAILED:
             self._causes.clear()
             return
-        self._causes.append(reason)
+        self._causes.append(reason.partition(":")[0])  # what follows names files and sizes, which differ
         last = self._causes[-FAILURES_IN_A_ROW:]
         if len(last) == FAILURES_IN_A_ROW and len(set(last)) == 1:
             self.error = TunelabError(f"{FAILURES_IN_A_ROW} trials in a row failed with: {reason}")

@@ -57,9 +57,9 @@ def seconds_until(deadline: str, now: datetime.datetime) -> float:
     if length and float(length[1]) > 0:
         return float(length[1]) * {"h": 3600, "m": 60, "s": 1}[length[2]]
     try:
-        of_day = datetime.time.fromisoformat(deadline.strip())
-        if of_day.tzinfo is not None:
-            raise ValueError("a time zone")
+        if not re.fullmatch(r"\d{1,2}:\d{2}(:\d{2})?", deadline.strip()):  # fromisoformat takes "10" for 10:00
+            raise ValueError(deadline)
+        of_day = datetime.time.fromisoformat(deadline.strip().rjust(5, "0"))
     except ValueError:
         raise InputError(
             f"--deadline {deadline!r} is neither a length such as 8h, 90m or 45s nor a time of day such as 07:30"

@@ -11,7 +11,7 @@ from typing import Any
 
 from tunelab.config import DataConfig, TrialConfig, derive_seed
 from tunelab.data.cache import DataInfo
-from tunelab.errors import InputError
+from tunelab.errors import InputError, RefusedError
 from tunelab.models.check import check
 from tunelab.space import SearchSpace
 from tunelab.study import Study
@@ -19,13 +19,17 @@ from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.searcher import Check, OptunaSource
 
 _TRIAL_DRAWS = 4
+_USUAL_BATCH = 128  # allowed whatever the data: all the images are one batch then
 _BYTES_PER_PARAMETER = 24  # two checkpoints of float32 weights and two optimizer moments
 
 
 def make_check(options: SearchOptions, info: DataInfo) -> Check:
     """A check of networks against the images of `info` and the limits of `options`."""
+    most = max(_USUAL_BATCH, info.counts["train"])
 
     def check_config(config: TrialConfig) -> Mapping[str, Any]:
+        if config.train.batch_size > most:
+            raise RefusedError(f"a batch of {config.train.batch_size} is more than the {most} training images")
         stats = check(
             config.arch,
             image_size=info.image_size,
@@ -57,9 +61,7 @@ def make_source(
 
 def try_space(space: SearchSpace, options: SearchOptions, info: DataInfo) -> None:
     """Draws a few configurations, so that a space that raises or never fits is refused before anything is made."""
-    source = make_source(space, options, info, derive_seed(options.seed, "trial draws"), None)
-    for number in range(_TRIAL_DRAWS):
-        source.propose(number)
+    make_source(space, options, info, derive_seed(options.seed, "trial draws"), None).rehearse(_TRIAL_DRAWS)
 
 
 def check_room(path: Path, space: SearchSpace, options: SearchOptions, info: DataInfo) -> None:

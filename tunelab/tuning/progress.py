@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from typing import TextIO
 
@@ -67,14 +68,20 @@ class Progress:
 
     def __enter__(self) -> Progress:
         if self._live is None:
-            self._console.print(self._title, soft_wrap=True)
+            self._print(self._title)
         else:
             self._live.start(refresh=True)
         return self
 
     def __exit__(self, *_exception: object) -> None:
         if self._live is not None:
-            self._live.stop()
+            with contextlib.suppress(OSError, SystemExit):
+                self._live.stop()
+
+    def _print(self, line: Text | str) -> None:
+        """Prints above the live display; a terminal that has gone away does not end a search."""
+        with contextlib.suppress(OSError, SystemExit):  # rich makes a SystemExit of a broken pipe
+            self._console.print(line, soft_wrap=True)
 
     def started(self, trial: Trial) -> None:
         """A trial was handed out."""
@@ -96,9 +103,9 @@ class Progress:
             line.append(f" ({trial.reason})")
         if self._live is None:
             line.append(f"  [{self._summary()}]")
-            self._console.print(line, soft_wrap=True)
+            self._print(line)
         elif trial.status in (TrialStatus.FAILED, TrialStatus.DIVERGED):
-            self._live.console.print(line)
+            self._print(line)
 
     def __rich__(self) -> Group:
         """The live display."""

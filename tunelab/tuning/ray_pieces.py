@@ -1,6 +1,6 @@
-"""What Ray Tune calls during a search: a searcher, a scheduler and a stopper that pass everything to the engine.
+"""What Ray Tune calls during a search: a searcher, a scheduler, a stopper and a callback that tell the engine.
 
-Ray pickles the three into files that nothing here ever reads back, and refuses a lock or an open file in them. They
+Ray pickles them into files that nothing here ever reads back, and refuses a lock or an open file in them. They
 therefore hold no state: each finds the running engine by a key.
 """
 
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from ray.tune import Callback
 from ray.tune.experiment import Trial as RayTrial
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
@@ -35,7 +36,7 @@ _BRIDGES: dict[str, _Bridge] = {}
 
 @contextlib.contextmanager
 def bridge(engine: Engine, folder_of: Callable[[int], Path], settings: Mapping[str, Any]) -> Iterator[str]:
-    """The key by which the three pieces find `engine`.
+    """The key by which the pieces find `engine`.
 
     Args:
         engine: what decides.
@@ -94,13 +95,23 @@ class EngineScheduler(FIFOScheduler):
         content = json.loads(result["report"])
         if "metrics" in content:
             goes_on = engine.report(trial.config["number"], EpochMetrics(**content["metrics"]))
+        elif "halt" in content:
+            engine.halt(content["halt"])
+            goes_on = False
         else:
             engine.end(trial.config["number"], TrialStatus(content["status"]), content["reason"])
             goes_on = False
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
-    def on_trial_error(self, tune_controller: Any, trial: RayTrial) -> None:
-        """The trial's process died more often than it is started again."""
+
+class EngineCallback(Callback):
+    """Tells the engine of a trial that Ray has given up."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
+        """The trial's process died more often than it is started again (a scheduler hears of each death)."""
         engine = _BRIDGES[self._key].engine
         times = trial.run_metadata.num_failures
         engine.end(trial.config["number"], TrialStatus.FAILED, f"the trial's process died {times} times")

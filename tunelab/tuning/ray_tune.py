@@ -8,6 +8,7 @@ thrown away; every start is a new `Tuner` (`Tuner.restore` can silently lose a s
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import logging
 import os
 import secrets
@@ -25,7 +26,6 @@ from tunelab.errors import TunelabError
 from tunelab.tuning.engine import Engine
 
 _SETTINGS = {
-    "RAY_AUTH_MODE": "token",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_memory_monitor_refresh_ms": "0",
     "RAY_enable_metrics_collection": "0",
@@ -43,6 +43,9 @@ _SETTINGS = {
 }
 _TOKEN = secrets.token_hex(32)  # one for the whole process, which keeps the first that it read
 _RETRIES = 2
+_PREFIX = "tunelab-"
+_IN_USE = "in-use"
+_LONGEST_TEMPORARY = 20  # characters; Ray appends up to 85, and the path of a socket ends at 107
 _OBJECT_STORE_BYTES = 80 * 2**20  # nothing but short texts goes through it; Ray's least is 75 MiB
 
 
@@ -79,10 +82,10 @@ def run(
         TunelabError: Ray does not start, or ends the search by itself; its log is named.
     """
     settings = {"device": slots.device, "threads": slots.cpus, "telemetry": telemetry}
-    with _private_folder() as folder, _environment(folder), _quiet(log):
-        from tunelab.tuning.ray_pieces import bridge
-
+    with _private_folder() as folder, _environment(folder), _quiet(log), _signals(engine, at_once=True):
         try:
+            from tunelab.tuning.ray_pieces import bridge
+
             with (
                 _ray(slots, folder),
                 _signals(engine),
@@ -91,6 +94,8 @@ def run(
                 _fit(key, engine, slots, folder)
         except TunelabError:
             raise
+        except (KeyboardInterrupt, SystemExit):  # while Ray started or ended; it answers SIGTERM with SystemExit itself
+            engine.halt("SIGTERM")
         except Exception as error:
             if engine.error is None:
                 raise TunelabError(f"Ray ended the search: {_first_line(error)}; see {log}") from error
@@ -99,7 +104,7 @@ def run(
 def _fit(key: str, engine: Engine, slots: Slots, folder: Path) -> None:
     from ray import tune
 
-    from tunelab.tuning.ray_pieces import EngineScheduler, EngineSearcher, EngineStopper
+    from tunelab.tuning.ray_pieces import EngineCallback, EngineScheduler, EngineSearcher, EngineStopper
     from tunelab.tuning.worker import TrialWorker
 
     tuner = tune.Tuner(
@@ -118,6 +123,7 @@ def _fit(key: str, engine: Engine, slots: Slots, folder: Path) -> None:
             storage_path=str(folder / "tune"),
             verbose=0,
             stop=EngineStopper(key),
+            callbacks=[EngineCallback(key)],
             failure_config=tune.FailureConfig(max_failures=_RETRIES),
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
@@ -132,11 +138,31 @@ def _trial_name(trial: Any) -> str:
 @contextlib.contextmanager
 def _private_folder() -> Iterator[Path]:
     """A short path that only this user can enter: Ray opens its own folder to all, and sockets need short paths."""
-    folder = Path(tempfile.mkdtemp(prefix="tunelab-"))
+    usual = tempfile.gettempdir()
+    short = usual if len(usual) <= _LONGEST_TEMPORARY or not os.access("/tmp", os.W_OK) else "/tmp"
+    _remove_abandoned(Path(short))
+    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=short))
+    new = folder / "in-use.new"
+    lock = os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    new.rename(folder / _IN_USE)
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Removes the folders of this user's searches that were killed: nobody holds the lock in them any more."""
+    for in_use in parent.glob(f"{_PREFIX}*/{_IN_USE}"):
+        with contextlib.suppress(OSError):  # held, of another user, or gone already
+            lock = os.open(in_use, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(in_use.parent)
+            finally:
+                os.close(lock)
 
 
 @contextlib.contextmanager
@@ -147,7 +173,8 @@ def _environment(folder: Path) -> Iterator[None]:
     token.touch(mode=0o600)
     token.write_text(_TOKEN, encoding="utf-8")
     os.environ.update(_SETTINGS)
-    os.environ.pop("RAY_AUTH_TOKEN", None)
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):  # without a mode, Ray turns its token on for a cluster of its own
+        os.environ.pop(name, None)
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
     try:
         yield
@@ -159,47 +186,59 @@ def _environment(folder: Path) -> Iterator[None]:
 @contextlib.contextmanager
 def _ray(slots: Slots, folder: Path) -> Iterator[None]:
     import ray
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # compiled
 
     if ray.is_initialized():
         raise TunelabError("this process runs Ray already; call ray.shutdown() before tunelab.search()")
+    AuthenticationTokenLoader.instance().reset_cache()  # of a Ray that the process ran before, or may run afterwards
     mask = os.umask(0o077)
     try:
-        ray.init(
-            address="local",
-            num_cpus=slots.concurrent * slots.cpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            configure_logging=True,
-            logging_level=logging.WARNING,
-            object_store_memory=_OBJECT_STORE_BYTES,
-            _temp_dir=str(folder / "ray"),
-            num_gpus=0 if slots.device == "cpu" else None,
-        )
-    except Exception as error:
-        raise TunelabError(f"Ray does not start: {_first_line(error)}") from error
-    finally:
-        os.umask(mask)
-    try:
+        try:
+            ray.init(
+                address="local",
+                num_cpus=slots.concurrent * slots.cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                configure_logging=True,
+                logging_level=logging.WARNING,
+                object_store_memory=_OBJECT_STORE_BYTES,
+                _temp_dir=str(folder / "ray"),
+                num_gpus=0 if slots.device == "cpu" else None,
+            )
+        except Exception as error:
+            raise TunelabError(f"Ray does not start: {_first_line(error)}") from error
+        finally:
+            os.umask(mask)
         yield
     finally:
         ray.shutdown()
+        AuthenticationTokenLoader.instance().reset_cache()
 
 
 @contextlib.contextmanager
-def _signals(engine: Engine) -> Iterator[None]:
-    """The first SIGINT, SIGTERM or SIGHUP halts the engine, the second ends the process at once."""
+def _signals(engine: Engine, *, at_once: bool = False) -> Iterator[None]:
+    """The first SIGINT, SIGTERM or SIGHUP halts the engine, the second ends the process at once.
+
+    With `at_once` the first raises KeyboardInterrupt too. A signal that is ignored, as under nohup, stays ignored.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
+    seen = 0
+
     def stop(number: int, _frame: object) -> None:
-        if engine.halted:
+        nonlocal seen
+        seen += 1
+        if seen > 1:
             signal.signal(number, signal.SIG_DFL)
             os.kill(os.getpid(), number)
         engine.halt(signal.Signals(number).name)
+        if at_once:
+            raise KeyboardInterrupt
 
     caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in caught}
+    before = {number: signal.signal(number, stop) for number in caught if signal.getsignal(number) != signal.SIG_IGN}
     try:
         yield
     finally:

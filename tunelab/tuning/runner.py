@@ -6,6 +6,7 @@ disk. Retraining is the same engine on a fixed list of configurations (`run_conf
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import sys
@@ -20,7 +21,8 @@ from tunelab.data.cache import DataInfo, prepare
 from tunelab.errors import InputError, TunelabError
 from tunelab.journal import Journal
 from tunelab.space import SearchSpace, load_space
-from tunelab.study import Study, runs_dir
+from tunelab.study import Study
+from tunelab.study import runs_dir as find_runs_dir
 from tunelab.tuning import ray_tune
 from tunelab.tuning.engine import Engine, Stopping
 from tunelab.tuning.hardware import describe_hardware, describe_versions, find_slots
@@ -43,9 +45,10 @@ class PausedError(TunelabError):
     """A search was stopped before its end and can be resumed; `study` is what there is of it."""
 
     def __init__(self, study: Study, halted: str, left: int) -> None:
-        super().__init__(
-            f"stopped before the end ({halted}): {left} trials are left; `tunelab resume {study.path}` goes on"
+        again = (
+            f"`tunelab resume {study.path}` goes on" if study.info["kind"] == "search" else "the same command goes on"
         )
+        super().__init__(f"stopped before the end ({halted}): {left} trials are left; {again}")
         self.study = study
         self.halted = halted
         self.exit_status = 130 if halted == "SIGINT" else 3
@@ -78,7 +81,7 @@ def search(
     skip_unreadable: bool = False,
     deadline: str | None = None,
     study: str | Path | None = None,
-    runs: str | Path | None = None,
+    runs_dir: str | Path | None = None,
     seed: int = 0,
     concurrent: int | None = None,
     cpus_per_trial: int | None = None,
@@ -105,8 +108,8 @@ def search(
         val_fraction: the share held out for comparing trials, where the data has no such split.
         skip_unreadable: goes on when a file of a folder is not an image.
         deadline: pauses at a time of day (`07:30`) or after a length of time (`8h`).
-        study: the folder to make; by default one inside `runs` with the space's name and the time.
-        runs: the folder of studies; by default `TUNELAB_RUNS` or `runs`.
+        study: the folder to make; by default one inside `runs_dir` with the space's name and the time.
+        runs_dir: the folder of studies; by default `TUNELAB_RUNS` or `runs`.
         seed: everything random derives from it.
         concurrent: trials at once; by default as many as the processors or GPUs carry.
         cpus_per_trial: threads of a trial.
@@ -157,7 +160,7 @@ def search(
     )
     path = None if study is None else Path(study).expanduser()
     try:
-        return start_search(space, options, path, runs, deadline, show_progress=progress)
+        return start_search(space, options, path, runs_dir, deadline, show_progress=progress)
     except PausedError as paused:
         if paused.halted == "deadline":
             return paused.study
@@ -194,7 +197,12 @@ def start_search(
     )
     info = _open_data(options.data, show_progress)
     try_space(space, options, info)
-    path = path or new_path(runs_dir(runs), space.name)
+    has_baseline = make_source(space, options, info, options.seed, None).has_baseline
+    if space.baselines and not has_baseline and show_progress:
+        print(
+            f"note: no baseline of the space {space.name!r} is within the limits; trial 0 is another", file=sys.stderr
+        )
+    path = path or new_path(find_runs_dir(runs), space.name)
     check_room(path, space, options, info)
     study = Study.create(
         path,
@@ -207,6 +215,7 @@ def start_search(
             "versions": describe_versions(),
             "hardware": describe_hardware(),
             "slots": dataclasses.asdict(slots),
+            "baseline": has_baseline,
         },
     )
     return _run_search(study, space, options, info, ends, show_progress)
@@ -258,6 +267,7 @@ def run_configs(
     kind: str,
     title: str,
     about: Mapping[str, Any],
+    like: Study | None = None,
     show_progress: bool = True,
 ) -> Study:
     """Trains a list of configurations to their full length, as a study in `path`; one that was begun goes on.
@@ -269,6 +279,7 @@ def run_configs(
         kind: what the study is, e.g. "retrain".
         title: what the progress display says.
         about: further content of `study.json`.
+        like: a study that the configurations come from; the data must be the same as its.
         show_progress: shows the progress on standard error.
 
     Raises:
@@ -278,11 +289,13 @@ def run_configs(
     """
     options = dataclasses.replace(options, trials=len(configs))
     info = _open_data(configs[0].data, show_progress)
+    if like is not None:
+        require_same_data(like, info)
     if (path / "study.json").exists():
         study = Study.open(path)
         require_same_data(study, info)
-        for trial in study.list_trials():
-            if trial.config != to_json(configs[trial.number]):
+        for trial, config in zip(study.list_trials(), configs, strict=False):  # more or fewer of them than before
+            if trial.config != to_json(config):
                 raise InputError(
                     f"{path} was begun with another configuration of trial {trial.number}; remove it first"
                 )
@@ -345,9 +358,11 @@ def _execute(study: Study, plan: _Plan) -> Study:
                 )
     finally:
         journal.close()
-    study.write_tables()
     if engine.error is not None:
+        with contextlib.suppress(OSError):  # on a full disk, say, which is the error then
+            study.write_tables()
         raise engine.error
+    study.write_tables()
     if engine.unfinished:
         raise PausedError(study, engine.halted or "Ray ended the run", engine.unfinished)
     return study

@@ -1,8 +1,9 @@
 """Where configurations come from: a space sampled by Optuna, or a fixed list.
 
 What Optuna is told is the truth: every intermediate score, PRUNED for a trial that was stopped, COMPLETE for one of
-full length alone, FAIL for one that diverged or failed. A proposal depends on the study's seed, the trial's number and
-the trials told so far, and on nothing else, so that a resumed search proposes what the unbroken one would have.
+full length alone, FAIL for one that diverged or failed (the sampler itself sees a diverged one as pruned before its
+first score: TPE ignores FAIL). A proposal depends on the study's seed, the trial's number and the trials told so far,
+and on nothing else, so that a resumed search proposes what the unbroken one would have.
 """
 
 from __future__ import annotations
@@ -166,6 +167,7 @@ class OptunaSource:
             return self._start(number, Proposal(config, dict(opening[number]), self._check(config)), None)
         reason = "no draw"
         refused: list[optuna.Trial] = []  # to Optuna they run until a draw passes: TPE keeps away from running trials
+        repeats = 0
         for attempt in range(_ATTEMPTS):
             self._study.sampler = SAMPLERS[self._sampler if attempt < _ATTEMPTS // 2 else "random"](
                 derive_seed(self._seed, "propose", number, attempt)
@@ -173,9 +175,10 @@ class OptunaSource:
             asked = self._study.ask()
             config = self._complete(self._draw(asked), number)
             try:
-                if config_id(config) in self._seen:
-                    raise RefusedError("the same configuration has been proposed before")
                 stats = self._check(config)
+                if config_id(config) in self._seen:
+                    repeats += 1
+                    raise RefusedError("the same configuration has been proposed before")
             except RefusedError as error:
                 reason = str(error)
                 self.refused[reason] = self.refused.get(reason, 0) + 1
@@ -185,7 +188,37 @@ class OptunaSource:
                 self._study.tell(draw, state=TrialState.FAIL)
             self._memory.adopt(number, asked._trial_id)
             return self._start(number, Proposal(config, dict(asked.params), stats), asked.distributions)
-        raise InputError(
+        if repeats:
+            raise InputError(
+                f"the space {self._space.name!r} has no configuration left: {repeats} of {_ATTEMPTS} draws were "
+                f"within the limits, and all of them are among the {number} that were tried; ask for {number} --trials"
+            )
+        raise self._never_fits(reason)
+
+    def rehearse(self, draws: int) -> None:
+        """Draws at random until `draws` configurations passed the check; nothing is kept of it.
+
+        Raises:
+            InputError: the space raised, or none of 500 draws passed.
+        """
+        self._opening()
+        sampler = optuna.samplers.RandomSampler(seed=derive_seed(self._seed, "rehearse"))
+        study = optuna.create_study(sampler=sampler)
+        passed, reason = 0, ""
+        for _ in range(_ATTEMPTS):
+            config = self._complete(self._draw(study.ask()), 0)
+            try:
+                self._check(config)
+                passed += 1
+            except RefusedError as error:
+                reason = str(error)
+            if passed >= draws:
+                return
+        if not passed:
+            raise self._never_fits(reason)
+
+    def _never_fits(self, reason: str) -> InputError:
+        return InputError(
             f"none of {_ATTEMPTS} draws from the space {self._space.name!r} is within the limits (the last: {reason}); "
             "widen --max-params or --max-mflops, or choose another --image-size"
         )
@@ -193,14 +226,25 @@ class OptunaSource:
     def observe(self, number: int, epoch: int, score: float) -> None:
         """Reports an intermediate score."""
         self._scores.setdefault(number, {})[epoch] = score
-        if self._mirror is not None:
-            self._mirror.observe(number, epoch, score)
+        self._tell_mirror(lambda mirror: mirror.observe(number, epoch, score))
 
     def end(self, number: int, status: TrialStatus, score: float | None) -> None:
         """Tells how a trial ended."""
         self._learn(number, status, score)
-        if self._mirror is not None:
-            self._mirror.end(number, STATES[status], score)
+        self._tell_mirror(lambda mirror: mirror.end(number, STATES[status], score))
+
+    def _tell_mirror(self, tell: Callable[[_Ledger], None]) -> None:
+        """Writes to Optuna's journal; if that fails, as on a full disk, it is left alone until the next start.
+
+        It is derived from the record, and is not worth a search.
+        """
+        if self._mirror is None:
+            return
+        try:
+            tell(self._mirror)
+        except OSError as error:
+            _LOG.warning("%s cannot be written: %s", self._file, error)
+            self._mirror = None
 
     def _learn(self, number: int, status: TrialStatus, score: float | None) -> None:
         """Tells the sampler; a diverged trial as one stopped before its first score: TPE ignores FAIL."""
@@ -216,8 +260,8 @@ class OptunaSource:
         if distributions is None:
             distributions = self._redraw(proposal.params)[1]
             self._memory.start(number, proposal.params, distributions)
-        if self._mirror is not None:
-            self._mirror.start(number, proposal.params, distributions)
+        told = distributions
+        self._tell_mirror(lambda mirror: mirror.start(number, proposal.params, told))
         self._seen.add(config_id(proposal.config))
         return proposal
 

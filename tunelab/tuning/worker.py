@@ -6,6 +6,8 @@ no number of it, so that none can end a search. Checkpoints are tunelab's own, i
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import json
 import traceback
 from collections import deque
@@ -18,6 +20,9 @@ from tunelab.config import TrialConfig, from_json
 from tunelab.errors import DivergedError
 from tunelab.records import EpochMetrics, TrialStatus
 from tunelab.training.loop import Trainer
+
+_NO_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+"""Errors that no other trial would be spared: they pause the search, and none fails of them."""
 
 
 class TrialWorker(tune.Trainable):
@@ -46,6 +51,8 @@ class TrialWorker(tune.Trainable):
         except DivergedError as error:
             content = {"status": TrialStatus.DIVERGED.value, "reason": str(error)}
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in _NO_STORAGE:
+                return {"report": json.dumps({"halt": f"the trials' storage: {error.strerror}"})}
             content = {"status": TrialStatus.FAILED.value, "reason": self._explain(error)}
         return {"report": json.dumps(content)}
 
@@ -84,8 +91,9 @@ class TrialWorker(tune.Trainable):
     def _explain(self, error: Exception) -> str:
         """The cause in one line; the traceback goes to `error.txt` in the trial's folder."""
         folder = Path(self._config["folder"])
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+        with contextlib.suppress(OSError):  # on a full disk, say: the reason goes into the record all the same
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
         text = " ".join(str(error).split())
         name = type(error).__name__
         if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:

@@ -1,0 +1,474 @@
+"""Searches as people start them: the command in a process of its own, on a real Ray, with real signals and kills."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import textwrap
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tunelab.config import DataConfig
+from tunelab.data.cache import prepare
+from tunelab.errors import InputError
+from tunelab.journal import is_locked, read_journal
+from tunelab.records import Trial, TrialStatus
+from tunelab.study import Study, load
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+SPACE = """
+from tunelab.config import ArchSpec, BlockSpec, StemSpec, TrainConfig, TrialConfig
+
+SUMMARY = "one block, and recipes that cannot work"
+VERSION = 1
+BASELINES = ({"lr": 0.1, "kind": "good"},)
+
+
+def draw(suggest):
+    lr = suggest.suggest_float("lr", 0.001, 0.5, log=True)
+    kind = suggest.suggest_categorical("kind", KINDS)
+    good = {"lr": lr, "batch_size": BATCH}
+    recipe = {"lr": 1000.0, "batch_size": 8, "precision": "float32"} if kind == "diverges" else good
+    return TrialConfig(
+        ArchSpec(
+            StemSpec(4),
+            ((BlockSpec("basic", 4, 2, 1),),),
+            activation="leaky_relu",
+            norm="none" if kind == "diverges" else "batch",
+        ),
+        TrainConfig(optimizer="nothing" if kind == "raises" else "sgd", **recipe),
+    )
+"""
+MARK = "TUNELAB_TEST_MARK"
+
+
+def write_space(folder: Path, *kinds: str, batch: int = 32) -> str:
+    """A space file; kinds other than "good" are "raises" and "diverges". A small batch makes long epochs."""
+    file = folder / "small.py"
+    file.write_text(f"KINDS = {('good', *kinds)!r}\nBATCH = {batch}\n{SPACE}")
+    return str(file)
+
+
+class Machine:
+    """Runs commands whose processes, and whose processes' processes, can be told from all others."""
+
+    def __init__(self) -> None:
+        self.mark = uuid.uuid4().hex
+        # Short: Ray puts sockets below it. Nobody else writes into it, so that what is left there was left by us.
+        self.temporary = Path(tempfile.mkdtemp(prefix="tl-", dir="/tmp"))
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return {**os.environ, MARK: self.mark, "TMPDIR": str(self.temporary), **more}
+
+    def start(self, *arguments: str, ignore: signal.Signals | None = None, **more: str) -> subprocess.Popen[str]:
+        """Starts a command in a group of its own, as a shell does."""
+        begin = f"import signal; signal.signal({int(ignore)}, signal.SIG_IGN); " if ignore else ""
+        code = begin + "import sys; from tunelab.cli import run; sys.exit(run(sys.argv[1:]))"
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            env=self.environment(**more),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
+        """Runs a command to its end."""
+        process = self.start(*arguments, **more)
+        out, err = process.communicate(timeout=300)
+        return subprocess.CompletedProcess(arguments, process.returncode, out, err)
+
+    def processes(self) -> list[psutil.Process]:
+        """Everything that runs because of these commands."""
+        return [process for process in psutil.process_iter() if self._is_ours(process)]
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that train, by the titles that Ray gives them while they rest and while they work."""
+        titles = ("ray::TrialWorker", "ray::ResourceTrainable")
+        return [process for process in self.processes() if process.cmdline()[0].startswith(titles)]
+
+    def _is_ours(self, process: psutil.Process) -> bool:
+        try:
+            return process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE
+        except (psutil.Error, OSError):
+            return False  # gone, or somebody else's
+
+    def assert_nothing_runs(self) -> None:
+        """No process of Ray outlives its driver by more than a few seconds."""
+        wait_until(lambda: not self.processes(), 30)
+
+    def assert_nothing_is_left(self) -> None:
+        self.assert_nothing_runs()
+        assert [path.name for path in self.temporary.iterdir() if path.name.startswith("tunelab-")] == []
+
+
+@pytest.fixture(scope="module")
+def machine() -> Iterator[Machine]:
+    made = Machine()
+    yield made
+    for process in made.processes():
+        process.kill()
+    shutil.rmtree(made.temporary)
+
+
+def wait_until(condition: Callable[[], object], seconds: float, process: subprocess.Popen[str] | None = None) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        if process is not None and process.poll() is not None:
+            pytest.fail(f"the command has ended with {process.returncode}: {process.communicate()}")
+        assert time.monotonic() < end, "waited too long"
+        time.sleep(0.01)
+
+
+def events(study: Path, kind: str) -> list[dict[str, object]]:
+    return [event for event in read_journal(study / "journal.jsonl") if event["event"] == kind]
+
+
+def trained_steps(study: Study, number: int) -> list[int]:
+    """The epochs in a trial's TensorBoard events."""
+    accumulator = EventAccumulator(str(study.trial_folder(number) / "events"))
+    accumulator.Reload()
+    tags = accumulator.Tags()["scalars"]
+    return [point.step for point in accumulator.Scalars(tags[0])] if tags else []
+
+
+def check_books(path: Path, trials: int, epochs: int) -> list[Trial]:
+    """What must hold when a search has ended, however often it was interrupted."""
+    study = load(path)
+    ended = study.list_trials()
+    assert [trial.number for trial in ended] == list(range(trials))
+    assert all(trial.status.ended for trial in ended)
+    for kind in ("proposed", "ended"):
+        assert sorted(int(str(event["trial"])) for event in events(path, kind)) == list(range(trials)), kind
+    assert len({json.dumps({**trial.config, "seed": 0}) for trial in ended}) == trials, "all configurations differ"
+    for trial in ended:
+        numbers = [metrics.epoch for metrics in trial.epochs]
+        assert numbers == list(range(1, len(numbers) + 1)), "every epoch once"
+        assert (trial.status is TrialStatus.COMPLETED) == (len(numbers) == epochs)
+        if trial.epochs:
+            assert trained_steps(study, trial.number) == numbers
+    assert len((path / "trials.jsonl").read_text().splitlines()) == trials
+    return ended
+
+
+def checkpoints_of_ended(path: Path) -> dict[int, int]:
+    """When the last checkpoint of each ended trial was written."""
+    study = load(path)
+    return {
+        trial.number: (study.trial_folder(trial.number) / "checkpoint" / "last.pt").stat().st_mtime_ns
+        for trial in study.list_trials()
+        if trial.status.ended and trial.epochs
+    }
+
+
+# A search from its beginning to its end.
+
+
+@pytest.fixture(scope="module")
+def finished(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> subprocess.CompletedProcess[str]:
+    """A search with every kind of end, on data whose test images are gone. `args[0]` is the study's path."""
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNELAB_CACHE", str(folder / "cache"))
+        prepare(DataConfig(limit_train=100))
+    tests = list((folder / "cache" / "data").glob("*/test*"))
+    assert len(tests) == 2
+    for file in tests:
+        file.unlink()
+    command = ["search", write_space(folder, "fine", "raises", "diverges"), "--study", str(folder / "study")]
+    options = ["--trials", "9", "--epochs", "4", "--limit-train", "100", "--concurrent", "2", "--seed", "0"]
+    more = {"TUNELAB_CACHE": str(folder / "cache"), "RAY_ADDRESS": "10.255.255.1:6379"}
+    done = machine.run(*command, *options, **more)
+    return subprocess.CompletedProcess([str(folder / "study"), *command], done.returncode, done.stdout, done.stderr)
+
+
+def test_a_search_ends_with_its_ranking(finished: subprocess.CompletedProcess[str]) -> None:
+    assert finished.returncode == 0, finished.stderr
+    first, header, *rows = finished.stdout.splitlines()
+    assert first.startswith(f"{finished.args[0]}: 9 of 9 trials begun (")
+    assert header.split()[:4] == ["rank", "trial", "val", "acc"]
+    assert rows[0].split()[0] == "1"
+    assert rows[-1].startswith("next: tunelab best ")
+    assert " went on at epoch 1; " in rows[-2]
+
+
+def test_every_trial_has_ended_as_it_must(finished: subprocess.CompletedProcess[str]) -> None:
+    trials = check_books(Path(finished.args[0]), 9, 4)
+    assert {trial.status.value for trial in trials} == {"COMPLETED", "STOPPED", "DIVERGED", "FAILED"}
+    for trial in trials:
+        kind = trial.params["kind"]
+        assert (trial.status is TrialStatus.FAILED) == (kind == "raises")
+        assert (trial.status is TrialStatus.DIVERGED) == (kind == "diverges")
+        if kind == "raises":
+            assert trial.reason.startswith("InputError: optimizer 'nothing' is unknown; allowed are")
+        if kind == "diverges":
+            assert trial.reason.startswith("epoch 1: the training loss became")
+        if trial.status is TrialStatus.STOPPED:
+            assert re.fullmatch(r"epoch [13]: place \d of \d, \d go on", trial.reason)
+    assert trials[0].status is TrialStatus.COMPLETED, "the baseline always runs its full length"
+
+
+def test_the_terminal_shows_trials_and_nothing_of_ray(finished: subprocess.CompletedProcess[str]) -> None:
+    title, *lines = finished.stderr.splitlines()
+    assert title == f"small on digits: 9 trials of 4 epochs -> {finished.args[0]}"
+    assert len(lines) == 9
+    ends = "completed|stopped  |diverged |failed   "
+    assert all(re.match(rf"trial   \d ({ends}) .*\[\d/9 trials, ", line) for line in lines), finished.stderr
+    assert "WARNING" in (Path(finished.args[0]) / "ray.log").read_text(), "where Ray's words are"
+
+
+def test_the_folder_of_a_study(finished: subprocess.CompletedProcess[str]) -> None:
+    path = Path(finished.args[0])
+    assert {file.name for file in path.iterdir()} == {
+        "journal.jsonl",
+        "lock",
+        "optuna.journal",
+        "ray.log",
+        "study.json",
+        "trials",
+        "trials.csv",
+        "trials.jsonl",
+    }
+    assert [stat.S_IMODE(folder.stat().st_mode) & 0o077 for folder in (path, path / "trials")] == [0, 0]
+    assert {file.name for file in (path / "trials" / "0000").iterdir()} == {"checkpoint", "events"}
+    assert {file.name for file in (path / "trials" / "0000" / "checkpoint").iterdir()} == {"best.pt", "last.pt"}
+    failed = next(trial.number for trial in load(path).list_trials() if trial.status is TrialStatus.FAILED)
+    assert "Traceback" in (path / "trials" / f"{failed:04d}" / "error.txt").read_text()
+
+
+def test_nothing_of_ray_is_left(machine: Machine, finished: subprocess.CompletedProcess[str]) -> None:
+    machine.assert_nothing_is_left()
+    assert not is_locked(Path(finished.args[0]))
+
+
+def test_a_finished_search_is_not_begun_again(machine: Machine, finished: subprocess.CompletedProcess[str]) -> None:
+    path = Path(finished.args[0])
+    before = (path / "journal.jsonl").read_bytes()
+    done = machine.run("resume", str(path), TUNELAB_CACHE=str(path.parent / "cache"))
+    assert (done.returncode, done.stdout) == (0, finished.stdout)
+    assert (path / "journal.jsonl").read_bytes() == before
+
+
+# Interrupted in every way.
+
+
+def test_a_search_survives_kills_signals_and_a_deadline(machine: Machine, tmp_path: Path) -> None:
+    path = tmp_path / "study"
+    command = ["search", write_space(tmp_path, batch=2), "--study", str(path), "--trials", "8", "--epochs", "20"]
+    command += ["--limit-train", "600", "--concurrent", "2"]
+    ended: dict[int, int] = {}
+
+    def results() -> int:
+        return len(events(path, "result"))
+
+    def go_on_until_new(count: int, *arguments: str) -> subprocess.Popen[str]:
+        """Starts a command and waits until it has recorded so many epochs."""
+        before = results()
+        process = machine.start(*arguments)
+        wait_until(lambda: results() >= before + count, 120, process)
+        return process
+
+    # kill -9: nothing of Ray outlives the driver, and the lock is free.
+    process = go_on_until_new(9, *command)
+    process.kill()
+    process.communicate()
+    machine.assert_nothing_runs()
+    assert not is_locked(path)
+    assert any(trial.status is TrialStatus.PAUSED for trial in load(path).list_trials())
+    ended.update(checkpoints_of_ended(path))
+
+    # A second resume is refused while the first runs; Ctrl-C in a terminal goes to the whole group.
+    process = go_on_until_new(3, "resume", str(path))
+    second = machine.run("resume", str(path))
+    assert second.returncode == 2
+    assert second.stderr.count("\n") == 1
+    assert f"is being written by process {process.pid} on" in second.stderr
+    assert process.poll() is None, "the first goes on"
+    os.killpg(process.pid, signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130, err
+    assert err.splitlines()[-1].startswith("tunelab: stopped before the end (SIGINT): ")
+    assert err.splitlines()[-1].endswith(f"`tunelab resume {path}` goes on")
+    machine.assert_nothing_runs()
+    ended.update(checkpoints_of_ended(path))
+
+    # SIGTERM, as from a batch system; once while Ray starts, once in the middle.
+    process = machine.start("resume", str(path))
+    wait_until(lambda: is_locked(path), 60, process)
+    time.sleep(0.5)
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    assert "stopped before the end (SIGTERM)" in err
+    process = go_on_until_new(2, "resume", str(path))
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 3, err
+    assert "stopped before the end (SIGTERM)" in err
+    ended.update(checkpoints_of_ended(path))
+
+    done = machine.run("resume", str(path), "--deadline", "0.1s")
+    assert done.returncode == 3, done.stderr
+    assert "stopped before the end (deadline)" in done.stderr
+
+    # The end, though the process of a trial is killed on the way.
+    process = go_on_until_new(1, "resume", str(path))
+    victims = machine.workers()
+    for worker in victims:
+        worker.kill()
+    assert victims
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    assert "8 of 8 trials begun" in out
+    trials = check_books(path, 8, 20)
+    assert {trial.status for trial in trials} <= {TrialStatus.COMPLETED, TrialStatus.STOPPED}
+    assert len(ended) >= 1
+    assert {number: checkpoints_of_ended(path)[number] for number in ended} == ended, "none is trained a second time"
+    machine.assert_nothing_runs()
+    left = [folder for folder in machine.temporary.iterdir() if folder.name.startswith("tunelab-")]
+    assert len(left) <= 1, "only a killed driver leaves its folder"
+    for folder in left:
+        shutil.rmtree(folder)
+
+
+def test_a_trial_whose_process_dies_again_and_again_fails_and_the_others_go_on(
+    machine: Machine, tmp_path: Path
+) -> None:
+    """Also: who ignores SIGHUP, as nohup arranges, is not stopped by it."""
+    path = tmp_path / "study"
+    command = ["search", write_space(tmp_path, batch=2), "--study", str(path), "--trials", "2", "--epochs", "20"]
+    process = machine.start(*command, "--limit-train", "300", "--concurrent", "1", ignore=signal.SIGHUP)
+    killed: set[int] = set()
+    for _ in range(3):
+        wait_until(lambda: {worker.pid for worker in machine.workers()} - killed, 120, process)
+        before = len(events(path, "result"))
+        wait_until(lambda before=before: len(events(path, "result")) > before + 1, 120, process)  # type: ignore[misc]
+        for worker in machine.workers():
+            killed.add(worker.pid)
+            worker.kill()
+        process.send_signal(signal.SIGHUP)
+    out, err = process.communicate(timeout=200)
+    assert process.returncode == 0, err
+    first, second = load(path).list_trials()
+    assert (first.status, first.reason) == (TrialStatus.FAILED, "the trial's process died 3 times")
+    assert 3 <= len(first.epochs) < 20
+    assert second.status is TrialStatus.COMPLETED
+    assert "1 failed" in out
+    check_books(path, 2, 20)
+    machine.assert_nothing_is_left()
+
+
+# Searches from Python.
+
+
+def run_script(machine: Machine, code: str, folder: Path, **more: str) -> list[str]:
+    """What a Python program says that searches in its own process."""
+    done = subprocess.run(
+        [sys.executable, "-W", "error::ResourceWarning", "-c", textwrap.dedent(code), write_space(folder), str(folder)],
+        env=machine.environment(**more),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    machine.assert_nothing_is_left()
+    return done.stdout.splitlines()
+
+
+def test_a_program_is_as_it_was_after_a_search(machine: Machine, tmp_path: Path) -> None:
+    """And it can search again; where temporary files go to a long path, Ray's sockets have a short one."""
+    code = """
+        import os, signal, sys, threading
+        import tunelab, ray
+        from ray import tune
+
+        def state():
+            signals = [str(signal.getsignal(n)) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+            mask = os.umask(0o022); os.umask(mask)
+            files = [os.readlink(f"/proc/self/fd/{n}") for n in (0, 1, 2)]
+            return dict(os.environ), signals, mask, os.getcwd(), files, ray.is_initialized()
+
+        space, folder = sys.argv[1:]
+        before = state()
+        for number in range(2):
+            given = dict(trials=2, epochs=1, limit_train=50, progress=False)
+            study = tunelab.search(space, study=f"{folder}/{number}", **given)
+            print(len(study.list_trials()), study.best().number in (0, 1))
+            for one, other, name in zip(state(), before, ("environment", "signals", "umask", "folder", "files", "ray")):
+                print(name, one == other or (one, other))
+    """
+    long = tmp_path / "a-folder-for-temporary-files"
+    long.mkdir()
+    said = run_script(machine, code, tmp_path, TMPDIR=str(long))
+    names = ("environment", "signals", "umask", "folder", "files", "ray")
+    assert said == ["2 True", *[f"{name} True" for name in names]] * 2
+    assert list(long.glob("tunelab-*")) == []
+
+
+def test_a_search_whose_record_or_trials_fail_says_so(machine: Machine, tmp_path: Path) -> None:
+    code = """
+        import sys
+        from pathlib import Path
+        import tunelab
+        from tunelab.journal import Journal
+
+        space, folder = sys.argv[1:]
+        given = dict(trials=12, epochs=3, limit_train=50, progress=False, concurrent=1)
+
+        # The disk fills up after ten events.
+        real, left = Journal.append, [10]
+
+        def append(journal, event):
+            left[0] -= 1
+            if left[0] < 0:
+                raise tunelab.TunelabError("the record cannot be written: No space left on device")
+            real(journal, event)
+
+        Journal.append = append
+        try:
+            tunelab.search(space, study=f"{folder}/full", **given)
+        except tunelab.TunelabError as error:
+            print(error.exit_status, error)
+        Journal.append = real
+
+        # Every trial fails.
+        Path(space).write_text(Path(space).read_text().replace("'sgd'", "'nothing'").replace('"sgd"', '"nothing"'))
+        try:
+            tunelab.search(space, study=f"{folder}/fails", **given)
+        except tunelab.TunelabError as error:
+            print(error.exit_status, error)
+
+        # Ray that somebody else started is left alone.
+        import ray
+        ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        try:
+            tunelab.search(space, study=f"{folder}/third", **given)
+        except tunelab.TunelabError as error:
+            print(error.exit_status, error)
+        print(ray.is_initialized())
+    """
+    said = run_script(machine, code, tmp_path)
+    assert said[:1] == ["1 the record cannot be written: No space left on device"]
+    assert said[1].startswith("1 5 trials in a row failed with: InputError: optimizer 'nothing' is unknown")
+    assert said[2].endswith("call ray.shutdown() before tunelab.search()")
+    assert said[3] == "True"
+    assert len(list(read_journal(tmp_path / "full" / "journal.jsonl"))) == 10
+    trials = load(tmp_path / "fails").list_trials()
+    assert [trial.status for trial in trials] == [TrialStatus.FAILED] * 5
+    with pytest.raises(InputError, match="5 failed"):
+        load(tmp_path / "fails").best()

@@ -1,0 +1,587 @@
+from __future__ import annotations
+
+import dataclasses
+import random
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from tunelab.config import (
+    ArchSpec,
+    BlockSpec,
+    DataConfig,
+    StemSpec,
+    TrainConfig,
+    TrialConfig,
+    config_id,
+    derive_seed,
+    to_json,
+)
+from tunelab.errors import InputError, RefusedError
+from tunelab.records import EpochMetrics, Trial, TrialStatus
+from tunelab.space import SearchSpace, Suggest
+from tunelab.tuning.searcher import SAMPLERS, STATES, FixedSource, OptunaSource, Proposal
+
+ARCH = ArchSpec(StemSpec(4), ((BlockSpec("basic", 4),),))
+BASELINE: dict[str, Any] = {"x": 0.125, "kind": "sgd"}
+ENDS = (TrialStatus.COMPLETED, TrialStatus.STOPPED, TrialStatus.DIVERGED, TrialStatus.FAILED)
+
+
+def draw(suggest: Suggest) -> TrialConfig:
+    """A space with a parameter that is only there sometimes."""
+    x = suggest.suggest_float("x", 0.001, 1.0)
+    kind = suggest.suggest_categorical("kind", ("sgd", "adam", "adamw"))
+    batch = 8 * suggest.suggest_int("batch", 1, 9) if kind == "adam" else 32
+    return TrialConfig(ARCH, TrainConfig(lr=x, optimizer=kind, batch_size=batch))
+
+
+def draw_few(suggest: Suggest) -> TrialConfig:
+    """A space of four configurations."""
+    return TrialConfig(ARCH, TrainConfig(batch_size=suggest.suggest_int("batch", 1, 4)))
+
+
+def make_space(
+    draw: Callable[[Suggest], Any] = draw, baselines: tuple[Mapping[str, Any], ...] = (BASELINE,)
+) -> SearchSpace:
+    return SearchSpace("test", "test.py", 1, "a test", draw, baselines)
+
+
+def accept(_config: TrialConfig) -> Mapping[str, Any]:
+    return {"params": 10}
+
+
+def make_source(
+    space: SearchSpace | None = None,
+    storage: Path | None = None,
+    *,
+    seed: int = 1,
+    sampler: str = "tpe",
+    check: Callable[[TrialConfig], Mapping[str, Any]] = accept,
+    known: list[Trial] | None = None,
+) -> OptunaSource:
+    def complete(config: TrialConfig, number: int) -> TrialConfig:
+        return dataclasses.replace(
+            config,
+            data=DataConfig(limit_train=100),
+            train=dataclasses.replace(config.train, epochs=4),
+            seed=derive_seed(seed, "trial", number),
+        )
+
+    source = OptunaSource(space or make_space(), seed, sampler, complete, check, storage)
+    source.restore(known or [])
+    return source
+
+
+class Run:
+    """A search without Ray and without training: what an engine does with a source, kept as trials."""
+
+    def __init__(self, source: OptunaSource) -> None:
+        self.source = source
+        self.trials: list[Trial] = []
+
+    def propose(self) -> Trial:
+        proposal = self.source.propose(len(self.trials))
+        trial = Trial(len(self.trials), to_json(proposal.config), dict(proposal.params), stats=dict(proposal.stats))
+        self.trials.append(trial)
+        return trial
+
+    def report(self, trial: Trial, *scores: float) -> None:
+        for score in scores:
+            metrics = EpochMetrics(len(trial.epochs) + 1, 1.0, 0.5, 1.0, score, 0.1, 1.0, 1.0, 1.0)
+            trial.epochs.append(metrics)
+            self.source.observe(trial.number, metrics.epoch, score)
+
+    def end(self, trial: Trial, status: TrialStatus) -> None:
+        trial.status = status
+        self.source.end(trial.number, status, trial.score)
+
+    def add(self, status: TrialStatus, *scores: float) -> Trial:
+        trial = self.propose()
+        self.report(trial, *scores)
+        if status.ended:
+            self.end(trial, status)
+        return trial
+
+    def add_one_of_each(self) -> None:
+        self.add(TrialStatus.COMPLETED, 0.1, 0.2, 0.3, 0.4)
+        self.add(TrialStatus.STOPPED, 0.3)
+        self.add(TrialStatus.DIVERGED, 0.2)
+        self.add(TrialStatus.FAILED)
+        self.add(TrialStatus.RUNNING, 0.15)
+        self.add(TrialStatus.RUNNING)
+
+
+def optunas_view(path: Path) -> list[optuna.trial.FrozenTrial]:
+    """The study as Optuna's own tools open it."""
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    return optuna.load_study(study_name=None, storage=storage).trials
+
+
+def assert_agrees(path: Path, trials: list[Trial]) -> None:
+    """Optuna's journal holds just these trials, as they are."""
+    seen = optunas_view(path)
+    assert [one.user_attrs["tunelab_trial"] for one in seen] == [trial.number for trial in trials]
+    for one, trial in zip(seen, trials, strict=True):
+        assert one.number == trial.number
+        assert one.params == trial.params
+        assert one.intermediate_values == {metrics.epoch: metrics.score for metrics in trial.epochs}
+        assert one.state is STATES.get(trial.status, TrialState.RUNNING)
+        assert one.value == (trial.score if trial.status is TrialStatus.COMPLETED else None) or (
+            one.state is TrialState.PRUNED
+        )
+
+
+# What Optuna is told.
+
+
+def test_optuna_is_told_the_truth(tmp_path: Path) -> None:
+    run = Run(make_source(storage=tmp_path / "optuna.journal"))
+    run.add_one_of_each()
+    seen = optunas_view(tmp_path / "optuna.journal")
+    assert [one.state.name for one in seen] == ["COMPLETE", "PRUNED", "FAIL", "FAIL", "RUNNING", "RUNNING"]
+    assert seen[0].value == 0.4
+    assert seen[0].intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}
+    assert seen[0].params == BASELINE
+    assert seen[1].intermediate_values == {1: 0.3}
+    assert_agrees(tmp_path / "optuna.journal", run.trials)
+
+
+def test_every_end_has_a_state() -> None:
+    assert {status for status in TrialStatus if status.ended} == set(STATES)
+    assert [status for status in STATES if STATES[status] is TrialState.COMPLETE] == [TrialStatus.COMPLETED]
+
+
+def test_the_study_is_maximised(tmp_path: Path) -> None:
+    run = Run(make_source(storage=tmp_path / "optuna.journal"))
+    run.add(TrialStatus.COMPLETED, 0.2)
+    run.add(TrialStatus.COMPLETED, 0.7)
+    run.add(TrialStatus.COMPLETED, 0.5)
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "optuna.journal")))
+    assert optuna.load_study(study_name="test", storage=storage).best_trial.number == 1
+
+
+# Optuna's journal after a crash.
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Trial]]:
+    path = tmp_path_factory.mktemp("finished") / "optuna.journal"
+    run = Run(make_source(storage=path))
+    run.add_one_of_each()
+    return path, run.trials
+
+
+def go_on(path: Path, known: list[Trial]) -> None:
+    """Restores a source from the record and runs on; Optuna's journal agrees before and after."""
+    run = Run(make_source(storage=path, known=known))
+    run.trials = [dataclasses.replace(trial, epochs=list(trial.epochs)) for trial in known]
+    assert_agrees(path, run.trials)
+    for trial in run.trials:
+        if not trial.status.ended:
+            run.report(trial, 0.5)
+            run.end(trial, TrialStatus.STOPPED)
+    run.add(TrialStatus.COMPLETED, 0.1, 0.2)
+    assert_agrees(path, run.trials)
+
+
+def test_a_journal_that_fits_is_kept(finished: tuple[Path, list[Trial]], tmp_path: Path) -> None:
+    path = Path(shutil.copy(finished[0], tmp_path / "optuna.journal"))
+    before = path.read_bytes()
+    make_source(storage=path, known=finished[1])
+    assert path.read_bytes() == before
+    go_on(path, finished[1])
+    assert path.read_bytes().startswith(before)
+
+
+def test_a_torn_journal_is_made_anew(finished: tuple[Path, list[Trial]], tmp_path: Path) -> None:
+    whole = finished[0].read_bytes()
+    last = whole.rstrip(b"\n").rindex(b"\n") + 1
+    path = tmp_path / "optuna.journal"
+    for cut in (0, 1, len(whole) // 2, last - 1, last, last + 1, (last + len(whole)) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        go_on(path, finished[1])
+
+
+def test_a_damaged_journal_is_made_anew(finished: tuple[Path, list[Trial]], tmp_path: Path) -> None:
+    whole = finished[0].read_bytes()
+    path = tmp_path / "optuna.journal"
+    generator = random.Random(0)
+    for _ in range(25):
+        at = generator.randrange(len(whole))
+        path.write_bytes(whole[:at] + bytes([whole[at] ^ generator.choice([1, 4, 0x80])]) + whole[at + 1 :])
+        known = finished[1]
+        run = Run(make_source(storage=path, known=known))
+        run.trials = list(known)
+        run.add(TrialStatus.STOPPED, 0.3)
+        seen = optunas_view(path)
+        assert [one.user_attrs["tunelab_trial"] for one in seen] == list(range(7))
+
+
+def test_a_missing_journal_is_made_anew(finished: tuple[Path, list[Trial]], tmp_path: Path) -> None:
+    go_on(tmp_path / "optuna.journal", finished[1])
+
+
+def test_an_older_journal_is_made_anew(tmp_path: Path) -> None:
+    """The record is written first, so that a crash between the two leaves Optuna's journal one event behind."""
+    path = tmp_path / "optuna.journal"
+    run = Run(make_source(storage=path))
+    run.add(TrialStatus.COMPLETED, 0.1, 0.2)
+    older = [path.read_bytes()]
+    trial = run.propose()
+    older.append(path.read_bytes())
+    run.report(trial, 0.3)
+    older.append(path.read_bytes())
+    run.end(trial, TrialStatus.STOPPED)
+    for content in older:
+        path.write_bytes(content)
+        go_on(path, run.trials)
+
+
+def test_a_journal_ahead_of_the_record_is_made_anew(finished: tuple[Path, list[Trial]], tmp_path: Path) -> None:
+    for known in ([], finished[1][:1], finished[1][:3]):
+        go_on(Path(shutil.copy(finished[0], tmp_path / "optuna.journal")), known)
+    path = Path(shutil.copy(finished[0], tmp_path / "optuna.journal"))
+    earlier = [dataclasses.replace(trial, epochs=trial.epochs[:1], status=TrialStatus.RUNNING) for trial in finished[1]]
+    go_on(path, earlier)
+
+
+def test_a_journal_of_another_study_is_made_anew(finished: tuple[Path, list[Trial]], tmp_path: Path) -> None:
+    path = tmp_path / "optuna.journal"
+    other = optuna.create_study(study_name="other", storage=JournalStorage(JournalFileBackend(str(path))))
+    other.add_trial(optuna.create_trial(value=1.0))
+    go_on(path, finished[1])
+
+
+def test_no_lock_file_is_left(finished: tuple[Path, list[Trial]]) -> None:
+    assert list(finished[0].parent.iterdir()) == [finished[0]]
+
+
+# What a proposal depends on.
+
+
+def simulate(source: OptunaSource, trials: int, concurrent: int, seed: int, watch: Callable[[Run], None]) -> Run:
+    """A search whose trials run at once and end in any order; many of their scores are equal."""
+    generator = random.Random(seed)
+    run = Run(source)
+    running: list[Trial] = []
+    while len(run.trials) < trials or running:
+        if len(running) < concurrent and len(run.trials) < trials:
+            watch(run)
+            running.append(run.propose())
+        else:
+            trial = running.pop(generator.randrange(len(running)))
+            status = generator.choices(ENDS, (5, 8, 4, 2))[0]
+            epochs = {TrialStatus.COMPLETED: 4, TrialStatus.STOPPED: generator.choice((1, 3))}
+            count = epochs.get(status, generator.randrange(3))
+            run.report(trial, *[generator.randrange(10) / 10 for _ in range(count)])
+            run.end(trial, status)
+    return run
+
+
+@pytest.mark.parametrize(("sampler", "concurrent"), [("tpe", 1), ("tpe", 4), ("random", 4)])
+def test_a_restored_source_proposes_what_the_unbroken_one_does(sampler: str, concurrent: int) -> None:
+    expected: dict[int, Proposal] = {}
+
+    def watch(run: Run) -> None:
+        number = len(run.trials)
+        if number in (0, 1, 5, 12, 20) or number > 40:
+            expected[number] = make_source(sampler=sampler, known=run.trials).propose(number)
+
+    run = simulate(make_source(sampler=sampler), 60, concurrent, 3, watch)
+    assert len(expected) == 24
+    for number, proposal in expected.items():
+        assert to_json(proposal.config) == run.trials[number].config, number
+        assert proposal.params == run.trials[number].params
+
+
+def test_equal_searches_propose_the_same_and_others_do_not() -> None:
+    def configs(seed: int, ends: int) -> list[str]:
+        run = simulate(make_source(seed=seed), 25, 1, ends, lambda run: None)
+        return [str(sorted(trial.params.items())) for trial in run.trials]
+
+    assert configs(1, 1) == configs(1, 1)
+    assert configs(2, 1)[1:] != configs(1, 1)[1:]
+    assert configs(1, 2)[:10] == configs(1, 1)[:10], "the first trials are drawn at random"
+    assert configs(1, 2) != configs(1, 1), "later ones learn"
+
+
+def test_refused_draws_are_forgotten_after_a_proposal() -> None:
+    """They are not in the record, so a restored source does not know of them."""
+
+    def check(config: TrialConfig) -> Mapping[str, Any]:
+        if config.train.lr > 0.4:
+            raise RefusedError("too fast")
+        return {"params": 10}
+
+    def watch(run: Run) -> None:
+        if len(run.trials) >= 12:
+            restored = make_source(check=check, known=run.trials)
+            expected.append((len(run.trials), to_json(restored.propose(len(run.trials)).config)))
+
+    expected: list[tuple[int, Any]] = []
+    source = make_source(check=check)
+    run = simulate(source, 30, 2, 3, watch)
+    assert source.refused["too fast"] >= 10
+    assert sum(source.refused.values()) < 30 * 40, "TPE learns within a proposal what is refused"
+    assert all(trial.config["train"]["lr"] <= 0.4 for trial in run.trials)
+    assert expected
+    assert all(run.trials[number].config == config for number, config in expected)
+
+
+def test_the_seeds_of_the_trials_differ() -> None:
+    run = Run(make_source(sampler="random"))
+    assert len({run.add(TrialStatus.FAILED).config["seed"] for _ in range(20)}) == 20
+
+
+# What is proposed.
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_no_configuration_is_proposed_twice(sampler: str) -> None:
+    source = make_source(make_space(draw_few, ()), sampler=sampler)
+    run = Run(source)
+    for _ in range(4):
+        run.add(TrialStatus.STOPPED, 0.5)
+    assert sorted(trial.params["batch"] for trial in run.trials) == [1, 2, 3, 4]
+    assert source.refused["the same configuration has been proposed before"] >= 1
+    with pytest.raises(InputError, match=r"no configuration left: 500 of 500 draws .*among the 4 that were tried"):
+        run.propose()
+    with pytest.raises(InputError, match="no configuration left"):
+        make_source(make_space(draw_few, ()), sampler=sampler, known=run.trials).propose(4)
+
+
+def test_the_baseline_is_not_drawn_again() -> None:
+    run = Run(make_source(make_space(draw_few, ({"batch": 2},))))
+    for _ in range(4):
+        run.add(TrialStatus.STOPPED, 0.5)
+    assert run.trials[0].params == {"batch": 2}
+    assert sorted(trial.params["batch"] for trial in run.trials) == [1, 2, 3, 4]
+
+
+def test_what_is_refused_is_counted_and_never_proposed(tmp_path: Path) -> None:
+    def check(config: TrialConfig) -> Mapping[str, Any]:
+        if config.train.optimizer != "sgd":
+            raise RefusedError(f"{config.train.optimizer} is not wanted")
+        return {"params": 10}
+
+    source = make_source(check=check, storage=tmp_path / "optuna.journal")
+    run = Run(source)
+    for _ in range(25):
+        run.add(TrialStatus.COMPLETED, 0.5)
+    assert {trial.config["train"]["optimizer"] for trial in run.trials} == {"sgd"}
+    assert set(source.refused) == {"adam is not wanted", "adamw is not wanted"}
+    assert sum(source.refused.values()) >= 10
+    assert_agrees(tmp_path / "optuna.journal", run.trials)
+
+
+def test_a_space_that_never_fits_is_refused() -> None:
+    def check(_config: TrialConfig) -> Mapping[str, Any]:
+        raise RefusedError("12 million parameters, --max-params allows 1000")
+
+    with pytest.raises(InputError, match=r"none of 500 draws from the space 'test' .*--max-params allows 1000"):
+        make_source(check=check).propose(0)
+
+
+def test_a_space_that_raises_is_named() -> None:
+    def raising(_suggest: Suggest) -> TrialConfig:
+        raise KeyError("width")
+
+    with pytest.raises(InputError, match="the space 'test' raised KeyError: 'width'"):
+        make_source(make_space(raising, ())).propose(0)
+    with pytest.raises(InputError, match="the space 'test' raised KeyError: 'width'"):
+        make_source(make_space(raising)).propose(0)
+
+
+def test_a_space_that_raises_later_is_named() -> None:
+    def raising(suggest: Suggest) -> TrialConfig:
+        if suggest.suggest_float("x", 0.0, 1.0) > 0.5:
+            raise ZeroDivisionError("division by zero")
+        return TrialConfig(ARCH)
+
+    source = make_source(make_space(raising, ()))
+    with pytest.raises(InputError, match="raised ZeroDivisionError"):
+        _ = [source.propose(number) for number in range(50)]
+
+
+def test_a_space_that_changes_the_choices_of_a_name_is_named() -> None:
+    """Optuna refuses it."""
+
+    def changing(suggest: Suggest) -> TrialConfig:
+        many = suggest.suggest_categorical("many", (False, True))
+        return TrialConfig(
+            ARCH, TrainConfig(batch_size=suggest.suggest_categorical("batch", (1, 2, 3) if many else (4, 5)))
+        )
+
+    run = Run(make_source(make_space(changing, ())))
+    with pytest.raises(InputError, match=r"the space 'test' raised ValueError: CategoricalDistribution does not"):
+        _ = [run.add(TrialStatus.COMPLETED, 0.5) for _ in range(20)]
+
+
+@pytest.mark.parametrize("wrong", [None, {"lr": 0.1}, ARCH, "config"])
+def test_a_space_that_returns_something_else_is_named(wrong: object) -> None:
+    with pytest.raises(InputError, match=f"the space 'test' returned {type(wrong).__name__}, not a TrialConfig"):
+        make_source(make_space(lambda suggest: wrong, ())).propose(0)
+
+
+# The baseline.
+
+
+def test_the_baseline_is_trial_0() -> None:
+    run = Run(make_source())
+    assert run.propose().params == BASELINE
+    assert run.trials[0].config["train"]["lr"] == 0.125
+    assert run.trials[0].config["train"]["epochs"] == 4
+    assert run.propose().params != BASELINE
+
+
+def test_the_first_baseline_that_fits_is_taken() -> None:
+    def check(config: TrialConfig) -> Mapping[str, Any]:
+        if config.train.lr > 0.4:
+            raise RefusedError("too fast")
+        return {"params": int(1000 * config.train.lr)}
+
+    few = tuple({"x": x, "kind": "adam", "batch": 2} for x in (0.9, 0.5, 0.4, 0.3))
+    source = make_source(make_space(draw, few), check=check)
+    assert source.has_baseline
+    found = source.propose(0)
+    assert found.params == few[2]
+    assert found.stats == {"params": 400}
+    none = make_source(make_space(draw, few[:2]), check=check)
+    assert not none.has_baseline
+    assert none.propose(0).config.train.lr <= 0.4
+
+
+def test_starters_follow_the_baseline() -> None:
+    """Of each family the first that fits, none twice; what does not fit leaves its place to the next."""
+
+    def check(config: TrialConfig) -> Mapping[str, Any]:
+        if config.train.lr > 0.4:
+            raise RefusedError("too fast")
+        return {"params": 10}
+
+    def sgd(*rates: float) -> tuple[dict[str, Any], ...]:
+        return tuple({"x": rate, "kind": "sgd"} for rate in rates)
+
+    families = (sgd(0.9, 0.3), sgd(0.8), sgd(0.5, 0.1), sgd(0.2), sgd(0.125, 0.25))
+    space = dataclasses.replace(make_space(draw, sgd(0.125)), starters=families)
+    run = Run(make_source(space, check=check))
+    opening = [run.add(TrialStatus.STOPPED, 0.5).params["x"] for _ in range(5)]
+    assert opening[:4] == [0.125, 0.3, 0.1, 0.2]
+    assert opening[4] not in (0.125, 0.25)
+    for number in range(5):
+        proposal = make_source(space, check=check, known=run.trials[:number]).propose(number)
+        assert proposal.params["x"] == opening[number]
+
+
+def test_a_starter_is_no_baseline() -> None:
+    def check(config: TrialConfig) -> Mapping[str, Any]:
+        if config.train.optimizer == "sgd":
+            raise RefusedError("no sgd")
+        return {"params": 10}
+
+    space = dataclasses.replace(make_space(), starters=(({"x": 0.2, "kind": "adamw"},),))
+    source = make_source(space, check=check)
+    assert not source.has_baseline
+    assert source.propose(0).params == {"x": 0.2, "kind": "adamw"}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "baseline",
+    [
+        {"x": 5.0, "kind": "sgd"},
+        {"x": 0.1, "kind": "rmsprop"},
+        {"x": 0.1, "kind": "adam", "batch": 2.5},
+        {"x": 0.1},
+        {"x": 0.1, "kind": "sgd", "batch": 2},
+        {"x": "fast", "kind": "sgd"},
+        {},
+    ],
+)
+def test_a_baseline_that_is_no_draw_of_the_space_is_refused(baseline: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match="the space 'test'"):
+        make_source(make_space(draw, (baseline,))).propose(0)
+
+
+def test_a_space_that_has_changed_since_the_record_is_refused() -> None:
+    """Without a new VERSION, which resume would have noticed."""
+
+    def changed(suggest: Suggest) -> TrialConfig:
+        return TrialConfig(ARCH, TrainConfig(lr=suggest.suggest_float("x", 0.5, 1.0)))
+
+    run = Run(make_source())
+    run.add(TrialStatus.COMPLETED, 0.5)
+    with pytest.raises(InputError, match="the space 'test'"):
+        make_source(make_space(changed), known=run.trials)
+
+
+# What is learnt.
+
+
+def share_above(source: OptunaSource, status: TrialStatus) -> float:
+    """How often the later half of 60 proposals has x > 0.5, if such trials end with this status."""
+    run = Run(source)
+    for _ in range(60):
+        trial = run.propose()
+        if trial.params["x"] > 0.5:
+            run.report(trial, *([0.9] if status is TrialStatus.DIVERGED else []))
+            run.end(trial, status)
+        else:
+            run.report(trial, 0.3, 0.4, 0.5, 0.5)
+            run.end(trial, TrialStatus.COMPLETED)
+    return sum(trial.params["x"] > 0.5 for trial in run.trials[30:]) / 30
+
+
+def test_where_trials_diverge_fewer_are_proposed() -> None:
+    shares = [share_above(make_source(seed=seed), TrialStatus.DIVERGED) for seed in range(4)]
+    ignored = [share_above(make_source(seed=seed), TrialStatus.FAILED) for seed in range(4)]
+    assert sum(shares) / 4 < 0.2
+    assert sum(shares) < sum(ignored) / 2, "a failure says nothing about the region"
+
+
+def test_good_regions_are_proposed_more_often() -> None:
+    def mean_of_x(sampler: str) -> float:
+        run = Run(make_source(sampler=sampler, seed=3))
+        for _ in range(60):
+            trial = run.propose()
+            run.report(trial, trial.params["x"])
+            run.end(trial, TrialStatus.COMPLETED)
+        return sum(trial.params["x"] for trial in run.trials[30:]) / 30
+
+    assert mean_of_x("tpe") > 0.7
+    assert 0.35 < mean_of_x("random") < 0.65
+
+
+# A fixed list.
+
+
+def test_a_list_is_proposed_in_order() -> None:
+    configs = [TrialConfig(ARCH, seed=seed) for seed in range(3)]
+    source = FixedSource(configs, accept)
+    source.restore([])
+    proposals = [source.propose(number) for number in (2, 0, 1)]
+    assert [proposal.config.seed for proposal in proposals] == [2, 0, 1]
+    assert proposals[0] == Proposal(configs[2], {}, {"params": 10})
+    source.observe(0, 1, 0.5)
+    source.end(0, TrialStatus.COMPLETED, 0.5)
+
+
+def test_a_list_is_checked_too() -> None:
+    def check(_config: TrialConfig) -> Mapping[str, Any]:
+        raise RefusedError("too large")
+
+    with pytest.raises(RefusedError, match="too large"):
+        FixedSource([TrialConfig(ARCH)], check).propose(0)
+
+
+def test_config_ids_of_equal_draws_are_equal() -> None:
+    """What duplicates are known by: the seed, which is another for each trial, does not count."""
+    one = make_source().propose(0).config
+    assert config_id(dataclasses.replace(one, seed=5)) == config_id(one)

@@ -1,0 +1,196 @@
+from __future__ import annotations
+
+import json
+import multiprocessing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ray.tune.trainable import trainable
+
+from tunelab.config import ArchSpec, BlockSpec, DataConfig, StemSpec, TrainConfig, TrialConfig, to_json
+from tunelab.records import EpochMetrics
+from tunelab.training.loop import Trainer, fit
+from tunelab.tuning.worker import TrialWorker
+
+MakeWorker = Callable[..., TrialWorker]
+
+
+def trial_config(seed: int = 1, **train: Any) -> TrialConfig:
+    arch = ArchSpec(StemSpec(4), ((BlockSpec("basic", 4, 2, 1),),), activation="leaky_relu", norm="none")
+    recipe = {"epochs": 3, "batch_size": 16, "lr": 0.05, **train}
+    return TrialConfig(arch, TrainConfig(**recipe), DataConfig(limit_train=100), seed)
+
+
+DIVERGES = {"lr": 100.0, "precision": "float32"}
+
+
+def given(folder: Path, config: TrialConfig | dict[str, Any], known_epochs: int = 0) -> dict[str, Any]:
+    """What Ray hands to a worker."""
+    return {
+        "number": 7,
+        "trial_config": config if isinstance(config, dict) else to_json(config),
+        "folder": str(folder),
+        "known_epochs": known_epochs,
+        "device": "cpu",
+        "threads": 1,
+        "telemetry": "off",
+    }
+
+
+@pytest.fixture
+def make_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeWorker]:
+    """Workers as Ray makes them; what Ray itself writes for each goes to a folder of this test."""
+    monkeypatch.setattr(trainable, "DEFAULT_STORAGE_PATH", str(tmp_path / "ray"))
+    threads = torch.get_num_threads()
+    made: list[TrialWorker] = []
+
+    def make(
+        config: TrialConfig | dict[str, Any] | None = None, known_epochs: int = 0, folder: Path | None = None
+    ) -> TrialWorker:
+        content = given(folder or tmp_path / "trial", config or trial_config(), known_epochs)
+        made.append(TrialWorker(content))
+        return made[-1]
+
+    yield make
+    for worker in made:
+        worker.stop()
+    torch.set_num_threads(threads)
+
+
+def told(worker: TrialWorker) -> dict[str, Any]:
+    """The content of the next report; Ray sees one text and no number of it."""
+    result = worker.step()
+    assert list(result) == ["report"]
+    assert isinstance(result["report"], str)
+    content: dict[str, Any] = json.loads(result["report"], parse_constant=lambda name: pytest.fail(name))
+    return content
+
+
+def metrics(worker: TrialWorker) -> EpochMetrics:
+    return EpochMetrics(**told(worker)["metrics"])
+
+
+def measured(history: list[EpochMetrics]) -> list[tuple[Any, ...]]:
+    """What does not depend on the clock."""
+    return [(one.epoch, one.train_loss, one.train_accuracy, one.val_loss, one.val_accuracy, one.lr) for one in history]
+
+
+def test_a_step_is_an_epoch(make_worker: MakeWorker) -> None:
+    worker = make_worker()
+    history = [metrics(worker) for _ in range(3)]
+    assert measured(history) == measured(fit(trial_config(), device="cpu", threads=1))
+
+
+def test_nothing_is_trained_before_the_first_step(make_worker: MakeWorker, tmp_path: Path) -> None:
+    make_worker()
+    assert not (tmp_path / "trial").exists()
+
+
+@pytest.mark.parametrize(("trained", "known"), [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 0), (3, 2), (3, 3)])
+def test_a_restart_tells_again_and_trains_nothing_twice(
+    make_worker: MakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: int, known: int
+) -> None:
+    """`trained` epochs are in the checkpoint, `known` in the record: what it lacks is told first, at least the last."""
+    before = make_worker()
+    expected = [metrics(before) for _ in range(trained)]
+    before.stop()
+    epochs: list[int] = []
+    real = Trainer.run_epoch
+
+    def run_epoch(trainer: Trainer) -> EpochMetrics:
+        epochs.append(len(trainer.history) + 1)
+        return real(trainer)
+
+    monkeypatch.setattr(Trainer, "run_epoch", run_epoch)
+    worker = make_worker(known_epochs=known)
+    first = min(known + 1, trained) if trained else 1
+    history = [metrics(worker) for _ in range(first, 4)]
+    assert [one.epoch for one in history] == list(range(first, 4))
+    assert epochs == list(range(trained + 1, 4))
+    assert history[: trained - first + 1] == expected[first - 1 :], "told as it was, the time it took included"
+    assert measured(history) == measured(fit(trial_config(), device="cpu", threads=1))[first - 1 :]
+
+
+def test_a_lost_checkpoint_means_a_new_beginning(make_worker: MakeWorker) -> None:
+    """The engine knows the epochs that come again."""
+    worker = make_worker(known_epochs=2)
+    assert [metrics(worker).epoch for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_diverged_trial_says_so(make_worker: MakeWorker) -> None:
+    content = told(make_worker(trial_config(**DIVERGES)))
+    assert content["status"] == "DIVERGED"
+    assert content["reason"].startswith("epoch 1: the training loss became nan")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"train": {"optimizer": "nothing"}}, "InputError: optimizer 'nothing' is unknown"),
+        ({"data": {"name": "nothing"}}, "InputError: there is no data set 'nothing'"),
+        ({"train": {"lr": -1}}, "InputError: TrialConfig: train.lr"),
+        ({"arch": {"stem": {}, "branches": [[{"kind": "x", "width": 4}]]}}, "'x'"),
+    ],
+)
+def test_a_trial_that_raises_says_why(
+    make_worker: MakeWorker, tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    content = told(make_worker({**to_json(trial_config()), **change}))
+    assert content["status"] == "FAILED"
+    assert said in content["reason"]
+    assert "\n" not in content["reason"]
+    assert "Traceback (most recent call last)" in (tmp_path / "trial" / "error.txt").read_text()
+
+
+def test_a_long_message_is_cut_and_memory_is_named(make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    for error, said in (
+        (RuntimeError("x" * 5000), "RuntimeError: x"),
+        (MemoryError(), "out of memory: "),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory:\n you tried"), "out of memory: ["),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "out of memory: CUDA"),
+    ):
+
+        def fail(_trainer: Trainer, error: Exception = error) -> EpochMetrics:
+            raise error
+
+        monkeypatch.setattr(Trainer, "run_epoch", fail)
+        content = told(make_worker())
+        assert content["reason"].startswith(said)
+        assert len(content["reason"]) < 400
+        assert "\n" not in content["reason"]
+
+
+def test_a_folder_that_cannot_be_written_is_a_failure_and_no_more(make_worker: MakeWorker, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    content = told(make_worker(folder=tmp_path / "file" / "trial"))
+    assert content["status"] == "FAILED"
+    assert "Not a directory" in content["reason"]
+
+
+def test_one_process_takes_one_trial_after_another(make_worker: MakeWorker, tmp_path: Path) -> None:
+    worker = make_worker()
+    metrics(worker)
+    for config in (trial_config(**DIVERGES), trial_config(optimizer="nothing")):
+        assert worker.reset_config(given(tmp_path / f"{config.train.optimizer}{config.train.lr}", config)) is True
+        assert "status" in told(worker)
+    assert worker.reset_config(given(tmp_path / "last", trial_config(seed=5))) is True
+    history = [metrics(worker) for _ in range(3)]
+    assert measured(history) == measured(fit(trial_config(seed=5), device="cpu", threads=1))
+
+
+def test_checkpoints_are_not_rays(make_worker: MakeWorker, tmp_path: Path) -> None:
+    worker = make_worker()
+    metrics(worker)
+    (tmp_path / "for-ray").mkdir()
+    worker.save_checkpoint(str(tmp_path / "for-ray"))
+    worker.load_checkpoint(str(tmp_path / "for-ray"))
+    assert list((tmp_path / "for-ray").iterdir()) == []
+    assert (tmp_path / "trial" / "checkpoint" / "last.pt").exists()
+
+
+def test_no_process_is_left(make_worker: MakeWorker) -> None:
+    metrics(make_worker())
+    assert multiprocessing.active_children() == []
