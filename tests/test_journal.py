@@ -261,3 +261,14 @@ def test_a_failed_opening_leaves_no_open_file(tmp_path: Path) -> None:
     with pytest.raises(TunelabError, match="line 1 is damaged"):
         Journal.open(tmp_path)
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_a_line_that_is_being_written_is_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    first, second, third = (encode({"event": "x", "number": number}) for number in range(3))
+    path.write_bytes(first + second[:10])
+    reading = read_journal(path)
+    assert next(reading)["number"] == 0
+    with path.open("ab") as stream:
+        stream.write(second[10:] + third)
+    assert [event["number"] for event in reading] in ([], [1, 2])

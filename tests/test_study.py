@@ -365,3 +365,14 @@ def test_the_public_way(make_study: MakeStudy) -> None:
     assert isinstance(study, tunelab.Study)
     assert study.best().status is tunelab.TrialStatus.COMPLETED
     assert sum(1 for _ in read_journal(study.path / "journal.jsonl")) == 6
+
+
+def test_one_damaged_study_does_not_hide_the_others(make_study: MakeStudy, runs_dir: Path) -> None:
+    good = make_study()
+    (runs_dir / "bad").mkdir()
+    (runs_dir / "bad" / "study.json").write_text("{")
+    left_out: list[str] = []
+    assert [study.path for study in list_studies(runs_dir, left_out)] == [good.path]
+    assert newest_study(runs_dir).path == good.path
+    assert len(left_out) == 1
+    assert "bad" in left_out[0]

@@ -171,3 +171,13 @@ def test_lengths_of_time(seconds: float, said: str) -> None:
 
 def test_percents() -> None:
     assert [percent(score) for score in (None, 0.0, 0.1234, 1.0)] == ["-", "0.0%", "12.3%", "100.0%"]
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_a_terminal_that_has_gone_away_does_not_end_a_search(kind: type[io.StringIO]) -> None:
+    class Gone(kind):  # type: ignore[misc, valid-type]
+        def write(self, text: str) -> int:
+            raise BrokenPipeError(32, "Broken pipe")
+
+    with Progress(Gone(), "a title", 2, 1, []) as progress:
+        run(progress, trial(0, "COMPLETED", (0.5,)), trial(1, "FAILED", reason="it broke"))

@@ -585,3 +585,62 @@ def test_config_ids_of_equal_draws_are_equal() -> None:
     """What duplicates are known by: the seed, which is another for each trial, does not count."""
     one = make_source().propose(0).config
     assert config_id(dataclasses.replace(one, seed=5)) == config_id(one)
+
+
+STARTERS: tuple[tuple[Mapping[str, Any], ...], ...] = (
+    ({"x": 0.9, "kind": "sgd"}, {"x": 0.25, "kind": "sgd"}),
+    (BASELINE,),
+    ({"x": 0.5, "kind": "adam", "batch": 2},),
+)
+
+
+def test_of_each_family_of_starters_the_first_that_fits_comes_after_the_baseline() -> None:
+    def check(config: TrialConfig) -> Mapping[str, Any]:
+        if config.train.lr > 0.8:
+            raise RefusedError("too fast")
+        return {"params": 10}
+
+    space = dataclasses.replace(make_space(), starters=STARTERS)
+    run = Run(make_source(space, check=check))
+    opening = [run.add(TrialStatus.STOPPED, 0.5).params for _ in range(3)]
+    assert opening == [BASELINE, STARTERS[0][1], STARTERS[2][0]], "a starter that is the baseline is not tried twice"
+    assert run.add(TrialStatus.STOPPED, 0.5).params not in opening
+    resumed = make_source(space, check=check, known=run.trials[:2])
+    assert resumed.propose(2).params == STARTERS[2][0]
+
+
+def test_a_rehearsal_draws_beyond_the_baseline_and_asks_for_no_more_than_there_is() -> None:
+    def raises_when_drawn(suggest: Suggest) -> TrialConfig:
+        config = draw(suggest)
+        if suggest.suggest_float("x", 0.001, 1.0) != BASELINE["x"]:
+            raise RuntimeError("only the baseline works")
+        return config
+
+    make_source(make_space(draw_few, ())).rehearse(50)
+    make_source().rehearse(4)
+    with pytest.raises(InputError, match="only the baseline works"):
+        make_source(make_space(raises_when_drawn)).rehearse(4)
+
+    def refuse(config: TrialConfig) -> Mapping[str, Any]:
+        raise RefusedError("too large")
+
+    with pytest.raises(InputError, match=r"none of 500 draws .*too large"):
+        make_source(check=refuse).rehearse(1)
+
+
+def test_an_optuna_journal_that_cannot_be_written_does_not_end_a_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(make_source(storage=tmp_path / "optuna.journal"))
+    run.add(TrialStatus.COMPLETED, 0.1, 0.2, 0.3, 0.4)
+
+    def full(self: JournalFileBackend, logs: list[dict[str, Any]]) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(JournalFileBackend, "append_logs", full)
+        run.add(TrialStatus.STOPPED, 0.1)
+    make_source(storage=tmp_path / "optuna.journal", known=run.trials)
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "optuna.journal")))
+    states = [one.state for one in optuna.load_study(study_name="test", storage=storage).trials]
+    assert states == [TrialState.COMPLETE, TrialState.PRUNED], "it is made anew from the record"

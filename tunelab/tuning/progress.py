@@ -44,6 +44,13 @@ class Silent:
         """A trial will not go on."""
 
 
+class _LastingConsole(Console):
+    """Says nothing more when nobody reads it; rich's own would end the process."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+
+
 class Progress:
     """Trials ended, running, stopped and failed, the best so far, time spent and left. Use it as a context.
 
@@ -56,7 +63,7 @@ class Progress:
     """
 
     def __init__(self, stream: TextIO, title: str, total: int, concurrent: int, known: list[Trial]) -> None:
-        self._console = Console(file=stream, highlight=False, markup=False, emoji=False)
+        self._console = _LastingConsole(file=stream, highlight=False, markup=False, emoji=False)
         self._title = title
         self._total = total
         self._concurrent = concurrent
@@ -70,17 +77,18 @@ class Progress:
         if self._live is None:
             self._print(self._title)
         else:
-            self._live.start(refresh=True)
+            with contextlib.suppress(OSError):
+                self._live.start(refresh=True)
         return self
 
     def __exit__(self, *_exception: object) -> None:
         if self._live is not None:
-            with contextlib.suppress(OSError, SystemExit):
+            with contextlib.suppress(OSError):
                 self._live.stop()
 
     def _print(self, line: Text | str) -> None:
         """Prints above the live display; a terminal that has gone away does not end a search."""
-        with contextlib.suppress(OSError, SystemExit):  # rich makes a SystemExit of a broken pipe
+        with contextlib.suppress(OSError):
             self._console.print(line, soft_wrap=True)
 
     def started(self, trial: Trial) -> None:

@@ -1,0 +1,154 @@
+"""Retraining on real Ray, from a search to a model that is used."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from tunelab.analysis.retrain import retrain
+
+import tunelab
+from tunelab.config import DataConfig, TrialConfig, from_json
+from tunelab.data.batches import load_split
+from tunelab.data.cache import prepare
+from tunelab.errors import InputError
+from tunelab.models.network import build_network
+from tunelab.study import Study
+from tunelab.training.evaluate import evaluate
+
+if TYPE_CHECKING:
+    from tests.conftest import MakeStudy
+
+SPACE = """
+from tunelab.config import ArchSpec, BlockSpec, StemSpec, TrainConfig, TrialConfig
+
+SUMMARY = "one block"
+VERSION = 1
+BASELINES = ({"lr": 0.1},)
+
+
+def draw(suggest):
+    arch = ArchSpec(StemSpec(4), ((BlockSpec("basic", 8, 2, 1),),))
+    return TrialConfig(arch, TrainConfig(batch_size=16, lr=suggest.suggest_float("lr", 0.01, 0.5, log=True)))
+"""
+
+
+def write_images(path: Path, seed: int) -> None:
+    """Two classes that differ in brightness."""
+    random = np.random.default_rng(seed)
+    labels = np.arange(240) % 2
+    images = random.integers(0, 128, (240, 8, 8)) + 100 * labels[:, None, None]
+    np.savez(path, images=images.astype(np.uint8), labels=labels)
+
+
+@pytest.fixture(scope="module")
+def searched(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A finished search on images in an npz file beside it."""
+    folder = tmp_path_factory.mktemp("searched")
+    (folder / "small.py").write_text(SPACE)
+    write_images(folder / "data.npz", seed=1)
+    return tunelab.search(
+        str(folder / "small.py"),
+        trials=2,
+        epochs=2,
+        data=f"npz:{folder}/data.npz",
+        study=folder / "study",
+        progress=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def retrained(searched: Study) -> dict[str, Any]:
+    return retrain(searched, epochs=3, seeds=2, progress=False)
+
+
+@pytest.mark.slow
+def test_the_model_on_the_disk_is_the_one_that_was_measured(retrained: dict[str, Any]) -> None:
+    folder = Path(retrained["folder"])
+    content = json.loads((folder / "config.json").read_text())
+    config = from_json(TrialConfig, content["trial_config"])
+    assert (config.train.epochs, config.data.train_on) == (3, "train+val")
+    model = build_network(config.arch, content["channels"], len(content["classes"]))
+    model.load_state_dict(load_file(folder / "model.safetensors"))
+    info = prepare(config.data)
+    assert (content["mean"], content["data_fingerprint"]) == (list(info.mean), info.fingerprint)
+    test = load_split(config.data, "test", torch.device("cpu"))
+    again = evaluate(model.eval(), test, info, device="cpu", precision=config.train.precision)
+    first = retrained["seeds"][0]["test"]
+    assert again.correct == first["correct"]
+    assert first["n"] == retrained["test_images"] == info.counts["test"]
+
+
+@pytest.mark.slow
+def test_the_metrics_and_the_curve_are_of_all_seeds(retrained: dict[str, Any], searched: Study) -> None:
+    accuracies = [seed["test"]["accuracy"] for seed in retrained["seeds"]]
+    assert retrained["test_accuracy"] == pytest.approx(np.mean(accuracies))
+    assert retrained["test_accuracy_std"] == pytest.approx(np.std(accuracies, ddof=1))
+    assert min(accuracies) > 0.8
+    assert len({seed["seed"] for seed in retrained["seeds"]}) == 2
+    assert retrained["search_val_accuracy"] == searched.best().score
+    assert retrained["test_reads_before"] == 0
+    folder = Path(retrained["folder"])
+    assert (folder / "learning_curve.png").read_bytes().startswith(b"\x89PNG")
+    assert len((folder / "learning_curve.csv").read_text().splitlines()) == 1 + 2 * 3
+    assert json.loads((folder / "metrics.json").read_text()) == retrained
+
+
+@pytest.mark.slow
+def test_a_finished_retraining_is_neither_trained_nor_tested_again(
+    retrained: dict[str, Any], searched: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_arguments: object, **_more: object) -> None:
+        raise AssertionError("this must not be called")
+
+    monkeypatch.setattr("tunelab.tuning.ray_tune.run", never)
+    monkeypatch.setattr("tunelab.analysis.retrain.load_split", never)
+    assert retrain(searched, epochs=3, seeds=2, progress=False) == retrained
+    assert retrain(searched, epochs=3, seeds=1, progress=False) == retrained
+
+
+@pytest.mark.slow
+def test_another_retraining_says_that_the_test_images_were_read_before(
+    retrained: dict[str, Any], searched: Study
+) -> None:
+    kept = retrain(searched, epochs=1, keep_val=True, trial=1, progress=False)
+    assert kept["test_reads_before"] == 2
+    assert kept["trained_on"] == "train"
+    assert kept["seeds"][0]["last_epoch"]["val_accuracy"] is not None
+    assert kept["folder"] != retrained["folder"]
+
+
+@pytest.mark.slow
+def test_changed_data_is_refused_before_anything_is_trained(searched: Study, tmp_path: Path) -> None:
+    """Images that the search has seen could be test images of the changed data."""
+    copied = tmp_path / "study"
+    shutil.copytree(searched.path, copied, ignore=shutil.ignore_patterns("retrain-*"))
+    data = Path(searched.info["options"]["data"]["name"].removeprefix("npz:"))
+    before = data.read_bytes()
+    write_images(data, seed=2)
+    try:
+        with pytest.raises(InputError, match="has changed since"):
+            retrain(copied, epochs=1, progress=False)
+    finally:
+        data.write_bytes(before)
+    assert not list(copied.glob("retrain-*"))
+
+
+def test_there_must_be_a_trial_of_full_length(make_study: MakeStudy) -> None:
+    with pytest.raises(InputError, match=r"no trial of .* has run its full length yet"):
+        retrain(make_study([("STOPPED", [0.9])]))
+
+
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"seeds": 0}, {"trial": 7}])
+def test_wrong_arguments_are_refused(wrong: dict[str, int], make_study: MakeStudy) -> None:
+    study = make_study([("COMPLETED", [0.1, 0.2, 0.3, 0.4])], config=None)
+    assert study.config(study.best()).data == DataConfig(limit_train=100)
+    with pytest.raises(InputError, match=r"at least 1|no trial 7"):
+        retrain(study, **wrong)
+    assert not list(study.path.glob("retrain-*"))
