@@ -15,8 +15,9 @@ from tunelab.config import TrialConfig, arch_id, derive_seed, from_json, to_json
 from tunelab.data.batches import load_split
 from tunelab.data.cache import DataInfo, prepare
 from tunelab.errors import InputError, TunelabError
+from tunelab.files import write_atomically
 from tunelab.records import Trial, TrialStatus
-from tunelab.study import Study, load, write_atomically, write_csv
+from tunelab.study import Study, load, write_csv
 from tunelab.training.checkpoint import load_model
 from tunelab.training.device import pick_device
 from tunelab.training.evaluate import Evaluation, evaluate

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tunelab.errors import InputError, TunelabError
+from tunelab.files import sync_folder
 
 _LOCK_ATTEMPTS = 10
 _CRC_END = len('{"crc":"00000000",')
@@ -132,15 +133,6 @@ def is_locked(folder: Path) -> bool:
         return True
     else:
         return False
-    finally:
-        os.close(descriptor)
-
-
-def sync_folder(folder: Path) -> None:
-    """Puts the names in a folder on the disk: a new file is lost in a power cut without."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any
 
 from tunelab.config import TrialConfig, from_json
 from tunelab.errors import InputError
-from tunelab.journal import is_locked, read_journal, sync_folder
+from tunelab.files import sync_folder, write_atomically
+from tunelab.journal import is_locked, read_journal
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 
 if TYPE_CHECKING:
@@ -299,14 +300,3 @@ def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(rows)
     temporary.replace(path)
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees either the old content or the new one, whole, even after a power cut."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)

@@ -15,7 +15,8 @@ import numpy as np
 from tunelab.config import DataConfig, derive_seed
 from tunelab.data.raw import Found, Images, Meter, Progress, Raw, Rows, require_images
 from tunelab.data.splits import cut
-from tunelab.data.storage import NpyWriter, require_room, room_errors, sync_folder
+from tunelab.data.storage import NpyWriter, require_room, room_errors
+from tunelab.files import sync_folder
 
 DESCRIPTION = "decoded.json"
 FORMAT = 1  # goes into the cache's key; raise it when the same data would be decoded differently

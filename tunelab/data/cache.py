@@ -18,7 +18,8 @@ from tunelab.data.build import FORMAT, Decoded, build, file_names, read_descript
 from tunelab.data.datasets import find_dataset
 from tunelab.data.raw import Found, Pixels, Progress, Rows
 from tunelab.data.splits import STATS_VERSION, Division, channel_stats, divide
-from tunelab.data.storage import cache_root, exclusive, room_errors, write_atomic
+from tunelab.data.storage import cache_root, exclusive, room_errors
+from tunelab.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -171,5 +172,5 @@ def _divided(folder: Path, decoded: Decoded, config: DataConfig, note: str) -> C
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, train=division.train, mean=np.array(mean), std=np.array(std), **val)
     with room_errors(folder):
-        write_atomic(file, buffer.getvalue())
+        write_atomically(file, buffer.getvalue())
     return Cached(folder, decoded, division, mean, std, note)

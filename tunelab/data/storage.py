@@ -100,29 +100,6 @@ def require_room(folder: Path, needed: int) -> None:
         )
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write a small file so that `path` is absent, old or complete, never half-written."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in `folder` outlive a power cut."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
 class NpyWriter:
     """Writes a `.npy` file row by row, without knowing how many rows come; `digest` is the sha256 of the rows.
 

@@ -23,6 +23,7 @@ from torch import nn
 from tunelab.config import TrialConfig, arch_id, config_id
 from tunelab.data.cache import DataInfo
 from tunelab.errors import InputError, TunelabError
+from tunelab.files import sync_folder
 from tunelab.models.network import build_network
 from tunelab.records import EpochMetrics
 
@@ -129,7 +130,7 @@ def save(folder: Path, checkpoint: Checkpoint, *, best: bool) -> None:
         if best:
             _name_best(new, folder / BEST)
         new.replace(folder / LAST)
-        _sync_folder(folder)
+        sync_folder(folder)
     except OSError:
         remove_leftovers(folder)
         raise
@@ -221,11 +222,3 @@ def _name_best(source: Path, target: Path) -> None:
     except OSError:  # no hard links on this file system
         _write(new, io.BytesIO(source.read_bytes()))
     new.replace(target)
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
