@@ -100,11 +100,12 @@ class Machine:
     def workers(self) -> list[psutil.Process]:
         """The processes that train, by the titles that Ray gives them while they rest and while they work."""
         titles = ("ray::TrialWorker", "ray::ResourceTrainable")
-        return [process for process in self.processes() if process.cmdline()[0].startswith(titles)]
+        return [process for process in self.processes() if self._is_ours(process, titles)]
 
-    def _is_ours(self, process: psutil.Process) -> bool:
+    def _is_ours(self, process: psutil.Process, titles: tuple[str, ...] = ("",)) -> bool:
         try:
-            return process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE
+            ours = process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE
+            return ours and " ".join(process.cmdline()).startswith(titles)
         except (psutil.Error, OSError):
             return False  # gone, or somebody else's
 
@@ -132,7 +133,7 @@ def wait_until(condition: Callable[[], object], seconds: float, process: subproc
         if process is not None and process.poll() is not None:
             pytest.fail(f"the command has ended with {process.returncode}: {process.communicate()}")
         assert time.monotonic() < end, "waited too long"
-        time.sleep(0.01)
+        time.sleep(0.1)
 
 
 def events(study: Path, kind: str) -> list[dict[str, object]]:
@@ -269,22 +270,16 @@ def test_a_finished_search_is_not_begun_again(machine: Machine, finished: subpro
 
 def test_a_search_survives_kills_signals_and_a_deadline(machine: Machine, tmp_path: Path) -> None:
     path = tmp_path / "study"
-    command = ["search", write_space(tmp_path, batch=2), "--study", str(path), "--trials", "8", "--epochs", "12"]
+    command = ["search", write_space(tmp_path, batch=2), "--study", str(path), "--trials", "6", "--epochs", "12"]
     command += ["--limit-train", "300", "--concurrent", "2"]
     ended: dict[int, int] = {}
 
     def results() -> int:
         return len(events(path, "result"))
 
-    def go_on_until_new(count: int, *arguments: str) -> subprocess.Popen[str]:
-        """Starts a command and waits until it has recorded so many epochs."""
-        before = results()
-        process = machine.start(*arguments)
-        wait_until(lambda: results() >= before + count, 120, process)
-        return process
-
     # kill -9: nothing of Ray outlives the driver, and the lock is free.
-    process = go_on_until_new(9, *command)
+    process = machine.start(*command)
+    wait_until(lambda: results() >= 4, 120, process)
     process.kill()
     process.communicate()
     machine.assert_nothing_runs()
@@ -300,7 +295,7 @@ def test_a_search_survives_kills_signals_and_a_deadline(machine: Machine, tmp_pa
     assert second.returncode == 2
     assert second.stderr.count("\n") == 1
     assert f"is being written by process {process.pid} on" in second.stderr
-    wait_until(lambda: results() >= before + 3, 120, process)
+    wait_until(lambda: results() >= before + 2, 120, process)
     os.killpg(process.pid, signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 130, err
@@ -309,7 +304,7 @@ def test_a_search_survives_kills_signals_and_a_deadline(machine: Machine, tmp_pa
     machine.assert_nothing_runs()
     ended.update(checkpoints_of_ended(path))
 
-    # SIGTERM, as from a batch system; once while Ray starts, once in the middle.
+    # SIGTERM, as from a batch system, while Ray starts; a deadline that has passed before.
     process = machine.start("resume", str(path))
     wait_until(lambda: is_locked(path), 60, process)
     time.sleep(0.5)
@@ -317,45 +312,28 @@ def test_a_search_survives_kills_signals_and_a_deadline(machine: Machine, tmp_pa
     _, err = process.communicate(timeout=60)
     assert process.returncode == 3, err
     assert "stopped before the end (SIGTERM)" in err
-    process = go_on_until_new(2, "resume", str(path))
-    process.terminate()
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 3, err
-    assert "stopped before the end (SIGTERM)" in err
-    ended.update(checkpoints_of_ended(path))
-
     done = machine.run("resume", str(path), "--deadline", "0.1s")
     assert done.returncode == 3, done.stderr
     assert "stopped before the end (deadline)" in done.stderr
 
-    # The process of a trial dies again and again, so that it fails; that of another dies once, and it goes on.
-    # Who ignores SIGHUP, as nohup arranges, is not stopped by it.
+    # The process of a trial is killed: the trial goes on from its checkpoint, twice; the third time it fails, and the
+    # others go on. Who ignores SIGHUP, as nohup arranges, is not stopped by it.
     process = machine.start("resume", str(path), "--concurrent", "1", ignore=signal.SIGHUP)
-    killed: dict[int, int] = {}
-
-    def kill_the_worker() -> None:
-        """Kills a process that has trained something, and notes which trial that was."""
-        wait_until(lambda: {worker.pid for worker in machine.workers()} - set(killed), 120, process)
-        before = results()
-        wait_until(lambda: results() > before, 120, process)
-        for worker in machine.workers():
-            killed[worker.pid] = int(str(events(path, "result")[-1]["trial"]))
-            worker.kill()
-
+    killed: set[int] = set()
     for _ in range(3):
-        kill_the_worker()
+        wait_until(lambda: {worker.pid for worker in machine.workers()} - killed, 120, process)
+        before = results()
+        wait_until(lambda before=before: results() > before, 120, process)  # type: ignore[misc]
+        for worker in machine.workers():
+            killed.add(worker.pid)
+            worker.kill()
         process.send_signal(signal.SIGHUP)
-    failing = set(killed.values())
-    wait_until(lambda: any(event["status"] == "FAILED" for event in events(path, "ended")), 60, process)
-    kill_the_worker()
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    assert "8 of 8 trials begun" in out
-    trials = check_books(path, 8, 12)
-    failed = [trial for trial in trials if trial.status is TrialStatus.FAILED]
-    assert {trial.number for trial in failed} == failing
-    assert [trial.reason for trial in failed] == ["the trial's process died 3 times"]
-    assert {trial.status.value for trial in trials} == {"COMPLETED", "STOPPED", "FAILED"}
+    assert "6 of 6 trials begun" in out
+    first, *others = check_books(path, 6, 12)
+    assert (first.status, first.reason) == (TrialStatus.FAILED, "the trial's process died 3 times")
+    assert {trial.status for trial in others} <= {TrialStatus.COMPLETED, TrialStatus.STOPPED}
     assert {number: checkpoints_of_ended(path)[number] for number in ended} == ended, "none is trained a second time"
     machine.assert_nothing_runs()
     left = [folder for folder in machine.temporary.iterdir() if folder.name.startswith("tunelab-")]
@@ -414,7 +392,8 @@ def test_a_program_that_searches(machine: Machine, tmp_path: Path) -> None:
         search("fails")
 
         # Ray that the program started itself is left alone.
-        ray.init(address="local", num_cpus=1, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        quiet = dict(include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+        ray.init(address="local", num_cpus=1, _temp_dir=os.environ["SHORT"], **quiet)
         search("third")
         print(ray.is_initialized())
         ray.shutdown()
@@ -424,7 +403,7 @@ def test_a_program_that_searches(machine: Machine, tmp_path: Path) -> None:
     (tmp_path / "home").mkdir()
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(code), write_space(tmp_path), str(tmp_path)],
-        env=machine.environment(TMPDIR=str(long), HOME=str(tmp_path / "home")),
+        env=machine.environment(TMPDIR=str(long), HOME=str(tmp_path / "home"), SHORT=str(machine.temporary / "ray")),
         capture_output=True,
         text=True,
         timeout=300,

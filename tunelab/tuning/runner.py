@@ -347,7 +347,7 @@ def _execute(study: Study, plan: _Plan) -> Study:
         if plan.show_progress:
             shown = Progress(ray_tune.terminal(), plan.title, plan.total, slots.concurrent, known)
         engine = Engine(journal, known, plan.source, plan.stopping, plan.total, shown, plan.ends)
-        if engine.unfinished:
+        if engine.unfinished and not engine.should_halt:
             with shown:
                 ray_tune.run(
                     engine,
