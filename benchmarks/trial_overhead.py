@@ -23,7 +23,7 @@ from pathlib import Path
 import tunelab
 from tunelab.journal import read_journal
 
-SPACE = '''
+SPACE = """
 from tunelab.config import ArchSpec, BlockSpec, StemSpec, TrainConfig, TrialConfig
 
 SUMMARY = "a network of next to nothing"
@@ -35,7 +35,7 @@ def draw(suggest):
     blocks = (BlockSpec("basic", 4, 2, convs=1),)
     arch = ArchSpec(StemSpec(4, 3, pool=True), (blocks,))
     return TrialConfig(arch, TrainConfig(batch_size=64, lr=suggest.suggest_float("lr", 1e-3, 1e-1, log=True)))
-'''
+"""
 
 
 def measure(folder: Path, trials: int) -> dict[str, float]:
