@@ -95,6 +95,12 @@ def test_every_command_has_help_with_an_example(name: str, capfd: pytest.Capture
     assert asked.err == ""
 
 
+def test_no_words_at_all_are_answered_with_the_help(capfd: pytest.CaptureFixture[str]) -> None:
+    asked = Asked([], capfd)
+    assert (asked.status, asked.err) == (0, "")
+    assert asked.out == Asked(["--help"], capfd).out
+
+
 def test_the_group_has_help_with_an_example_and_a_version(capfd: pytest.CaptureFixture[str]) -> None:
     assert "tunelab search arch --trials 16" in Asked(["--help"], capfd).out
     assert Asked(["--version"], capfd).out.startswith("tunelab")
@@ -164,6 +170,76 @@ def test_a_corrupt_archive_is_one_line(capfd: pytest.CaptureFixture[str], tmp_pa
     assert_one_line(Asked(["search", "arch", "--data", f"npz:{path}"], capfd), "cut.npz")
 
 
+@pytest.fixture
+def halted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Searches are begun and halted at once, instead of run on Ray; the reason is what the list holds last."""
+    reasons = ["SIGTERM"]
+    monkeypatch.setattr("tunelab.tuning.ray_tune.run", lambda engine, slots, **more: engine.halt(reasons[-1]))
+    return reasons
+
+
+@pytest.mark.parametrize(("why", "status"), [("SIGTERM", 3), ("SIGHUP", 3), ("deadline", 3), ("SIGINT", 130)])
+def test_a_search_that_was_stopped_says_how_to_go_on(
+    why: str, status: int, halted: list[str], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    halted.append(why)
+    for command in (
+        ["search", "arch", "--trials", "2", "--study", str(tmp_path / why)],
+        ["resume", str(tmp_path / why)],
+    ):
+        asked = Asked(command, capfd)
+        assert (asked.status, asked.out) == (status, "")
+        assert asked.err.splitlines()[-1] == (
+            f"tunelab: stopped before the end ({why}): 2 trials are left; `tunelab resume {tmp_path / why}` goes on"
+        )
+
+
+def test_files_that_are_no_images_can_be_skipped(
+    halted: list[str], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    text = images(tmp_path / "text", "ab", count=40)
+    (text / "b" / "note.txt").write_text("not an image")
+    command = ["search", "arch", "--data", f"folder:{text}", "--study", str(tmp_path / "study"), "--skip-unreadable"]
+    asked = Asked(command, capfd)
+    assert asked.status == 3, asked.err
+    assert next(line for line in asked.err.splitlines() if "unreadable" in line).startswith("data: 1 unreadable file")
+    study = json.loads((tmp_path / "study" / "study.json").read_text())
+    assert sum(study["data"]["counts"].values()) == 80
+
+
+def test_images_of_mixed_sizes_are_resized_and_that_is_said_once(
+    halted: list[str], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    mixed = images(tmp_path / "mixed", "ab", count=40)
+    Image.fromarray(np.zeros((9, 9), dtype=np.uint8)).save(mixed / "a" / "large.png")
+    command = ["search", "arch", "--data", f"folder:{mixed}", "--study", str(tmp_path / "study"), "--image-size", "12"]
+    asked = Asked(command, capfd)
+    assert asked.status == 3, asked.err
+    assert [line for line in asked.err.splitlines() if "resized" in line] == [
+        "data: images of 2 sizes resized to 12x12"
+    ]
+
+
+def test_a_small_disk_is_one_line_and_nothing_is_made_on_it(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "none", str(disk)], capture_output=True)
+    if mounted.returncode != 0:
+        pytest.skip("file systems cannot be mounted here; test_runner.py has the same without one")
+    try:
+        asked = Asked(["search", "arch", "--study", str(disk / "study")], capfd)
+        assert_one_line(asked, "no room", str(disk), "--runs-dir")
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_place_that_is_no_folder_is_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for option in (["--runs-dir", str(tmp_path / "file")], ["--study", str(tmp_path / "file" / "study")]):
+        assert_one_line(Asked(["search", "arch", *option], capfd), "cannot be made", "file")
+
+
 def test_a_space_that_raises_is_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path, runs_dir: Path) -> None:
     path = tmp_path / "raising.py"
     path.write_text(RAISING_SPACE)
@@ -185,6 +261,8 @@ def test_debug_shows_the_traceback_before_and_after_a_command(capfd: pytest.Capt
 
 def test_options_of_retraining_need_it(capfd: pytest.CaptureFixture[str], make_study: MakeStudy) -> None:
     path = str(make_study([("COMPLETED", [0.1, 0.2, 0.3, 0.4])]).path)
+    assert_one_line(Asked(["best", path, "--epochs", "150"], capfd), "--epochs", "--retrain")
+    assert_one_line(Asked(["best", path, "--seeds", "3"], capfd), "--seeds", "--retrain")
     assert_one_line(Asked(["best", path, "--keep-val", "--trial", "0"], capfd), "--trial and --keep-val", "--retrain")
 
 
@@ -262,10 +340,43 @@ def test_a_file_gives_options_and_the_command_line_wins(
     assert (options.data.limit_train, options.data.skip_unreadable, deadline) == (500, True, "07:30")
 
 
+def test_json_can_be_asked_for_in_a_file(capfd: pytest.CaptureFixture[str], tmp_path: Path, started: list[Any]) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text("json: yes\nruns-dir: elsewhere\ndownload: no\n")
+    asked = Asked(["search", "arch", "--config", str(file)], capfd)
+    assert json.loads(asked.out)["trials"] == 0
+    assert not started[0][1].data.download
+
+
+def test_an_empty_file_changes_nothing(capfd: pytest.CaptureFixture[str], tmp_path: Path, started: list[Any]) -> None:
+    (tmp_path / "options.yaml").write_text("# trials: 3\n")
+    assert Asked(["search", "arch", "--config", str(tmp_path / "options.yaml")], capfd).status == 0
+    assert started[0][1].trials == 100
+
+
+@pytest.mark.parametrize(
+    ("content", "said"), [(b"\xff\xfe\x00", "is not YAML"), (b"#" * 1_000_001, "is larger than 1000000 bytes")]
+)
+def test_a_file_of_something_else_is_one_line(
+    content: bytes, said: str, capfd: pytest.CaptureFixture[str], tmp_path: Path, started: list[Any]
+) -> None:
+    (tmp_path / "options.yaml").write_bytes(content)
+    assert_one_line(Asked(["search", "arch", "--config", str(tmp_path / "options.yaml")], capfd), said)
+    assert_one_line(Asked(["search", "arch", "--config", str(tmp_path)], capfd), "is a directory")
+    assert not started
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         ("trials: 3\ntrials: 4\n", ["'trials'", "twice"]),
+        ("max-params: 3\nmax_params: 4\n", ["'max_params'", "twice"]),
+        ("? [trials, epochs]\n: 3\n", ["`trials: 16`"]),
+        ("trials: 3\n---\ntrials: 4\n", ["not YAML"]),
+        ("trials: &many [*many]\n", ["'trials'", "one value"]),
+        ("trials:\n", ["--trials"]),
+        ("config: other.yaml\n", ["'config'"]),
+        ("help: yes\n", ["'help'"]),
         ("trails: 3\n", ["'trails'", "trials"]),
         ("space: arch\n", ["'space'"]),
         ("data:\n  name: digits\n", ["'data'", "one value"]),

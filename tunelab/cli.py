@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from tunelab.errors import InputError, TunelabError
 
@@ -64,14 +65,17 @@ def _read_config(context: click.Context, _parameter: click.Parameter, path: Path
     if path is None:
         return
     values = _load_yaml(path)
-    known = {name: option for option in context.command.params for name in (option.name,) if name}
-    defaults = {}
+    options = [option for option in context.command.params if isinstance(option, click.Option)]
+    known = {word[2:]: str(option.name) for option in options for word in option.opts if option.name != "config"}
+    defaults: dict[str, str] = {}
     for name, value in values.items():
-        key = str(name).replace("-", "_")
-        if key not in known or key in ("config", "space") or not isinstance(value, str):
-            allowed = ", ".join(sorted(name for name in known if name not in ("config", "space")))
+        key = str(name).replace("_", "-")
+        if key not in known or not isinstance(value, str):
+            allowed = ", ".join(sorted(known))
             raise InputError(f"{path}: {name!r} is not an option with one value; there are {allowed}")
-        defaults[key] = value
+        if known[key] in defaults:
+            raise InputError(f"{path}: {name!r} is given twice")
+        defaults[known[key]] = value
     context.default_map = {**(context.default_map or {}), **defaults}
 
 
@@ -91,6 +95,8 @@ def _load_yaml(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} must hold lines such as `trials: 16`")
     values: dict[str, Any] = {}
     for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise InputError(f"{path} must hold lines such as `trials: 16`")
         if key.value in values:
             raise InputError(f"{path}: {key.value!r} is given twice")
         values[key.value] = value.value if isinstance(value, yaml.ScalarNode) else None
@@ -129,10 +135,13 @@ _CONCURRENT = click.option("--concurrent", type=click.IntRange(min=1), help="Tri
 _STUDY = click.argument("study", type=click.Path(path_type=Path), required=False)
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.group(
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, invoke_without_command=True
+)
 @click.version_option(package_name="tunelab")
 @click.option("--debug", is_flag=True, help="Show tracebacks (also after a command).")
-def tunelab(debug: bool) -> None:
+@click.pass_context
+def tunelab(context: click.Context, debug: bool) -> None:
     """Search network architectures and training recipes for small images, with numbers you can believe.
 
     \b
@@ -140,6 +149,8 @@ def tunelab(debug: bool) -> None:
     tunelab best                             its ranking
     tunelab best --retrain --epochs 150      the winner in full, tested once
     """
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
 
 
 @tunelab.command()
@@ -242,7 +253,9 @@ def best(
     """
     found = _find(study, runs_dir)
     if not retrain:
-        given = [name for name, value in (("--trial", trial), ("--keep-val", keep_val or None)) if value is not None]
+        source = click.get_current_context().get_parameter_source
+        words = {"epochs": "--epochs", "seeds": "--seeds", "trial": "--trial", "keep_val": "--keep-val"}
+        given = [word for name, word in words.items() if source(name) is ParameterSource.COMMANDLINE]
         if given:
             raise InputError(f"{' and '.join(given)} can only be used with --retrain")
         _print_best(found, top, as_json)

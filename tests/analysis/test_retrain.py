@@ -14,13 +14,17 @@ from safetensors.torch import load_file
 from tunelab.analysis.retrain import retrain
 
 import tunelab
-from tunelab.config import DataConfig, TrialConfig, from_json
+from tunelab.config import ArchSpec, BlockSpec, DataConfig, StemSpec, TrainConfig, TrialConfig, from_json
 from tunelab.data.batches import load_split
 from tunelab.data.cache import prepare
-from tunelab.errors import InputError
+from tunelab.errors import DivergedError, InputError, TunelabError
 from tunelab.models.network import build_network
+from tunelab.records import TrialStatus
 from tunelab.study import Study
 from tunelab.training.evaluate import evaluate
+from tunelab.training.loop import Trainer
+from tunelab.tuning.engine import Engine
+from tunelab.tuning.runner import PausedError
 
 if TYPE_CHECKING:
     from tests.conftest import MakeStudy
@@ -152,3 +156,86 @@ def test_wrong_arguments_are_refused(wrong: dict[str, int], make_study: MakeStud
     with pytest.raises(InputError, match=r"at least 1|no trial 7"):
         retrain(study, **wrong)
     assert not list(study.path.glob("retrain-*"))
+
+
+# Without Ray: trials train in this process, one after another.
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """What is trained, as trial and epoch; the engine is halted before (1, 2) the first time that it comes up."""
+    trained: list[tuple[int, int]] = []
+    halts = [(1, 2)]
+
+    def run(engine: Engine, slots: object, *, folder_of: Any, **_more: object) -> None:
+        while (trial := engine.next_trial()) is not None:
+            trainer = Trainer(
+                from_json(TrialConfig, trial.config), folder=folder_of(trial.number), device="cpu", telemetry="off"
+            )
+            trainer.resume()
+            try:
+                while not engine.should_halt:
+                    at = (trial.number, len(trainer.history) + 1)
+                    if at in halts:
+                        halts.remove(at)
+                        engine.halt("SIGTERM")
+                        break
+                    trained.append(at)
+                    if not engine.report(trial.number, trainer.run_epoch()):
+                        break
+            except DivergedError as error:
+                engine.end(trial.number, TrialStatus.DIVERGED, str(error))
+
+    monkeypatch.setattr("tunelab.tuning.ray_tune.run", run)
+    return trained
+
+
+@pytest.fixture
+def studied(make_study: MakeStudy) -> Study:
+    """A study on digits whose fingerprint is theirs."""
+    data = prepare(DataConfig(limit_train=100)).to_json()
+    return make_study([("COMPLETED", [0.1, 0.2, 0.3, 0.4])], info={"data": data})
+
+
+def test_an_interrupted_retraining_goes_on_and_the_test_images_are_read_once(
+    here: list[tuple[int, int]], studied: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reads: list[str] = []
+
+    def counted(config: DataConfig, split: Any, device: torch.device) -> Any:
+        reads.append(split)
+        return load_split(config, split, device)
+
+    monkeypatch.setattr("tunelab.analysis.retrain.load_split", counted)
+    with pytest.raises(PausedError) as paused:
+        retrain(studied, epochs=2, seeds=2, progress=False)
+    assert paused.value.exit_status == 3
+    assert "resume" not in str(paused.value), "the same command goes on, `tunelab resume` does not"
+    (folder,) = studied.path.glob("retrain-*")
+    assert not (folder / "metrics.json").exists()
+    assert reads == []
+    metrics = retrain(studied, epochs=2, seeds=2, progress=False)
+    assert here == [(0, 1), (0, 2), (1, 1), (1, 2)], "every epoch once"
+    assert reads == ["test"]
+    assert len(metrics["seeds"]) == 2
+    assert retrain(studied, epochs=2, seeds=2, progress=False) == metrics
+    assert reads == ["test"]
+    more = retrain(studied, epochs=2, seeds=3, progress=False)
+    assert here[4:] == [(2, 1), (2, 2)], "only the new seed is trained"
+    assert [seed["test"] for seed in more["seeds"][:2]] == [seed["test"] for seed in metrics["seeds"]]
+
+
+def test_a_retraining_that_diverges_leaves_no_model(here: list[tuple[int, int]], make_study: MakeStudy) -> None:
+    arch = ArchSpec(StemSpec(4), ((BlockSpec("basic", 4, 2, 1),),), norm="none", activation="leaky_relu")
+    recipe = TrainConfig(epochs=4, batch_size=8, lr=1000.0, precision="float32")
+    study = make_study(
+        [("COMPLETED", [0.1, 0.2, 0.3, 0.4])],
+        config=TrialConfig(arch, recipe, DataConfig(limit_train=100)),
+        info={"data": prepare(DataConfig(limit_train=100)).to_json()},
+    )
+    for _ in range(2):
+        with pytest.raises(TunelabError, match=r"the training of trial 0 in full diverged: epoch 1: .* nan") as error:
+            retrain(study, epochs=2, progress=False)
+        assert error.value.exit_status == 1
+    assert not list(study.path.glob("retrain-*/metrics.json"))
+    assert not list(study.path.glob("retrain-*/model.safetensors"))
