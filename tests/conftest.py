@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -36,6 +37,14 @@ def runs_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "runs"
     monkeypatch.setenv("TUNELAB_RUNS", str(folder))
     return folder
+
+
+@pytest.fixture(autouse=True)
+def _numbers_as_usual() -> Iterator[None]:
+    """Training in a test's own process flushes denormal numbers, which hypothesis refuses to work with."""
+    yield
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_flush_denormal(False)
 
 
 class MakeStudy(Protocol):
