@@ -270,8 +270,8 @@ def test_a_finished_search_is_not_begun_again(machine: Machine, finished: subpro
 
 def test_a_search_survives_kills_signals_and_a_deadline(machine: Machine, tmp_path: Path) -> None:
     path = tmp_path / "study"
-    command = ["search", write_space(tmp_path, batch=2), "--study", str(path), "--trials", "6", "--epochs", "12"]
-    command += ["--limit-train", "300", "--concurrent", "2"]
+    command = ["search", write_space(tmp_path, batch=2), "--study", str(path), "--trials", "5", "--epochs", "12"]
+    command += ["--limit-train", "200", "--concurrent", "2"]
     ended: dict[int, int] = {}
 
     def results() -> int:
@@ -312,7 +312,7 @@ def test_a_search_survives_kills_signals_and_a_deadline(machine: Machine, tmp_pa
     _, err = process.communicate(timeout=60)
     assert process.returncode == 3, err
     assert "stopped before the end (SIGTERM)" in err
-    done = machine.run("resume", str(path), "--deadline", "0.1s")
+    done = machine.run("resume", str(path), "--deadline", "0.001s")
     assert done.returncode == 3, done.stderr
     assert "stopped before the end (deadline)" in done.stderr
 
@@ -330,8 +330,8 @@ def test_a_search_survives_kills_signals_and_a_deadline(machine: Machine, tmp_pa
         process.send_signal(signal.SIGHUP)
     out, err = process.communicate(timeout=200)
     assert process.returncode == 0, err
-    assert "6 of 6 trials begun" in out
-    first, *others = check_books(path, 6, 12)
+    assert "5 of 5 trials begun" in out
+    first, *others = check_books(path, 5, 12)
     assert (first.status, first.reason) == (TrialStatus.FAILED, "the trial's process died 3 times")
     assert {trial.status for trial in others} <= {TrialStatus.COMPLETED, TrialStatus.STOPPED}
     assert {number: checkpoints_of_ended(path)[number] for number in ended} == ended, "none is trained a second time"
