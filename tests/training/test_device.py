@@ -4,7 +4,6 @@ import mmap
 import subprocess
 import sys
 
-import numpy as np
 import psutil
 import pytest
 import torch
