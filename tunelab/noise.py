@@ -1,0 +1,212 @@
+"""Run-to-run noise: by how much two trainings of one configuration differ, and what can be told apart in spite of it.
+
+Scores are accuracies in [0, 1]. The noise is one standard deviation for all configurations, measured on those that were
+trained more than once. Few repeats measure a standard deviation badly (two equal ones would give 0), so they are
+combined with a guess that counts like a few repeats more: the binomial error of the validation images, or the jitter
+between the last epochs if that is larger.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from tunelab.records import Trial
+
+CONFIDENCE = 0.95
+PRIOR_DEGREES = 2.0
+"""How many degrees of freedom the guess counts for: a scaled inverse chi-square prior of the variance (our choice).
+
+The binomial error is a fair guess: of well trained networks that tell two classes apart the variance between runs is
+about half of it, (1 - p) / 2n (Jordan, "Calibrated Chaos", arXiv 2304.01910), of short trainings several times that.
+In simulated races two degrees erred less than three where the guess was less than half of the truth.
+"""
+LAST_EPOCHS = 6
+"""Over so many last epochs the jitter is taken (our choice): they give three third differences."""
+JITTER_TRIALS = 100
+"""Of at most so many trials, the best ones: more change the median little and cost time (our choice)."""
+UNKNOWN = 0.01
+"""The guess where there is nothing to guess from (our choice)."""
+UNSTABLE = 5.0
+"""A configuration whose runs differ by so many times the noise of others is unstable and no measure (our choice)."""
+
+
+@dataclass(frozen=True)
+class Noise:
+    """The standard deviation between runs, how well it is known, and what it was found from.
+
+    `degrees` are the degrees of freedom, those of the guess included; `repeats` counts the measured ones alone.
+    """
+
+    sd: float
+    degrees: float
+    source: str
+    repeats: int = 0
+
+
+def noise_at(trials: Iterable[Trial], epoch: int, val_images: int) -> Noise:
+    """The noise of scores after `epoch` epochs, from all trials that came so far.
+
+    Runs of one configuration are compared only if they were to have the same full length, since a schedule depends
+    on it.
+
+    Args:
+        trials: all trials of a study, repeats included.
+        epoch: after how many epochs, from 1.
+        val_images: on how many images a score was measured; 0 if that is not known.
+    """
+    reached = [trial for trial in trials if len(trial.epochs) >= epoch]
+    groups: dict[tuple[int, int], list[float]] = {}
+    for trial in reached:
+        groups.setdefault((configuration_of(trial), full_length(trial)), []).append(trial.epochs[epoch - 1].score)
+    return measured(groups.values(), _guess(reached, epoch, val_images))
+
+
+def configuration_of(trial: Trial) -> int:
+    """The number of the trial that the configuration was first proposed in."""
+    return trial.number if trial.repeat_of is None else trial.repeat_of
+
+
+def full_length(trial: Trial) -> int:
+    """How many epochs a trial is to have."""
+    train: Mapping[str, int] = trial.config.get("train", {})
+    return int(train.get("epochs", len(trial.epochs)))
+
+
+def measured(groups: Iterable[Sequence[float]], guess: Noise) -> Noise:
+    """The pooled standard deviation within groups of scores, each of one configuration, combined with a guess.
+
+    The variance is (degrees of the guess x its variance + sum of squares) / all degrees: the scale of the posterior
+    where the guess is a scaled inverse chi-square prior (Gelman et al., Bayesian Data Analysis, section 2.6). An
+    UNSTABLE configuration is left out if at least two repeats of others are left to judge it by.
+    """
+    pooled = sorted(((_squares(group), len(group) - 1) for group in groups if len(group) > 1), key=_variance)
+    found = len(pooled)
+    while len(pooled) > 1:
+        rest, degrees = _combine(pooled[:-1], guess)
+        if degrees - guess.degrees < 2 or _variance(pooled[-1]) <= UNSTABLE**2 * rest:
+            break
+        pooled.pop()
+    if not pooled:
+        return guess
+    variance, degrees = _combine(pooled, guess)
+    repeats = sum(count for _, count in pooled)
+    source = f"measured on {_counted(repeats, 'repeat')}"
+    if repeats < guess.degrees:
+        source += f" and guessed from {guess.source}"
+    if len(pooled) < found:
+        source += f", {_counted(found - len(pooled), 'unstable configuration')} left out"
+    return Noise(math.sqrt(variance), degrees, source, repeats)
+
+
+def interval(scores: Sequence[float], noise: Noise, confidence: float = CONFIDENCE) -> tuple[float, float, float]:
+    """Mean of a configuration's scores, and the bounds that its true mean lies between with this confidence."""
+    mean = statistics.fmean(scores)
+    margin = half_width(noise, 1 / len(scores), confidence)
+    return mean, mean - margin, mean + margin
+
+
+def difference(
+    scores: Sequence[float], others: Sequence[float], noise: Noise, confidence: float = CONFIDENCE
+) -> tuple[float, float, float]:
+    """By how much one configuration's true mean exceeds another's: the estimate, and its bounds at this confidence."""
+    mean = statistics.fmean(scores) - statistics.fmean(others)
+    margin = half_width(noise, 1 / len(scores) + 1 / len(others), confidence)
+    return mean, mean - margin, mean + margin
+
+
+def clearly_worse(
+    scores: Sequence[float], others: Sequence[float], noise: Noise, confidence: float = CONFIDENCE
+) -> bool:
+    """True if the first configuration is worse than the other one by more than noise explains at this confidence."""
+    return difference(scores, others, noise, confidence)[2] < 0
+
+
+def half_width(noise: Noise, variances: float, confidence: float = CONFIDENCE) -> float:
+    """Half the width of the interval of an estimate whose variance is so many times that of one run."""
+    return student_t(confidence, noise.degrees) * noise.sd * math.sqrt(variances)
+
+
+@functools.lru_cache(maxsize=64)
+def student_t(confidence: float, degrees: float) -> float:
+    """The bound that Student's t stays within, either side, with this confidence; to 0.2% from 2 degrees on.
+
+    Hill, "Algorithm 396: Student's t-quantiles", Communications of the ACM 13 (1970). In place of scipy, which takes
+    longer to load than a study.
+    """
+    outside = 1 - confidence
+    a = 1 / (degrees - 0.5)
+    b = 48 / a**2
+    c = ((20700 * a / b - 98) * a - 16) * a + 96.36
+    d = ((94.5 / (b + c) - 3) / b + 1) * math.sqrt(a * math.pi / 2) * degrees
+    y = (d * outside) ** (2 / degrees)
+    if y > 0.05 + a:
+        x = statistics.NormalDist().inv_cdf(outside / 2)
+        y = x**2
+        if degrees < 5:
+            c += 0.3 * (degrees - 4.5) * (x + 0.6)
+        c += (((0.05 * d * x - 5) * x - 7) * x - 2) * x + b
+        y = (((((0.4 * y + 6.3) * y + 36) * y + 94.5) / c - y - 3) / b + 1) * x
+        y = math.expm1(a * y**2)
+    else:
+        inner = 1 / (((degrees + 6) / (degrees * y) - 0.089 * d - 0.822) * (degrees + 2) * 3) + 0.5 / (degrees + 4)
+        y = (inner * y - 1) * (degrees + 1) / (degrees + 2) + 1 / y
+    return math.sqrt(degrees * y)
+
+
+def binomial_error(accuracy: float, images: int) -> float:
+    """The standard error of an accuracy measured on so many images, sqrt(p (1 - p) / n).
+
+    Two right and two wrong images are added, so that 100% is not taken for certain (Agresti & Coull, The American
+    Statistician 52, 1998).
+    """
+    adjusted = (accuracy * images + 2) / (images + 4)
+    return math.sqrt(adjusted * (1 - adjusted) / (images + 4))
+
+
+def jitter(scores: Sequence[float]) -> float:
+    """The standard deviation of scores about a smooth curve, from at least four epochs in a row.
+
+    From third differences, which a parabola has none of; those of independent scores have 20 times their variance.
+    """
+    thirds = [d - 3 * c + 3 * b - a for a, b, c, d in zip(scores, scores[1:], scores[2:], scores[3:], strict=False)]
+    return math.sqrt(statistics.fmean(third**2 for third in thirds) / 20)
+
+
+def _guess(reached: Sequence[Trial], epoch: int, val_images: int) -> Noise:
+    """What the noise is taken for without repeats, from the better half of the trials that came so far."""
+    ordered = sorted(reached, key=lambda trial: trial.epochs[epoch - 1].score, reverse=True)
+    better = ordered[: min((len(ordered) + 1) // 2, JITTER_TRIALS)]
+    guesses: list[tuple[float, str]] = []
+    if better and val_images > 0 and all(trial.epochs[epoch - 1].val_accuracy is not None for trial in better):
+        accuracy = statistics.median(trial.epochs[epoch - 1].score for trial in better)
+        guesses.append((binomial_error(accuracy, val_images), f"the binomial error of {val_images} validation images"))
+    if better and epoch >= 4:
+        curves = [[one.score for one in trial.epochs[max(0, epoch - LAST_EPOCHS) : epoch]] for trial in better]
+        guesses.append((statistics.median(jitter(curve) for curve in curves), "the jitter between epochs"))
+    sd, source = max(guesses, default=(0.0, ""))
+    return Noise(sd, PRIOR_DEGREES, source) if sd > 0 else Noise(UNKNOWN, PRIOR_DEGREES, "nothing")
+
+
+def _squares(scores: Sequence[float]) -> float:
+    """The sum of squared distances from the mean."""
+    mean = statistics.fmean(scores)
+    return sum((score - mean) ** 2 for score in scores)
+
+
+def _variance(squares: tuple[float, int]) -> float:
+    """The variance from a sum of squares and its degrees of freedom."""
+    return squares[0] / squares[1]
+
+
+def _combine(pooled: Sequence[tuple[float, int]], guess: Noise) -> tuple[float, float]:
+    """Variance and degrees of freedom of sums of squares, each with its own, and the guess."""
+    degrees = guess.degrees + sum(count for _, count in pooled)
+    return (guess.degrees * guess.sd**2 + sum(squares for squares, _ in pooled)) / degrees, degrees
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
