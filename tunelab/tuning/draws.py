@@ -1,0 +1,191 @@
+"""Configurations drawn without a sampler: anywhere in a space, or near one that is known; and as rows of numbers."""
+
+from __future__ import annotations
+
+import functools
+import math
+import random
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+
+Choice = TypeVar("Choice", bound="bool | int | float | str | None")
+Array = npt.NDArray[np.float64]
+
+_NEAR = 0.15
+"""The standard deviation of a step from a known value, in units of its range (our choice)."""
+
+
+class Draw:
+    """What a space asks for its values; it keeps them in `params`, and their ranges in `distributions`.
+
+    Args:
+        generator: what is random.
+        near: a configuration to stay near; values that it lacks are drawn anywhere. None: all are.
+        change: the probability that a value is not the one of `near`.
+    """
+
+    def __init__(self, generator: random.Random, near: Mapping[str, Any] | None = None, change: float = 0.0) -> None:
+        self.params: dict[str, Any] = {}
+        self.distributions: dict[str, BaseDistribution] = {}
+        self._generator = generator
+        self._near = near or {}
+        self._change = change
+
+    def suggest_categorical(self, name: str, choices: Sequence[Choice]) -> Choice:
+        """One of `choices`."""
+        keeps = name in self._near and self._generator.random() >= self._change
+        value: Any = self._near[name] if keeps and self._near[name] in choices else self._generator.choice(choices)
+        chosen: Choice = self._take(name, _categorical(tuple(choices)), value)
+        return chosen
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        """An integer in [low, high]."""
+        return int(self._number(name, _int_range(low, high, step, log)))
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """A number in [low, high]."""
+        return float(self._number(name, _float_range(low, high, step, log)))
+
+    def _number(self, name: str, scale: Scale) -> float:
+        if name not in self._near:
+            place = self._generator.random()
+        else:
+            place = scale.place_of(self._near[name])
+            if self._generator.random() < self._change:
+                place = reflect(place + self._generator.gauss(0.0, _NEAR))
+        value = self._take(name, scale.distribution, scale.value_at(min(max(place, 0.0), 1.0)))
+        return float(value)
+
+    def _take(self, name: str, distribution: BaseDistribution, value: Any) -> Any:
+        if name in self.params:  # asked for again: the same answer, as Optuna gives
+            return self.params[name]
+        self.params[name] = value
+        self.distributions[name] = distribution
+        return value
+
+
+def reflect(place: float) -> float:
+    """The place inside [0, 1] that a step beyond an end comes back to."""
+    place = abs(place) % 2.0
+    return 2.0 - place if place > 1.0 else place
+
+
+class Scale:
+    """Where a value lies in its range, as a number in [0, 1]; on a logarithmic scale where the range has one.
+
+    Integers and steps have equal shares of [0, 1].
+    """
+
+    def __init__(self, distribution: IntDistribution | FloatDistribution) -> None:
+        self.distribution = distribution
+        half = (distribution.step or 0) / 2
+        ends = distribution.low - half, distribution.high + half
+        self._low, high = (math.log(ends[0]), math.log(ends[1])) if distribution.log else ends
+        self._width = high - self._low
+
+    def place_of(self, value: float) -> float:
+        """The place of a value."""
+        scaled = math.log(value) if self.distribution.log else value
+        return (scaled - self._low) / self._width if self._width > 0 else 0.5
+
+    def places_of(self, values: Array) -> Array:
+        """The places of values (n,)."""
+        scaled = np.log(values) if self.distribution.log else values
+        found: Array = (scaled - self._low) / self._width if self._width > 0 else np.full(len(values), 0.5)
+        return found
+
+    def value_at(self, place: float) -> float:
+        """The value at a place."""
+        one = self.distribution
+        value = self._low + place * self._width
+        value = math.exp(value) if one.log else value
+        if one.step is not None:
+            value = one.low + round((value - one.low) / one.step) * one.step
+        value = min(max(value, one.low), one.high)
+        return int(value) if isinstance(one, IntDistribution) else value
+
+
+@functools.lru_cache(maxsize=10_000)
+def _categorical(choices: tuple[Any, ...]) -> CategoricalDistribution:
+    return CategoricalDistribution(choices)
+
+
+@functools.lru_cache(maxsize=10_000)
+def _int_range(low: int, high: int, step: int, log: bool) -> Scale:
+    return Scale(IntDistribution(low, high, log=log, step=step))
+
+
+@functools.lru_cache(maxsize=10_000)
+def _float_range(low: float, high: float, step: float | None, log: bool) -> Scale:
+    return Scale(FloatDistribution(low, high, log=log, step=step))
+
+
+class Encoder:
+    """Configurations as rows of numbers; columns are named in the order in which parameters are met.
+
+    A number is its place in its range. A choice among numbers is its place among them in order, another choice has a
+    column for each of its values. What is inactive is NaN. Parameters whose names differ by their digits alone, such as
+    the kinds of blocks 1 to 12, also have columns in common: the mean of the numbers, the share of each choice.
+
+    Args:
+        distributions: of every parameter that is known so far.
+        pooled: leaves the columns of such parameters out, and keeps what they have in common.
+    """
+
+    def __init__(self, distributions: Mapping[str, BaseDistribution], *, pooled: bool) -> None:
+        self._distributions = dict(distributions)
+        groups: dict[str, list[str]] = {}
+        for name in distributions:
+            groups.setdefault(re.sub(r"\d+", "#", name), []).append(name)
+        self._groups = {group: names for group, names in groups.items() if len(names) > 1}
+        positional = {name for names in self._groups.values() for name in names} if pooled else set()
+        self._single = [name for name in distributions if name not in positional]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The parameters that have columns."""
+        return tuple(self._distributions)
+
+    def rows(self, params: Sequence[Mapping[str, Any]]) -> Array:
+        """One row per configuration, (n, columns); what is inactive is NaN."""
+        known = {name: self._encode(name, params) for name in self._distributions}
+        columns = [column for name in self._single for column in known[name]]
+        for names in self._groups.values():
+            columns += [_mean_of_known(together) for together in zip(*(known[name] for name in names), strict=False)]
+        return np.stack(columns, axis=1) if columns else np.zeros((len(params), 0))
+
+    def _encode(self, name: str, params: Sequence[Mapping[str, Any]]) -> list[Array]:
+        distribution = self._distributions[name]
+        there = [name in one for one in params]
+        if not isinstance(distribution, CategoricalDistribution):
+            assert isinstance(distribution, (IntDistribution, FloatDistribution))
+            values = np.array([one.get(name, np.nan) for one in params], dtype=float)
+            return [Scale(distribution).places_of(values)]
+        choices = distribution.choices
+        if all(isinstance(choice, (int, float)) and not isinstance(choice, bool) for choice in choices):
+            ordered = sorted(float(choice) for choice in choices if choice is not None)
+            rank = {value: place / max(1, len(ordered) - 1) for place, value in enumerate(ordered)}
+            return [
+                np.array([rank[float(one[name])] if has else np.nan for one, has in zip(params, there, strict=True)])
+            ]
+        asked = choices[1:] if len(choices) == 2 else choices
+        return [
+            np.array([float(one[name] == choice) if has else np.nan for one, has in zip(params, there, strict=True)])
+            for choice in asked
+        ]
+
+
+def _mean_of_known(columns: Sequence[Array]) -> Array:
+    """The mean of columns (n,), without what is NaN; NaN where all are."""
+    together = np.stack(columns)
+    there = ~np.isnan(together)
+    count = there.sum(axis=0)
+    mean: Array = np.where(count > 0, np.where(there, together, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)
+    return mean
