@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tunelab.records import EpochMetrics
+from tunelab.standings import Place
+from tunelab.tuning.objectives import COSTS, costs_of
 
 
 def learning_curve(histories: Sequence[Sequence[EpochMetrics]]) -> list[dict[str, Any]]:
@@ -58,6 +60,62 @@ def draw_learning_curve(rows: Sequence[dict[str, Any]], path: Path, title: str, 
         panel.grid(alpha=0.3)
         if panel.get_legend_handles_labels()[0]:
             panel.legend()
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def pareto(
+    ranked: Sequence[Place], front: Sequence[Mapping[str, Any]], objectives: Sequence[str]
+) -> list[dict[str, Any]]:
+    """One row per cost and configuration of the longest full length: cost, value, accuracy, whether it is on the front.
+
+    Args:
+        ranked: the ranking of a study.
+        front: the configurations that no other beats; each has a `trial`.
+        objectives: the accuracy, then names of costs.
+    """
+    on_front = {row["trial"] for row in front}
+    return [
+        {
+            "cost": name,
+            "trial": place.trial.number,
+            "value": costs_of(place.trial)[name],
+            "accuracy": place.standing.expected,
+            "low": place.standing.low,
+            "high": place.standing.high,
+            "front": place.trial.number in on_front,
+        }
+        for name in objectives[1:]
+        for place in ranked
+        if place.epochs == ranked[0].epochs and name in costs_of(place.trial)
+    ]
+
+
+def draw_pareto(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
+    """Draws accuracy against each cost to a PNG file: all configurations, and those that no other beats with intervals.
+
+    Args:
+        rows: what `pareto` gives.
+        path: the file to write.
+        title: the heading.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(row["cost"] for row in rows))
+    figure = Figure(figsize=(1 + 4.5 * len(names), 4), layout="constrained")
+    FigureCanvasAgg(figure)
+    for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
+        mine = [row for row in rows if row["cost"] == name]
+        best = sorted((row for row in mine if row["front"]), key=lambda row: row["value"])
+        panel.scatter([row["value"] for row in mine], [row["accuracy"] for row in mine], s=12, color="tab:gray")
+        heights, values = [row["accuracy"] for row in best], [row["value"] for row in best]
+        spread = [row["accuracy"] - row["low"] for row in best], [row["high"] - row["accuracy"] for row in best]
+        panel.errorbar(values, heights, yerr=spread, color="tab:blue", marker="o", markersize=4, capsize=2)
+        for row in best:
+            panel.annotate(str(row["trial"]), (row["value"], row["accuracy"]))
+        panel.set(xlabel=f"{name} ({COSTS[name]})", ylabel="validation accuracy", xscale="log")
+        panel.grid(alpha=0.3)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
 

@@ -2,64 +2,107 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tunelab.noise import CONFIDENCE, noise_at
 from tunelab.records import Trial
-from tunelab.study import Study, count_statuses, rank
+from tunelab.standings import Place, places
+from tunelab.study import Study, count_statuses, current, proposed
+
+from .front import front, objectives_of
 
 
-def ranking(trials: Sequence[Trial], top: int) -> list[dict[str, Any]]:
-    """The `top` best trials of full length as rows: rank, number, score, size, time and what they are.
+def ranking(ranked: Sequence[Place], top: int) -> list[dict[str, Any]]:
+    """The `top` best configurations as rows: rank, trial, score with interval, runs, size, time and what they are.
 
-    `score` is the accuracy of the last epoch in [0, 1], `params` counts weights, `mflops` millions of multiply-adds per
-    image, `seconds` is the trial's whole time.
+    `score` is the mean over all `runs` of full length, each by the accuracy of its last epoch in [0, 1]; `expected` is
+    the same corrected for having been chosen, and `low` to `high` its interval at 95%. `tied` is True where it cannot
+    be told apart from the first. `trials` are the runs' numbers, `lost` those that diverged or failed. `params` counts
+    weights, `mflops` millions of multiply-adds per image, `seconds` is the whole time of the trial itself.
     """
-    rows = []
-    for place, trial in enumerate(rank(trials)[:top], start=1):
-        rows.append(
-            {
-                "rank": place,
-                "trial": trial.number,
-                "score": trial.score,
-                "epochs": len(trial.epochs),
-                "params": trial.stats.get("params"),
-                "mflops": trial.stats.get("mflops"),
-                "seconds": sum(metrics.seconds for metrics in trial.epochs),
-                "arch_id": trial.arch_id,
-                "what": describe_config(trial.config),
-            }
-        )
-    return rows
-
-
-def rung_table(trials: Sequence[Trial]) -> list[dict[str, int]]:
-    """For each rung: its epoch, how many trials reached it, were kept and were stopped."""
-    reached: dict[int, int] = {}
-    stopped: dict[int, int] = {}
-    for trial in trials:
-        for decision in trial.decisions:
-            epoch = int(decision["epoch"])
-            reached[epoch] = reached.get(epoch, 0) + 1
-            stopped[epoch] = stopped.get(epoch, 0) + bool(decision["stop"])
+    same = frozenset(tied(ranked))
     return [
-        {"epoch": epoch, "reached": reached[epoch], "kept": reached[epoch] - stopped[epoch], "stopped": stopped[epoch]}
-        for epoch in sorted(reached)
+        {
+            "rank": rank,
+            "trial": place.trial.number,
+            "score": place.standing.mean,
+            "expected": place.standing.expected,
+            "low": place.standing.low,
+            "high": place.standing.high,
+            "runs": place.standing.runs,
+            "tied": place.trial.number in same,
+            "trials": list(place.runs),
+            "lost": list(place.lost),
+            "epochs": place.epochs,
+            "params": place.trial.stats.get("params"),
+            "mflops": place.trial.stats.get("mflops"),
+            "seconds": sum(metrics.seconds for metrics in place.trial.epochs),
+            "arch_id": place.trial.arch_id,
+            "what": describe_config(place.trial.config),
+        }
+        for rank, place in enumerate(ranked[:top], start=1)
     ]
 
 
+def tied(ranked: Sequence[Place]) -> list[int]:
+    """The trials that cannot be told apart from the first, itself included; none if nothing ties with it."""
+    same = [one for one in ranked if one.epochs == ranked[0].epochs and one.standing.tied_with_best]
+    return [one.trial.number for one in same] if len(same) > 1 else []
+
+
+def noise_row(trials: Sequence[Trial], ranked: Sequence[Place], val_images: int) -> dict[str, Any] | None:
+    """The noise that the first group of the ranking was judged with; None if nothing is ranked.
+
+    `sd` is the standard deviation between runs of one configuration, `repeats` on how many repeats it was measured,
+    `source` how, in words.
+    """
+    if not ranked:
+        return None
+    return {**dataclasses.asdict(noise_at(trials, ranked[0].epochs, val_images)), "confidence": CONFIDENCE}
+
+
+def rung_table(trials: Sequence[Trial]) -> list[dict[str, int]]:
+    """For each rung: its epoch, how many trials reached it, were kept, were stopped, and wait there."""
+    last: dict[int, dict[int, Mapping[str, Any]]] = {}
+    for trial in trials:
+        for decision in trial.decisions:
+            last.setdefault(int(decision["epoch"]), {})[trial.number] = decision
+    rows = []
+    for epoch, decisions in sorted(last.items()):
+        stopped = sum(bool(decision["stop"]) for decision in decisions.values())
+        waiting = sum(bool(decision.get("pause")) for decision in decisions.values())
+        kept = len(decisions) - stopped - waiting
+        rows.append({"epoch": epoch, "reached": len(decisions), "kept": kept, "stopped": stopped, "paused": waiting})
+    return rows
+
+
 def summary(study: Study, top: int) -> dict[str, Any]:
-    """What `tunelab best` tells: the study, how its trials ended, the rungs and the ranking."""
+    """What `tunelab best` tells: the study, how its trials ended, the rungs, the noise and the ranking.
+
+    `trials` and `statuses` count configurations; repeats of them are counted by `repeats`, and trials that are no part
+    of the search any more by `history`. `front` has those that no other beats, if there are several `objectives`.
+    """
     trials = study.list_trials()
+    counted = current(study.info, trials)
+    own = proposed(counted)
+    ranked = places(trials, study.val_images)
     return {
         "study": str(study.path),
         "running": study.running,
-        "trials": len(trials),
+        "trials": len(own),
         "asked": int(study.info["options"]["trials"]),
-        "statuses": {status.value: count for status, count in count_statuses(trials).items()},
-        "rungs": rung_table(trials),
-        "ranking": ranking(trials, top),
+        "repeats": len(counted) - len(own),
+        "history": len(trials) - len(counted),
+        "statuses": {status.value: count for status, count in count_statuses(own).items()},
+        "rungs": rung_table(counted),
+        "noise": noise_row(trials, ranked, study.val_images),
+        "tied": tied(ranked),
+        "ranking": ranking(ranked, top),
+        "objectives": list(objectives_of(study)),
+        "front": front(trials, ranked, objectives_of(study), study.val_images),
     }
 
 

@@ -146,6 +146,7 @@ def _metrics(
 ) -> dict[str, Any]:
     """What `metrics.json` holds: accuracies lie in [0, 1], losses are in nats, `seconds` is training time."""
     accuracies = [result.accuracy for result in results]
+    place = next((one for one in study.standings() if chosen.number in one.runs), None)
     return {
         "study": str(study.path),
         "trial": chosen.number,
@@ -153,7 +154,8 @@ def _metrics(
         "epochs": configs[0].train.epochs,
         "trained_on": configs[0].data.train_on,
         "folder": str(runs.path),
-        "search_val_accuracy": chosen.score,
+        "search_val_accuracy": place.standing.mean if place is not None else chosen.score,
+        "search_runs": place.standing.runs if place is not None else 1,
         "search_epochs": len(chosen.epochs),
         "test_accuracy": statistics.fmean(accuracies),
         "test_accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,

@@ -13,11 +13,14 @@ from rich.text import Text
 
 from tunelab.errors import TunelabError
 from tunelab.records import Trial
-from tunelab.study import Study, count_statuses, rank
+from tunelab.standings import Place, places
+from tunelab.study import Study, count_statuses, current, describe_repeats, proposed
 
-from .rank import describe_config, ranking, rung_table
+from .rank import describe_config, noise_row, ranking, rung_table, tied
 
 _PLAIN_WIDTH = 10_000
+_TIES_NAMED = 8
+_BEST_COLUMNS = "rank", "trial", "val acc", "expected", "runs", "tie", "epochs", "params", "Mflops", "seconds", "what"
 
 
 def console() -> Console:
@@ -40,18 +43,22 @@ def print_best(shown: Mapping[str, Any]) -> None:
     """What `tunelab best` says: the ranking, and how the other trials ended."""
     out = console()
     state = " (running)" if shown["running"] else ""
-    out.print(f"{shown['study']}{state}: {_ends(shown['statuses'], shown['asked'])}", style="bold")
+    ends = _ends(shown["statuses"], shown["asked"], shown["repeats"], shown["history"])
+    out.print(f"{shown['study']}{state}: {ends}", style="bold")
     if not shown["ranking"]:
         out.print("no trial has run its full length yet")
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("rank", "trial", "val acc", "epochs", "params", "Mflops", "seconds", "what"):
+    for name in _BEST_COLUMNS:
         table.add_column(name, justify="left" if name == "what" else "right", overflow="fold")
     for row in shown["ranking"]:
         table.add_row(
             str(row["rank"]),
             str(row["trial"]),
             percent(row["score"]),
+            _interval(row),
+            _runs(row),
+            "=" if row["tied"] else "",
             str(row["epochs"]),
             count(row["params"]),
             f"{row['mflops']:.1f}",
@@ -59,8 +66,38 @@ def print_best(shown: Mapping[str, Any]) -> None:
             Text(row["what"]),
         )
     out.print(table)
-    out.print(f"trials of full length only; {_rungs(shown['rungs'])}")
+    out.print(describe_ties(shown["ranking"][0]["trial"], shown["tied"], shown["noise"]))
+    out.print(
+        "trials of full length only; expected: without the luck of having been chosen, and its 95% interval; "
+        f"{_rungs(shown['rungs'])}"
+    )
+    if shown["front"]:
+        _print_front(out, shown["front"], shown["objectives"])
     out.print(f"next: tunelab best {shown['study']} --retrain --epochs 150")
+
+
+def _print_front(out: Console, rows: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> None:
+    """The configurations that no other beats in all objectives, the cheapest first."""
+    out.print(f"no other beats these in {', '.join(objectives[:-1])} and {objectives[-1]}:", style="bold")
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("trial", "expected", *objectives[1:], "better"):
+        table.add_column(name, justify="right")
+    for row in rows:
+        costs = [count(int(row[name])) if name == "params" else f"{row[name]:.1f}" for name in objectives[1:]]
+        table.add_row(str(row["trial"]), _interval(row), *costs, "yes" if row["better"] else "")
+    out.print(table)
+    out.print("better: more accurate than each cheaper one above it, beyond the noise between runs")
+
+
+def describe_ties(best: int, ties: Sequence[int], noise: Mapping[str, Any]) -> str:
+    """Whether the best trial is really better than the others, in one line, and by what noise that was judged."""
+    source = noise["source"] if noise["repeats"] else f"not measured: guessed from {noise['source']}"
+    judged = f"(run-to-run noise {100 * noise['sd']:.2g}%, {source})"
+    if not ties:
+        return f"trial {best} is better than every other at {100 * noise['confidence']:.0f}% confidence {judged}"
+    named, more = sorted(ties[:_TIES_NAMED]), len(ties) - _TIES_NAMED
+    listed = [str(number) for number in named] + ([f"{more} more"] if more > 0 else [])
+    return f"trials {', '.join(listed[:-1])} and {listed[-1]} cannot be told apart {judged}"
 
 
 def print_retrained(metrics: Mapping[str, Any]) -> None:
@@ -75,9 +112,11 @@ def print_retrained(metrics: Mapping[str, Any]) -> None:
         f"{seen} (trial {metrics['trial']}, {metrics['epochs']} epochs on {metrics['trained_on']}, "
         f"trained {times})"
     )
+    searched = metrics.get("search_runs", 1)
+    mean = f", the mean of {searched} runs" if searched > 1 else ""
     out.print(
         f"the search had measured {percent(metrics['search_val_accuracy'])} on its validation images "
-        f"after {metrics['search_epochs']} epochs"
+        f"after {metrics['search_epochs']} epochs{mean}"
     )
     if metrics["test_reads_before"]:
         out.print(
@@ -92,7 +131,9 @@ def study_rows(studies: Sequence[Study]) -> list[dict[str, Any]]:
     rows = []
     for study in studies:
         trials, damaged = _trials_or_damage(study)
-        ranked = rank(trials)
+        counted = current(study.info, trials)
+        own = proposed(counted)
+        ranked = places(trials, study.val_images)
         rows.append(
             {
                 "study": study.name,
@@ -100,8 +141,9 @@ def study_rows(studies: Sequence[Study]) -> list[dict[str, Any]]:
                 "data": study.info["data"]["name"],
                 "created": study.info["created"],
                 "state": damaged or _state(study, trials),
-                "trials": f"{sum(trial.status.ended for trial in trials)}/{study.info['options']['trials']}",
-                "best": ranked[0].score if ranked else None,
+                "trials": f"{sum(trial.status.ended for trial in own)}/{study.info['options']['trials']}",
+                "repeats": len(counted) - len(own),
+                "best": ranked[0].standing.mean if ranked else None,
             }
         )
     return rows
@@ -118,17 +160,31 @@ def _trials_or_damage(study: Study) -> tuple[list[Trial], str]:
 def study_summary(study: Study) -> dict[str, Any]:
     """What `tunelab show STUDY` tells: what was asked for, on what, and how it stands."""
     trials = study.list_trials()
+    counted = current(study.info, trials)
+    own = proposed(counted)
+    ranked = places(trials, study.val_images)
     return {
         **study.info,
         "path": str(study.path),
         "state": _state(study, trials),
-        "statuses": {status.value: number for status, number in count_statuses(trials).items()},
-        "rungs": rung_table(trials),
+        "statuses": {status.value: number for status, number in count_statuses(own).items()},
+        "repeats": len(counted) - len(own),
+        "history": len(trials) - len(counted),
+        "rungs": rung_table(counted),
+        "noise": noise_row(trials, ranked, study.val_images),
         "trials": [
-            {"trial": trial.number, "status": trial.status.value, "epochs": len(trial.epochs), "score": trial.score}
+            {
+                "trial": trial.number,
+                "status": trial.status.value,
+                "epochs": len(trial.epochs),
+                "score": trial.score,
+                "origin": trial.origin,
+                "repeat_of": trial.repeat_of,
+            }
             for trial in trials
         ],
-        "best": next(iter(ranking(trials, 1)), None),
+        "tied": tied(ranked),
+        "best": next(iter(ranking(ranked, 1)), None),
     }
 
 
@@ -136,7 +192,8 @@ def print_study(study: Study, shown: Mapping[str, Any]) -> None:
     """A study for people."""
     out = console()
     data, options, hardware = shown["data"], shown["options"], shown["hardware"]
-    out.print(f"{shown['path']}, {shown['state']}: {_ends(shown['statuses'], options['trials'])}", style="bold")
+    ends = _ends(shown["statuses"], options["trials"], shown["repeats"], shown["history"])
+    out.print(f"{shown['path']}, {shown['state']}: {ends}", style="bold")
     if "space" in shown:
         out.print(f"space     {shown['space']['name']} (version {shown['space']['version']})")
     counts = ", ".join(f"{number} {split}" for split, number in data["counts"].items())
@@ -149,6 +206,10 @@ def print_study(study: Study, shown: Mapping[str, Any]) -> None:
         f"machine   {hardware['processor']}, {hardware['cpus']} CPUs, GPUs: {', '.join(hardware['gpus']) or 'none'}"
     )
     out.print(f"rungs     {_rungs(shown['rungs'])}")
+    if shown["best"] is not None:
+        best = f"trial {shown['best']['trial']}, {percent(shown['best']['score'])}, expected {_interval(shown['best'])}"
+        out.print(f"best      {best}, runs: {_runs(shown['best'])}")
+        out.print(f"ties      {describe_ties(shown['best']['trial'], shown['tied'], shown['noise'])}")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("trial", "status", "epochs", "val acc", "what", "reason"):
         table.add_column(name, overflow="fold")
@@ -158,7 +219,7 @@ def print_study(study: Study, shown: Mapping[str, Any]) -> None:
             trial.status.value.lower(),
             str(len(trial.epochs)),
             percent(trial.score),
-            Text(describe_config(trial.config)),
+            Text(describe_config(trial.config) if trial.repeat_of is None else f"trial {trial.repeat_of} again"),
             Text(trial.reason),
         )
     out.print(table)
@@ -168,7 +229,8 @@ def print_trial(study: Study, trial: Trial) -> None:
     """A trial for people: what it was made of, every epoch, every decision."""
     out = console()
     ending = f" ({trial.reason})" if trial.reason else ""
-    out.print(f"trial {trial.number} of {study.path}: {trial.status.value.lower()}{ending}", style="bold")
+    again = "" if trial.repeat_of is None else f", trial {trial.repeat_of} again with another seed"
+    out.print(f"trial {trial.number} of {study.path}{again}: {trial.status.value.lower()}{ending}", style="bold")
     out.print(describe_config(trial.config))
     size = f"{count(trial.stats.get('params'))} parameters, {trial.stats.get('mflops', 0):.1f} million multiply-adds"
     out.print(f"{size}, architecture {trial.arch_id}, files in {study.trial_folder(trial.number)}")
@@ -177,11 +239,16 @@ def print_trial(study: Study, trial: Trial) -> None:
     if trial.epochs:
         print_rows([metrics.to_json() for metrics in trial.epochs])
     for decision in trial.decisions:
-        verdict = "stopped" if decision["stop"] else "went on"
+        verdict = "stopped" if decision["stop"] else "paused" if decision.get("pause") else "went on"
+        noise = f", noise {100 * decision['noise']:.2g}%" if decision.get("noise") else ""
         out.print(
             f"rung at epoch {decision['epoch']}: {verdict} with {percent(decision['score'])} "
-            f"({decision['why']}; the last that goes on has {percent(decision['cutoff'])})"
+            f"({decision['why']}; the last that goes on has {percent(decision['cutoff'])}{noise})"
         )
+    trials = study.list_trials()
+    place = next((one for one in places(trials, study.val_images) if trial.number in one.runs), None)
+    if place is not None and len(place.runs) + len(place.lost) > 1:
+        out.print(_all_runs(trials, place))
 
 
 def percent(score: float | None) -> str:
@@ -202,22 +269,52 @@ def _cell(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
+def _interval(row: Mapping[str, Any]) -> str:
+    """The expected score and its interval: "56.2% (55.1 to 57.3)"; no accuracy lies outside 0 to 100%."""
+    low, high = max(0.0, row["low"]), min(1.0, row["high"])
+    return f"{percent(row['expected'])} ({100 * low:.1f} to {100 * high:.1f})"
+
+
+def _runs(row: Mapping[str, Any]) -> str:
+    """How many runs of full length there were, and how many came to nothing."""
+    return f"{row['runs']}" + (f", {len(row['lost'])} lost" if row["lost"] else "")
+
+
+def _all_runs(trials: Sequence[Trial], place: Place) -> str:
+    """The runs of one configuration with their scores, in one line."""
+    scores = ", ".join(f"trial {one.number}: {percent(one.score)}" for one in trials if one.number in place.runs)
+    lost = f"; diverged or failed: {', '.join(f'trial {number}' for number in place.lost)}" if place.lost else ""
+    mean = f"mean {percent(place.standing.mean)}"
+    if len(place.runs) > 1:
+        shown = {"expected": place.standing.expected, "low": place.standing.low, "high": place.standing.high}
+        mean += f", expected {_interval(shown)}"
+    return f"all runs of this configuration: {scores}; {mean}{lost}"
+
+
 def _state(study: Study, trials: Sequence[Trial]) -> str:
     if study.running:
         return "running"
-    ended = sum(trial.status.ended for trial in trials)
-    return "finished" if ended >= int(study.info["options"]["trials"]) else "paused"
+    counted = current(study.info, trials)
+    ended = sum(trial.status.ended for trial in proposed(counted))
+    begun = all(trial.status.ended for trial in counted)
+    return "finished" if begun and ended >= int(study.info["options"]["trials"]) else "paused"
 
 
-def _ends(statuses: Mapping[str, int], asked: int) -> str:
+def _ends(statuses: Mapping[str, int], asked: int, repeats: int, history: int) -> str:
     said = ", ".join(f"{number} {status.lower()}" for status, number in statuses.items())
-    return f"{sum(statuses.values())} of {asked} trials begun ({said or 'none'})"
+    counted = f"{sum(statuses.values())} of {asked} trials begun ({said or 'none'})"
+    earlier = [f"{history} from before it was changed"] if history else []
+    return ", ".join([counted, *describe_repeats(repeats), *earlier])
 
 
 def _rungs(rungs: Sequence[Mapping[str, int]]) -> str:
     if not rungs:
         return "no trial was compared at a rung"
-    return "; ".join(f"{rung['kept']} of {rung['reached']} went on at epoch {rung['epoch']}" for rung in rungs)
+    return "; ".join(
+        f"{rung['kept']} of {rung['reached']} went on at epoch {rung['epoch']}"
+        + (f" and {rung['paused']} wait" if rung["paused"] else "")
+        for rung in rungs
+    )
 
 
 def _options(options: Mapping[str, Any]) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -47,6 +48,19 @@ def _numbers_as_usual() -> Iterator[None]:
         sys.modules["torch"].set_flush_denormal(False)
 
 
+@pytest.fixture
+def no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Searches believe a calibration that was not made: a measured second is a long time in a test."""
+    from tunelab.tuning import calibrate, prospect
+
+    def pretend(samples: Any, candidates: Any, *_more: Any) -> calibrate.Calibration:
+        layouts = tuple(calibrate.Layout(slots, 100.0, 300.0) for slots in candidates)
+        return calibrate.Calibration(candidates[0], layouts, (), 2.0, 0.1, 4000.0, "nothing was measured")
+
+    monkeypatch.setattr(calibrate, "calibrate", pretend)
+    monkeypatch.setattr(prospect, "Probes", lambda count: contextlib.nullcontext())
+
+
 class MakeStudy(Protocol):
     """What the fixture `make_study` gives."""
 
@@ -58,6 +72,7 @@ class MakeStudy(Protocol):
         asked: int | None = None,
         config: TrialConfig | None = None,
         info: dict[str, Any] | None = None,
+        repeats: Mapping[int, int] | None = None,
     ) -> Study: ...
 
 
@@ -65,7 +80,8 @@ class MakeStudy(Protocol):
 def make_study(runs_dir: Path) -> MakeStudy:
     """Writes a study as a search does, through its journal: per trial its status and the scores of its epochs.
 
-    A trial with the status RUNNING has no end in the record. The loss of an epoch is 1 - its score.
+    A trial with the status RUNNING has no end in the record. The loss of an epoch is 1 - its score. `repeats` tells of
+    a trial which one it repeats.
     """
 
     def make(
@@ -75,6 +91,7 @@ def make_study(runs_dir: Path) -> MakeStudy:
         asked: int | None = None,
         config: TrialConfig | None = None,
         info: dict[str, Any] | None = None,
+        repeats: Mapping[int, int] | None = None,
     ) -> Study:
         made = config or TrialConfig(
             arch=ArchSpec(StemSpec(4), ((BlockSpec("basic", 4), BlockSpec("basic", 8, 2)),)),
@@ -100,6 +117,8 @@ def make_study(runs_dir: Path) -> MakeStudy:
         stats = {"params": 1234, "mflops": 0.5, "activations": 10, "depth": 6}
         for number, (status, scores) in enumerate(trials):
             proposed = {"config": to_json(made), "params": {"width": 4, "rate": number / 10}, "stats": stats}
+            if number in (repeats or {}):
+                proposed["repeat_of"] = (repeats or {})[number]
             journal.append({"event": "proposed", "trial": number, "arch_id": arch_id(made.arch), **proposed})
             for epoch, score in enumerate(scores, start=1):
                 metrics = EpochMetrics(epoch, 2.0, score / 2, 1 - score, score, 0.1 / epoch, 0.25, 400.0, 300.0)

@@ -37,42 +37,102 @@ ROOMS = [
     Room(
         "tunelab.cli",
         "parse, call, print; errors become one line here and nowhere else",
-        "tunelab.__init__ tunelab.tuning.runner tunelab.tuning.options tunelab.study tunelab.space tunelab.records"
-        " tunelab.config",
+        "tunelab.__init__ tunelab.tuning.extend tunelab.tuning.runner tunelab.tuning.prospect tunelab.tuning.options"
+        " tunelab.study tunelab.space tunelab.records tunelab.config tunelab.shared_options",
     ),
     Room(
         "tunelab.analysis",
         "after the run: rank, plot, retrain. Functions of a study; not needed by a worker",
-        "tunelab.tuning.runner tunelab.tuning.options tunelab.training tunelab.study tunelab.space"
-        " tunelab.models.check tunelab.data tunelab.records tunelab.config",
+        "tunelab.tuning.runner tunelab.tuning.options tunelab.tuning.objectives tunelab.training tunelab.study"
+        " tunelab.standings tunelab.noise tunelab.space tunelab.models.check tunelab.data tunelab.records"
+        " tunelab.config",
         "torch",
     ),
     Room(
         "tunelab.__init__",
         "the public names, each imported when it is first asked for",
-        "tunelab.tuning.runner tunelab.study tunelab.records tunelab.config",
+        "tunelab.tuning.extend tunelab.tuning.runner tunelab.study tunelab.records tunelab.config",
+    ),
+    Room(
+        "tunelab.tuning.extend",
+        "more trials, epochs or trials by hand for a study that was begun",
+        "tunelab.tuning.runner tunelab.tuning.lineage tunelab.tuning.prospect tunelab.tuning.preflight"
+        " tunelab.tuning.grid tunelab.tuning.options tunelab.study tunelab.records tunelab.config",
     ),
     Room(
         "tunelab.tuning.runner",
         "a search from its options to its end: space, check, record, Ray; and 'run these configs' for all else",
-        "tunelab.tuning tunelab.study tunelab.journal tunelab.space tunelab.models.check tunelab.data tunelab.records"
+        "tunelab.tuning.lineage tunelab.tuning.memory tunelab.tuning.grid tunelab.tuning.execute"
+        " tunelab.tuning.prospect tunelab.tuning.preflight tunelab.tuning.progress tunelab.tuning.forecast"
+        " tunelab.tuning.hardware tunelab.tuning.ray_tune tunelab.tuning.engine tunelab.tuning.repeats"
+        " tunelab.tuning.searcher tunelab.tuning.sources tunelab.tuning.stopping tunelab.tuning.options"
+        " tunelab.study tunelab.journal tunelab.space tunelab.models.check tunelab.data tunelab.records"
         " tunelab.config",
-        "ray optuna",
+    ),
+    Room(
+        "tunelab.tuning.execute",
+        "one run of an engine on Ray, from what is planned to its end or a pause",
+        "tunelab.tuning.progress tunelab.tuning.forecast tunelab.tuning.ray_tune tunelab.tuning.engine"
+        " tunelab.tuning.repeats tunelab.tuning.searcher tunelab.tuning.sources tunelab.tuning.options tunelab.study"
+        " tunelab.journal",
+    ),
+    Room(
+        "tunelab.tuning.lineage",
+        "what a search that was changed takes over from what it was",
+        "tunelab.tuning.memory tunelab.tuning.prospect tunelab.tuning.grid tunelab.tuning.preflight"
+        " tunelab.tuning.model_sampler tunelab.tuning.repeats tunelab.tuning.searcher tunelab.tuning.sources"
+        " tunelab.tuning.options tunelab.study tunelab.standings tunelab.noise tunelab.space tunelab.data"
+        " tunelab.records tunelab.config",
+    ),
+    Room(
+        "tunelab.tuning.prospect",
+        "what is known of a search before it starts: how it shares the machine, how long it takes",
+        "tunelab.tuning.preflight tunelab.tuning.progress tunelab.tuning.forecast tunelab.tuning.simulation"
+        " tunelab.tuning.calibrate tunelab.tuning.probes tunelab.tuning.speed tunelab.tuning.hardware"
+        " tunelab.tuning.ray_tune tunelab.tuning.repeats tunelab.tuning.searcher tunelab.tuning.sources"
+        " tunelab.tuning.stopping tunelab.tuning.memory tunelab.tuning.model_sampler tunelab.tuning.grid"
+        " tunelab.tuning.options tunelab.study tunelab.space tunelab.data tunelab.records tunelab.config",
+    ),
+    Room(
+        "tunelab.tuning.memory",
+        "what earlier studies know, and which configurations of theirs come first",
+        "tunelab.tuning.preflight tunelab.tuning.model_sampler tunelab.tuning.outcomes tunelab.tuning.draws"
+        " tunelab.tuning.options tunelab.study tunelab.space tunelab.data tunelab.records",
+        "optuna",
+    ),
+    Room(
+        "tunelab.tuning.grid",
+        "trials given by hand: a file checked against the space",
+        "tunelab.tuning.preflight tunelab.tuning.draws tunelab.tuning.options tunelab.space tunelab.data"
+        " tunelab.config",
     ),
     Room(
         "tunelab.tuning.preflight",
         "what is refused before a study is made",
-        "tunelab.tuning.searcher tunelab.tuning.options tunelab.study tunelab.space tunelab.models.check tunelab.data"
-        " tunelab.config",
+        "tunelab.tuning.searcher tunelab.tuning.sources tunelab.tuning.model_sampler tunelab.tuning.options"
+        " tunelab.study tunelab.space tunelab.models.check tunelab.data tunelab.config",
     ),
     Room(
         "tunelab.tuning.progress",
         "the one live display of a search",
-        "tunelab.study tunelab.records",
+        "tunelab.tuning.forecast tunelab.tuning.engine tunelab.study tunelab.standings tunelab.records",
     ),
     Room(
+        "tunelab.tuning.forecast",
+        "how long a search takes, before it starts and while it runs",
+        "tunelab.tuning.simulation tunelab.tuning.speed tunelab.records",
+    ),
+    Room("tunelab.tuning.simulation", "a search played through with random luck; plain arithmetic"),
+    Room(
+        "tunelab.tuning.calibrate",
+        "how many trials at once are fastest and fit, by measurement",
+        "tunelab.tuning.probes tunelab.tuning.ray_tune tunelab.tuning.speed",
+    ),
+    Room("tunelab.tuning.probes", "the processes that measure, started, asked together, and never left behind"),
+    Room("tunelab.tuning.speed", "seconds per epoch of a configuration; plain arithmetic"),
+    Room(
         "tunelab.tuning.hardware",
-        "what this machine has, and how many trials it carries at once",
+        "what this machine has, and the ways to divide it among trials",
         "tunelab.tuning.ray_tune tunelab.tuning.options",
         "torch",
     ),
@@ -98,16 +158,60 @@ ROOMS = [
     Room(
         "tunelab.tuning.engine",
         "what happens next in a search, without Ray: proposals, results and ends, each recorded before it is acted on",
-        "tunelab.tuning.searcher tunelab.tuning.stopping tunelab.tuning.options tunelab.study tunelab.journal"
+        "tunelab.tuning.repeats tunelab.tuning.searcher tunelab.tuning.sources tunelab.tuning.stopping"
+        " tunelab.tuning.options tunelab.tuning.objectives tunelab.study tunelab.journal tunelab.noise"
         " tunelab.records tunelab.config",
     ),
     Room(
         "tunelab.tuning.searcher",
         "where configurations come from: a space sampled by Optuna, or a list",
-        "tunelab.space tunelab.records tunelab.config",
+        "tunelab.tuning.sources tunelab.tuning.ledger tunelab.tuning.draws tunelab.tuning.model_sampler"
+        " tunelab.tuning.objectives tunelab.space tunelab.records tunelab.config",
         "optuna",
     ),
+    Room(
+        "tunelab.tuning.sources",
+        "what a search takes its configurations from; the simplest such source, a list",
+        "tunelab.tuning.objectives tunelab.records tunelab.config",
+    ),
+    Room(
+        "tunelab.tuning.ledger",
+        "an Optuna study under tunelab's numbers, and the journal that Optuna's dashboard opens",
+        "tunelab.tuning.objectives tunelab.records",
+        "optuna",
+    ),
+    Room(
+        "tunelab.tuning.model_sampler",
+        "proposals of a model of all trials so far",
+        "tunelab.tuning.surrogate tunelab.tuning.outcomes tunelab.tuning.objectives tunelab.tuning.draws"
+        " tunelab.records tunelab.config",
+        "optuna",
+    ),
+    Room("tunelab.tuning.surrogate", "a model of what configurations come to and what they cost; plain arithmetic"),
+    Room(
+        "tunelab.tuning.outcomes",
+        "what is to be learnt from trials of different lengths",
+        "tunelab.tuning.stopping tunelab.noise tunelab.records",
+    ),
+    Room(
+        "tunelab.tuning.draws",
+        "configurations drawn without a sampler, and configurations as rows of numbers",
+        heavy="optuna",
+    ),
+    Room(
+        "tunelab.tuning.repeats",
+        "when a configuration is trained again with another seed",
+        "tunelab.tuning.race tunelab.noise tunelab.records",
+    ),
     Room("tunelab.tuning.stopping", "when a trial stops early; plain arithmetic"),
+    Room(
+        "tunelab.tuning.race",
+        "which finalist is trained again, and who has won; plain arithmetic",
+        "tunelab.standings tunelab.noise",
+    ),
+    Room(
+        "tunelab.tuning.objectives", "several goals: costs, fronts, and one number; plain arithmetic", "tunelab.records"
+    ),
     Room("tunelab.tuning.options", "what a search is asked for, checked", "tunelab.config"),
     Room("tunelab.tuning.__init__", "the only home of Ray and Optuna"),
     Room(
@@ -133,12 +237,19 @@ ROOMS = [
     Room(
         "tunelab.study",
         "a study is a folder; opens in a moment, without torch or Ray",
-        "tunelab.journal tunelab.records tunelab.config",
+        "tunelab.standings tunelab.noise tunelab.journal tunelab.records tunelab.config",
     ),
+    Room(
+        "tunelab.standings",
+        "how configurations stand: means of runs, intervals, ties, the luck of the chosen taken off",
+        "tunelab.noise tunelab.records",
+    ),
+    Room("tunelab.noise", "by how much two trainings of one configuration differ; plain arithmetic", "tunelab.records"),
     Room("tunelab.journal", "the record on the disk: checked lines, one writer"),
     Room("tunelab.space", "what a search space is, and how one is found", "tunelab.config"),
     Room("tunelab.records", "what happened: metrics, trials, statuses", "tunelab.config"),
     Room("tunelab.config", "what a trial is made of: frozen data, to JSON and back"),
+    Room("tunelab.shared_options", "options that several commands have, among them a YAML file of options"),
     Room("tunelab.errors", "the errors raised on purpose"),
     Room("tunelab.files", "writing files so that nobody sees half of one"),
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 SURFACE = {
     "search": (
         "space --trials --epochs --data --data-dir --download --skip-unreadable --image-size --limit-train"
-        " --val-fraction --study --seed --cpus-per-trial --gpus-per-trial --device --sampler --scheduler --max-params"
-        " --max-mflops --telemetry --deadline --concurrent --runs-dir --config --json"
+        " --val-fraction --study --dry-run --race --warm-start --grid --repeat --objective --seed --cpus-per-trial"
+        " --gpus-per-trial --device --sampler --scheduler --max-params --max-mflops --telemetry --deadline"
+        " --concurrent --runs-dir --config --json"
     ),
     "resume": "study --deadline --concurrent --runs-dir --json",
+    "extend": "study --trials --epochs --grid --deadline --concurrent --runs-dir --json",
     "best": "study --top --retrain --epochs --seeds --trial --keep-val --runs-dir --json",
     "list": "--runs-dir --json",
     "show": "study trial --runs-dir --json",
@@ -126,6 +129,12 @@ def test_the_group_has_help_with_an_example_and_a_version(capfd: pytest.CaptureF
         ("search arch --data npz:nowhere.npz", ["nowhere.npz"]),
         ("search arch --data mnist", ["--download", "--data-dir"]),
         ("search arch --config nowhere.yaml", ["nowhere.yaml"]),
+        ("search arch --grid nowhere.yaml", ["nowhere.yaml"]),
+        ("search arch --repeat 3", ["--repeat 3", "--grid"]),
+        ("search arch --objective mflops", ["objective", "val_accuracy"]),
+        ("search arch --objective beauty", ["--objective", "'beauty'"]),
+        ("extend nowhere --trials 3", ["nowhere"]),
+        ("extend", ["there is no study"]),
         ("search", ["SPACE"]),
         ("resume nowhere", ["nowhere"]),
         ("best nowhere", ["nowhere"]),
@@ -171,7 +180,7 @@ def test_a_corrupt_archive_is_one_line(capfd: pytest.CaptureFixture[str], tmp_pa
 
 
 @pytest.fixture
-def halted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def halted(monkeypatch: pytest.MonkeyPatch, no_calibration: None) -> list[str]:
     """Searches are begun and halted at once, instead of run on Ray; the reason is what the list holds last."""
     reasons = ["SIGTERM"]
     monkeypatch.setattr("tunelab.tuning.ray_tune.run", lambda engine, slots, **more: engine.halt(reasons[-1]))
@@ -192,6 +201,39 @@ def test_a_search_that_was_stopped_says_how_to_go_on(
         assert asked.err.splitlines()[-1] == (
             f"tunelab: stopped before the end ({why}): 2 trials are left; `tunelab resume {tmp_path / why}` goes on"
         )
+
+
+@pytest.mark.usefixtures("no_calibration")
+def test_a_dry_run_says_how_long_it_takes_and_makes_nothing(
+    capfd: pytest.CaptureFixture[str], runs_dir: Path, tmp_path: Path
+) -> None:
+    command = ["search", "arch", "--trials", "300", "--deadline", "2m", "--dry-run"]
+    asked = Asked(command, capfd)
+    assert (asked.status, asked.err) == (0, "")
+    first, second = asked.out.splitlines()
+    assert re.fullmatch(
+        r"forecast: 300 trials need [\d.]+ (min|h) \([\d.]+ to [\d.]+\); there are (2|1\.\d) min: \d+ trials?"
+        r"(, or 300 with --epochs \d+)?",
+        first,
+    )
+    assert second == "nothing was measured", "how the machine is shared; the fixture says so"
+    asked = Asked([*command, "--json"], capfd)
+    found = json.loads(asked.out)
+    assert (asked.status, asked.err) == (0, "")
+    assert 0 < found["low"] < found["expected"] < found["high"]
+    assert found["seconds_until_deadline"] == pytest.approx(120, abs=30)
+    assert found["trials_that_fit"] < 300
+    assert found["calibration"]["slots"]["concurrent"] >= 1
+    assert not runs_dir.exists()
+    assert_one_line(Asked(["search", "nothing", "--dry-run"], capfd), "'nothing'")
+
+
+def test_a_resumed_search_says_how_long_the_rest_takes(
+    halted: list[str], capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    Asked(["search", "arch", "--trials", "2", "--study", str(tmp_path / "study")], capfd)
+    said = Asked(["resume", str(tmp_path / "study"), "--deadline", "8h"], capfd).err.splitlines()[0]
+    assert re.fullmatch(r"forecast: 2 trials need .* \(.* to .*\); there are 8 h: all of them fit", said)
 
 
 def test_files_that_are_no_images_can_be_skipped(
@@ -318,7 +360,7 @@ def started(monkeypatch: pytest.MonkeyPatch, make_study: MakeStudy) -> list[Any]
     study = make_study()
     calls: list[Any] = []
 
-    def start_search(space: str, options: Any, path: Any, runs: Any, deadline: Any) -> Any:
+    def start_search(space: str, options: Any, path: Any, runs: Any, deadline: Any, grid: Any = None) -> Any:
         calls.append((space, options, deadline))
         return study
 

@@ -25,6 +25,7 @@ from tunelab.study import (
     list_studies,
     load,
     newest_study,
+    proposed,
     rank,
     replay,
     runs_dir,
@@ -279,6 +280,32 @@ def test_statuses_are_counted_in_words() -> None:
     assert count_statuses(trials) == {TrialStatus.COMPLETED: 2, TrialStatus.FAILED: 1}
     assert describe_counts(trials) == "2 completed, 1 failed"
     assert describe_counts([]) == "no trials"
+
+
+def test_repeats_are_no_configurations(make_study: MakeStudy) -> None:
+    lucky, steady = ("COMPLETED", [0.1, 0.2, 0.3, 0.5]), ("COMPLETED", [0.1, 0.2, 0.3, 0.48])
+    unlucky, again = ("COMPLETED", [0.1, 0.2, 0.3, 0.4]), ("COMPLETED", [0.1, 0.2, 0.3, 0.47])
+    study = make_study([lucky, steady, unlucky, again, ("FAILED", [])], repeats={2: 0, 3: 1, 4: 1})
+    assert [one.number for one in study.ranked()] == [1, 0], "by the mean of all runs"
+    assert study.best().number == 1
+    first, second = study.standings()
+    assert (first.runs, first.lost, first.standing.mean) == ((1, 3), (4,), pytest.approx(0.475))
+    assert (second.runs, second.lost, second.standing.mean) == ((0, 2), (), pytest.approx(0.45))
+    trials = study.list_trials()
+    assert [one.number for one in proposed(trials)] == [0, 1]
+    assert describe_counts(trials) == "2 completed, 3 repeats"
+    assert describe_counts(trials[:3]) == "2 completed, 1 repeat"
+    assert [row["repeat_of"] for row in map(flat_row, trials)] == [None, None, 0, 1, 1]
+
+
+def test_the_noise_is_judged_by_the_validation_images(make_study: MakeStudy, tmp_path: Path) -> None:
+    ends = [("COMPLETED", [0.4] * 4), ("COMPLETED", [0.43] * 4)]
+    few = make_study(ends)
+    counts = {"train": 100, "val": 1_000_000, "test": 1}
+    many = make_study(ends, path=tmp_path / "many", info={"data": {**few.info["data"], "counts": counts}})
+    assert few.val_images == 269
+    assert [place.standing.tied_with_best for place in few.standings()] == [True, True]
+    assert [place.standing.tied_with_best for place in many.standings()] == [True, False]
 
 
 # The tables.

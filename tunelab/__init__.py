@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from tunelab.errors import InputError, TunelabError
     from tunelab.records import EpochMetrics, Trial, TrialStatus
     from tunelab.study import Study, load
+    from tunelab.tuning.extend import extend
     from tunelab.tuning.runner import search
 
     # Its module needs what tunelab must not import statically (tests/test_architecture.py), so its type is told here.
@@ -36,6 +37,7 @@ __all__ = [
     "TrialConfig",
     "TrialStatus",
     "TunelabError",
+    "extend",
     "load",
     "retrain",
     "search",
@@ -54,6 +56,7 @@ _HOMES = {
     "TrialConfig": "tunelab.config",
     "TrialStatus": "tunelab.records",
     "TunelabError": "tunelab.errors",
+    "extend": "tunelab.tuning.extend",
     "load": "tunelab.study",
     "retrain": "tunelab.analysis.retrain",
     "search": "tunelab.tuning.runner",

@@ -6,22 +6,18 @@ import importlib
 import json
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from tunelab.errors import InputError, TunelabError
+from tunelab.shared_options import CONCURRENT, CONFIG, DEADLINE, JSON, RUNS_DIR, STUDY, shared
 
 if TYPE_CHECKING:
     from tunelab.records import Trial
     from tunelab.study import Study
-
-Command = TypeVar("Command", bound=Callable[..., Any])
-
-_MAX_CONFIG_BYTES = 1_000_000
 
 
 def main() -> None:
@@ -60,81 +56,6 @@ def _complain(message: str, status: int, debug: bool) -> int:
     return status
 
 
-def _read_config(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
-    """Takes defaults from a YAML file; its names are the options', with `-` or `_`."""
-    if path is None:
-        return
-    values = _load_yaml(path)
-    options = [option for option in context.command.params if isinstance(option, click.Option)]
-    known = {word[2:]: str(option.name) for option in options for word in option.opts if option.name != "config"}
-    defaults: dict[str, str] = {}
-    for name, value in values.items():
-        key = str(name).replace("_", "-")
-        if key not in known or not isinstance(value, str):
-            allowed = ", ".join(sorted(known))
-            raise InputError(f"{path}: {name!r} is not an option with one value; there are {allowed}")
-        if known[key] in defaults:
-            raise InputError(f"{path}: {name!r} is given twice")
-        defaults[known[key]] = value
-    context.default_map = {**(context.default_map or {}), **defaults}
-
-
-def _load_yaml(path: Path) -> dict[str, Any]:
-    """A flat YAML mapping with every value as text, so that `07:30`, `1e-3` and `no` mean what they say."""
-    import yaml
-
-    if path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise InputError(f"{path} is larger than {_MAX_CONFIG_BYTES} bytes; that is no options file")
-    try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {error}") from error
-    if node is None:
-        return {}
-    if not isinstance(node, yaml.MappingNode):
-        raise InputError(f"{path} must hold lines such as `trials: 16`")
-    values: dict[str, Any] = {}
-    for key, value in node.value:
-        if not isinstance(key, yaml.ScalarNode):
-            raise InputError(f"{path} must hold lines such as `trials: 16`")
-        if key.value in values:
-            raise InputError(f"{path}: {key.value!r} is given twice")
-        values[key.value] = value.value if isinstance(value, yaml.ScalarNode) else None
-    return values
-
-
-def _shared(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    def decorate(command: Command) -> Command:
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return decorate
-
-
-_CONFIG = click.option(
-    "--config",
-    type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    is_eager=True,
-    expose_value=False,
-    callback=_read_config,
-    help="YAML file with options, e.g. `trials: 16`; the command line wins.",
-)
-_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON to standard output.")
-_RUNS_DIR = click.option(
-    "--runs-dir",
-    type=click.Path(path_type=Path),
-    envvar="TUNELAB_RUNS",
-    show_envvar=True,
-    default=Path("runs"),
-    show_default=True,
-    help="Folder of studies.",
-)
-_DEADLINE = click.option("--deadline", help="Pause at a time (07:30) or after a length of time (8h, 90m).")
-_CONCURRENT = click.option("--concurrent", type=click.IntRange(min=1), help="Trials at once  [default: what fits]")
-_STUDY = click.argument("study", type=click.Path(path_type=Path), required=False)
-
-
 @click.group(
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}, invoke_without_command=True
 )
@@ -155,7 +76,7 @@ def tunelab(context: click.Context, debug: bool) -> None:
 
 @tunelab.command()
 @click.argument("space")
-@click.option("--trials", type=click.IntRange(min=1), default=100, show_default=True, help="Configurations to try.")
+@click.option("--trials", type=click.IntRange(min=1), help="Configurations to try  [default: 100, or those of --grid]")
 @click.option("--epochs", type=click.IntRange(min=1), default=30, show_default=True, help="Full length of a trial.")
 @click.option("--data", default="digits", show_default=True, help="A data set, folder:PATH or npz:PATH.")
 @click.option("--data-dir", type=click.Path(), help="Where torchvision's data sets lie.")
@@ -174,11 +95,40 @@ def tunelab(context: click.Context, debug: bool) -> None:
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Everything random derives from it."
 )
-@click.option("--cpus-per-trial", type=click.IntRange(min=1), help="Threads of a trial  [default: 1 without GPU]")
-@click.option("--gpus-per-trial", type=click.FloatRange(min=0, min_open=True), help="Share of a GPU  [default: 1]")
+@click.option("--cpus-per-trial", type=click.IntRange(min=1), help="Threads of a trial  [default: as measured]")
+@click.option(
+    "--gpus-per-trial", type=click.FloatRange(min=0, min_open=True), help="Share of a GPU  [default: as measured]"
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--sampler", type=click.Choice(["tpe", "random"]), default="tpe", show_default=True)
-@click.option("--scheduler", type=click.Choice(["asha", "none"]), default="asha", show_default=True)
+@click.option("--sampler", type=click.Choice(["model", "tpe", "gp", "random"]), default="model", show_default=True)
+@click.option(
+    "--scheduler",
+    type=click.Choice(["asha", "promote", "none"]),
+    help="How trials are stopped early; without it, those of --grid never are  [default: asha]",
+)
+@click.option(
+    "--race",
+    type=click.FloatRange(min=0, max=0.9),
+    help="Share of the time in which the finalists are trained again with other seeds  [default: 0.2; 0 with --grid]",
+)
+@click.option("--grid", type=click.Path(), help="YAML or JSON file of trials: a list of mappings, or lists to combine.")
+@click.option(
+    "--objective",
+    multiple=True,
+    type=click.Choice(["val_accuracy", "params", "mflops", "seconds"]),
+    default=("val_accuracy",),
+    show_default=True,
+    help="What is to be good, accuracy first, then costs; may be given several times.",
+)
+@click.option(
+    "--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings of each trial of --grid."
+)
+@click.option(
+    "--warm-start",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Begin with what an earlier study found best, on other data too; may be given several times.",
+)
 @click.option(
     "--max-params",
     type=click.IntRange(min=1),
@@ -190,29 +140,48 @@ def tunelab(context: click.Context, debug: bool) -> None:
     help="Refuse networks with more million multiply-adds per image  [default: 40, 1200 on a GPU]",
 )
 @click.option("--telemetry", type=click.Choice(["off", "scalars"]), default="scalars", show_default=True)
-@_shared(_DEADLINE, _CONCURRENT, _RUNS_DIR, _CONFIG, _JSON)
-def search(space: str, as_json: bool, study: Path | None, runs_dir: Path, deadline: str | None, **options: Any) -> None:
+@click.option("--dry-run", is_flag=True, help="Say how long it would take and what fits until the deadline; no search.")
+@shared(DEADLINE, CONCURRENT, RUNS_DIR, CONFIG, JSON)
+def search(
+    space: str,
+    as_json: bool,
+    study: Path | None,
+    runs_dir: Path,
+    deadline: str | None,
+    dry_run: bool,
+    grid: str | None,
+    **options: Any,
+) -> None:
     """Search SPACE: a name (see `tunelab spaces`), an entry point, or a path to a Python file, which is run.
 
     \b
     tunelab search arch --trials 16
     tunelab search arch --data folder:photos --image-size 32 --deadline 07:30
+    tunelab search arch --trials 200 --deadline 8h --dry-run
+    tunelab search arch --grid rates.yaml --repeat 3
     """
     from tunelab.config import from_json
-    from tunelab.tuning.options import SearchOptions
+    from tunelab.tuning.options import SearchOptions, fill_in
+    from tunelab.tuning.prospect import forecast_search
     from tunelab.tuning.runner import start_search
 
     data = {"name": options.pop("data")}
     for name in ("data_dir", "download", "skip_unreadable", "image_size", "limit_train", "val_fraction"):
         data[name] = options.pop(name)
+    options["warm_start"] = [str(_find(one, runs_dir).path.absolute()) for one in options["warm_start"]]
+    options, request = fill_in(options, grid)
     checked = from_json(SearchOptions, {**options, "data": data})
-    found = start_search(space, checked, study, runs_dir, deadline)
-    _print_best(found, 5, as_json)
+    if dry_run:
+        lines, forecast = forecast_search(space, checked, deadline, request)
+        click.echo(json.dumps(forecast) if as_json else "\n".join(lines))
+        return
+    found = start_search(space, checked, study, runs_dir, deadline, grid=request)
+    _print_found(found, as_json)
 
 
 @tunelab.command()
-@_STUDY
-@_shared(_DEADLINE, _CONCURRENT, _RUNS_DIR, _JSON)
+@STUDY
+@shared(DEADLINE, CONCURRENT, RUNS_DIR, JSON)
 def resume(study: Path | None, as_json: bool, runs_dir: Path, deadline: str | None, concurrent: int | None) -> None:
     """Go on with STUDY (by default the newest) after an interrupt, a crash or a deadline.
 
@@ -222,18 +191,49 @@ def resume(study: Path | None, as_json: bool, runs_dir: Path, deadline: str | No
     """
     from tunelab.tuning.runner import resume as go_on
 
-    _print_best(go_on(_find(study, runs_dir), deadline=deadline, concurrent=concurrent), 5, as_json)
+    _print_found(go_on(_find(study, runs_dir), deadline=deadline, concurrent=concurrent), as_json)
 
 
 @tunelab.command()
-@_STUDY
+@STUDY
+@click.option("--trials", type=click.IntRange(min=1), help="How many there are to be, or of the new length.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Full length of a trial from now on.")
+@click.option("--grid", type=click.Path(), help="YAML or JSON file of trials to add; see `tunelab search`.")
+@shared(DEADLINE, CONCURRENT, RUNS_DIR, JSON)
+def extend(
+    study: Path | None,
+    trials: int | None,
+    epochs: int | None,
+    grid: str | None,
+    deadline: str | None,
+    concurrent: int | None,
+    runs_dir: Path,
+    as_json: bool,
+) -> None:
+    """Ask for more trials or more epochs on STUDY (by default the newest), and go on with it.
+
+    With more epochs, earlier trials are kept but not compared with new ones; the best of them are trained first.
+
+    \b
+    tunelab extend --trials 200
+    tunelab extend runs/arch-20261121-2330 --epochs 90 --trials 30 --deadline 8h
+    """
+    from tunelab.tuning.extend import extend as more
+
+    opened = _find(study, runs_dir)
+    found = more(opened, trials=trials, epochs=epochs, grid=grid, deadline=deadline, concurrent=concurrent)
+    _print_found(found, as_json)
+
+
+@tunelab.command()
+@STUDY
 @click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Rows of the ranking.")
 @click.option("--retrain", is_flag=True, help="Train the best configuration in full and test it.")
 @click.option("--epochs", type=click.IntRange(min=1), default=150, show_default=True, help="Epochs of --retrain.")
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings of --retrain.")
 @click.option("--trial", type=click.IntRange(min=0), help="Retrain this trial instead of the best one.")
 @click.option("--keep-val", is_flag=True, help="Retrain without the validation images.")
-@_shared(_RUNS_DIR, _JSON)
+@shared(RUNS_DIR, JSON)
 def best(
     study: Path | None,
     runs_dir: Path,
@@ -269,7 +269,7 @@ def best(
 
 
 @tunelab.command("list")
-@_shared(_RUNS_DIR, _JSON)
+@shared(RUNS_DIR, JSON)
 def list_command(runs_dir: Path, as_json: bool) -> None:
     """List the studies, newest first.
 
@@ -292,9 +292,9 @@ def list_command(runs_dir: Path, as_json: bool) -> None:
 
 
 @tunelab.command()
-@_STUDY
+@STUDY
 @click.argument("trial", type=click.IntRange(min=0), required=False)
-@_shared(_RUNS_DIR, _JSON)
+@shared(RUNS_DIR, JSON)
 def show(study: Path | None, trial: int | None, runs_dir: Path, as_json: bool) -> None:
     """Show STUDY (by default the newest), or one TRIAL of it: what it was, how it went, why it ended.
 
@@ -318,7 +318,7 @@ def show(study: Path | None, trial: int | None, runs_dir: Path, as_json: bool) -
 
 
 @tunelab.command()
-@_shared(_JSON)
+@shared(JSON)
 def spaces(as_json: bool) -> None:
     """List the search spaces.
 
@@ -349,6 +349,12 @@ def _find(path: Path | None, runs_dir: Path) -> Study:
     raise InputError(
         f"there is no study {path}, neither here nor in {runs_dir}; `tunelab list` names those that there are"
     )
+
+
+def _print_found(study: Study, as_json: bool) -> None:
+    """What a search came to, with a plot where it has several objectives."""
+    importlib.import_module("tunelab.analysis.front").write_plot(study)
+    _print_best(study, 5, as_json)
 
 
 def _print_best(study: Study, top: int, as_json: bool) -> None:

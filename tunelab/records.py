@@ -64,7 +64,9 @@ class Trial:
 
     `config` is a TrialConfig as plain JSON (kept plain, so that reading a large study costs nothing); `params` are the
     values that the space suggested. `reason` says why a trial ended before its full length. `decisions` are the
-    scheduler's, one for each rung reached, with the numbers that they were made from.
+    scheduler's, one for each rung reached, with the numbers that they were made from. `origin` says where the
+    configuration came from ("baseline", "starter", "sampler", ...). A trial with `repeat_of` trains the configuration
+    of that trial again with another seed, to measure noise; it is no configuration of its own.
     """
 
     number: int
@@ -76,6 +78,8 @@ class Trial:
     decisions: list[dict[str, Any]] = field(default_factory=list)
     stats: dict[str, Any] = field(default_factory=dict)
     arch_id: str = ""
+    origin: str = ""
+    repeat_of: int | None = None
 
     @property
     def score(self) -> float | None:

@@ -13,15 +13,17 @@ import datetime
 import json
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunelab.config import TrialConfig, from_json
 from tunelab.errors import InputError
 from tunelab.files import sync_folder, write_atomically
-from tunelab.journal import is_locked, read_journal
+from tunelab.journal import Journal, is_locked, read_journal
+from tunelab.noise import full_length
 from tunelab.records import EpochMetrics, Trial, TrialStatus
+from tunelab.standings import Place, places
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -107,18 +109,28 @@ class Study:
         table: pd.DataFrame = pd.DataFrame([flat_row(trial) for trial in self.list_trials()])
         return table
 
+    @property
+    def val_images(self) -> int:
+        """On how many images the scores were measured; 0 if the study does not say."""
+        counts = self.info.get("data", {}).get("counts", {})
+        return int(counts.get("val", 0))
+
+    def standings(self) -> list[Place]:
+        """The configurations with runs of full length, best first, with means, intervals and ties."""
+        return places(self.list_trials(), self.val_images)
+
     def ranked(self) -> list[Trial]:
-        """The trials that ran their full length, best first."""
-        return rank(self.list_trials())
+        """One trial per configuration of full length, best configuration first; see `rank`."""
+        return rank(self.list_trials(), self.val_images)
 
     def best(self) -> Trial:
-        """The best trial of full length.
+        """The trial that the best configuration was proposed in.
 
         Raises:
             InputError: no trial has run its full length yet.
         """
         trials = self.list_trials()
-        ranked = rank(trials)
+        ranked = rank(trials, self.val_images)
         if not ranked:
             raise InputError(f"no trial of {self.path} has run its full length yet ({describe_counts(trials)})")
         return ranked[0]
@@ -142,6 +154,27 @@ class Study:
     def trial_folder(self, number: int) -> Path:
         """Where a trial keeps its checkpoints and events."""
         return self.path / "trials" / f"{number:04d}"
+
+    def update(self, change: Callable[[dict[str, Any]], Mapping[str, Any]]) -> None:
+        """Changes `study.json`, whole or not at all, while no other process writes the study.
+
+        Args:
+            change: from the present content to what is to be different.
+
+        Raises:
+            StudyLockedError: another process writes the study.
+            InputError: `change` refused, or the file cannot be written.
+        """
+        journal = Journal.open(self.path)
+        try:
+            info = Study.open(self.path).info
+            changed = {**info, **change(info)}
+            write_atomically(self.path / "study.json", json.dumps(changed, indent=2) + "\n")
+        except OSError as error:
+            raise InputError(f"{self.path / 'study.json'} cannot be written: {error.strerror}") from error
+        finally:
+            journal.close()
+        self.info = changed
 
     def write_tables(self) -> None:
         """Writes `trials.jsonl` and `trials.csv` anew from the record."""
@@ -216,6 +249,8 @@ def replay(events: Iterable[Mapping[str, Any]]) -> list[Trial]:
                 params=event["params"],
                 stats=event["stats"],
                 arch_id=event["arch_id"],
+                origin=event.get("origin", ""),
+                repeat_of=event.get("repeat_of"),
             )
         elif kind == "result":
             trials[event["trial"]].epochs.append(EpochMetrics(**event["metrics"]))
@@ -227,14 +262,42 @@ def replay(events: Iterable[Mapping[str, Any]]) -> list[Trial]:
     return [trials[number] for number in sorted(trials)]
 
 
-def rank(trials: Iterable[Trial]) -> list[Trial]:
-    """The trials of full length by the score of their last epoch, best first.
+def rank(trials: Iterable[Trial], val_images: int = 0) -> list[Trial]:
+    """One trial per configuration that ran its full length, best configuration first.
 
-    The last epoch, not the best one, because that is what a training of this length gives (our choice). Of equal scores
-    the lower loss comes first, then the earlier trial.
+    A configuration's score is the mean of its runs, each by its last epoch: the last, not the best one, because that is
+    what a training of this length gives (our choice). The score that the search itself measured is corrected for having
+    been chosen, so that luck does not pass for quality; see `tunelab.standings`. Without repeats that changes no order.
     """
-    complete = [trial for trial in trials if trial.status is TrialStatus.COMPLETED]
-    return sorted(complete, key=lambda trial: (-trial.epochs[-1].score, trial.epochs[-1].loss, trial.number))
+    return [place.trial for place in places(trials, val_images)]
+
+
+def history(info: Mapping[str, Any], trials: Iterable[Trial]) -> dict[int, str]:
+    """The trials that are kept but are no part of the search any more, by number, each with the reason.
+
+    They are of another full length than the study was extended to, or of a version of the space that is gone.
+    """
+    set_aside = {number: change["to"] for change in info.get("spaces", ())[-1:] for number in change["set_aside"]}
+    epochs = int(info["options"]["epochs"]) if info.get("extended") else None
+    reasons = {}
+    for trial in trials:
+        if trial.number in set_aside:
+            reasons[trial.number] = f"version {set_aside[trial.number]} of the space does not draw this configuration"
+        elif epochs is not None and full_length(trial) != epochs:
+            reasons[trial.number] = f"the study was extended to {epochs} epochs"
+    return reasons
+
+
+def current(info: Mapping[str, Any], trials: Iterable[Trial]) -> list[Trial]:
+    """The trials that are part of the search as it is asked for now: all but its history."""
+    trials = list(trials)
+    aside = history(info, trials)
+    return [trial for trial in trials if trial.number not in aside]
+
+
+def proposed(trials: Iterable[Trial]) -> list[Trial]:
+    """The trials that are configurations of their own: all but the repeats."""
+    return [trial for trial in trials if trial.repeat_of is None]
 
 
 def count_statuses(trials: Iterable[Trial]) -> dict[TrialStatus, int]:
@@ -246,9 +309,15 @@ def count_statuses(trials: Iterable[Trial]) -> dict[TrialStatus, int]:
 
 
 def describe_counts(trials: Sequence[Trial]) -> str:
-    """The statuses in words: "12 completed, 7 stopped, 1 failed"."""
-    counts = count_statuses(trials)
-    return ", ".join(f"{count} {status.value.lower()}" for status, count in counts.items()) or "no trials"
+    """The statuses in words, repeats apart: "12 completed, 7 stopped, 1 failed, 3 repeats"."""
+    counted = proposed(trials)
+    said = [f"{count} {status.value.lower()}" for status, count in count_statuses(counted).items()]
+    return ", ".join([*said, *describe_repeats(len(trials) - len(counted))]) or "no trials"
+
+
+def describe_repeats(number: int) -> list[str]:
+    """The number of repeats in words, as a list: nothing where there are none."""
+    return [f"{number} {'repeat' if number == 1 else 'repeats'}"] if number else []
 
 
 def trial_to_json(trial: Trial) -> dict[str, Any]:
@@ -257,6 +326,8 @@ def trial_to_json(trial: Trial) -> dict[str, Any]:
         "number": trial.number,
         "status": trial.status.value,
         "reason": trial.reason,
+        "origin": trial.origin,
+        "repeat_of": trial.repeat_of,
         "score": trial.score,
         "arch_id": trial.arch_id,
         "stats": trial.stats,
@@ -276,6 +347,8 @@ def flat_row(trial: Trial) -> dict[str, Any]:
         "number": trial.number,
         "status": trial.status.value,
         "epochs": len(trial.epochs),
+        "origin": trial.origin,
+        "repeat_of": trial.repeat_of,
         "score": trial.score,
         "best_val_accuracy": max((m.val_accuracy for m in trial.epochs if m.val_accuracy is not None), default=None),
         "arch_id": trial.arch_id,

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
-from tunelab.analysis.rank import describe_config, ranking, rung_table, summary
+import pytest
+from tunelab.analysis.rank import describe_config, ranking, rung_table, summary, tied
 
 from tunelab.config import ArchSpec, BlockSpec, StemSpec, TrainConfig, TrialConfig, to_json
-from tunelab.records import Trial, TrialStatus
+from tunelab.records import EpochMetrics, Trial, TrialStatus
+from tunelab.standings import places
 
 if TYPE_CHECKING:
     from tests.conftest import MakeStudy
@@ -21,15 +24,44 @@ def test_the_ranking_is_of_full_length_alone_and_by_the_last_epoch(make_study: M
             ("RUNNING", [0.97]),
         ]
     )
-    rows = ranking(study.list_trials(), top=5)
+    rows = ranking(places(study.list_trials()), top=5)
     assert [(row["rank"], row["trial"], row["score"]) for row in rows] == [(1, 1, 0.5), (2, 0, 0.4)]
     assert rows[0]["seconds"] == 1.0
     assert rows[0]["params"] == 1234
-    assert len(ranking(study.list_trials(), top=1)) == 1
+    assert len(ranking(places(study.list_trials()), top=1)) == 1
 
 
-def decision(epoch: int, stop: bool) -> dict[str, Any]:
-    return {"epoch": epoch, "stop": stop}
+def test_rows_tell_means_runs_and_ties(make_study: MakeStudy) -> None:
+    ends = [("COMPLETED", [0.2, 0.3, 0.4, score]) for score in (0.5, 0.505, 0.2, 0.49)]
+    found = summary(make_study([*ends, ("DIVERGED", [0.1])], asked=3, repeats={3: 0, 4: 0}), top=5)
+    assert found["tied"] == [1, 0]
+    assert [(row["trial"], row["runs"], row["trials"], row["lost"], row["tied"]) for row in found["ranking"]] == [
+        (1, 1, [1], [], True),
+        (0, 2, [0, 3], [4], True),
+        (2, 1, [2], [], False),
+    ]
+    best = found["ranking"][1]
+    assert best["score"] == pytest.approx(0.495)
+    assert best["low"] < best["expected"] < best["high"]
+    assert (found["trials"], found["asked"], found["repeats"]) == (3, 3, 2)
+    assert found["statuses"] == {"COMPLETED": 3}
+    assert found["noise"]["repeats"] == 1
+    assert found["noise"]["confidence"] == 0.95
+    json.dumps(found, allow_nan=False)
+
+
+def test_a_shorter_training_does_not_tie_with_the_best() -> None:
+    def trial(number: int, epochs: int) -> Trial:
+        metrics = [EpochMetrics(n, 1.0, 0.5, 1.0, 0.5, 0.1, 1.0, 1.0, 1.0) for n in range(1, epochs + 1)]
+        return Trial(number, {}, status=TrialStatus.COMPLETED, epochs=metrics)
+
+    assert tied(places([trial(0, 2), trial(1, 4)])) == []
+    assert tied(places([trial(0, 2), trial(1, 4), trial(2, 4)])) == [1, 2]
+    assert tied([]) == []
+
+
+def decision(epoch: int, stop: bool, pause: bool = False) -> dict[str, Any]:
+    return {"epoch": epoch, "stop": stop, "pause": pause}
 
 
 def test_the_rungs_count_who_came_and_who_went_on() -> None:
@@ -40,9 +72,15 @@ def test_the_rungs_count_who_came_and_who_went_on() -> None:
         Trial(3, {}, status=TrialStatus.FAILED),
     ]
     assert rung_table(trials) == [
-        {"epoch": 2, "reached": 3, "kept": 2, "stopped": 1},
-        {"epoch": 6, "reached": 2, "kept": 1, "stopped": 1},
+        {"epoch": 2, "reached": 3, "kept": 2, "stopped": 1, "paused": 0},
+        {"epoch": 6, "reached": 2, "kept": 1, "stopped": 1, "paused": 0},
     ]
+
+
+def test_a_trial_that_waited_and_went_on_counts_once() -> None:
+    waits = Trial(0, {}, decisions=[decision(2, False, pause=True)])
+    went_on = Trial(1, {}, decisions=[decision(2, False, pause=True), decision(2, False)])
+    assert rung_table([waits, went_on]) == [{"epoch": 2, "reached": 2, "kept": 1, "stopped": 0, "paused": 1}]
 
 
 def test_the_summary_tells_how_all_trials_ended(make_study: MakeStudy) -> None:

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from tunelab.analysis.rank import summary
 from tunelab.analysis.text import (
     count,
+    describe_ties,
     percent,
     print_best,
     print_retrained,
@@ -43,6 +45,86 @@ def test_a_study_and_a_trial_say_why_they_ended(make_study: MakeStudy, capsys: p
     assert "1.2k parameters" in said
 
 
+FOUR = [("COMPLETED", [0.1, 0.2, 0.3, score]) for score in (0.4, 0.41, 0.1, 0.39)]
+
+
+def test_the_best_are_shown_with_their_runs_and_ties(make_study: MakeStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    print_best(summary(make_study([*FOUR, ("FAILED", [])], asked=3, repeats={3: 0, 4: 0}), top=3))
+    first, header, *rows = capsys.readouterr().out.splitlines()
+    assert first.endswith(": 3 of 3 trials begun (3 completed), 2 repeats")
+    assert header.split()[:7] == ["rank", "trial", "val", "acc", "expected", "runs", "tie"]
+    assert rows[0].split()[:4] == ["1", "1", "41.0%", "41.0%"]
+    assert re.match(r"   2 +0 +39\.5% +39\.5% \(\d+\.\d to \d+\.\d\) +2, 1 lost +=", rows[1])
+    assert "=" not in rows[2].partition("[")[0]
+    assert rows[3].startswith("trials 0 and 1 cannot be told apart (run-to-run noise ")
+    assert "measured on 1 repeat and guessed from the binomial error of 269 validation images)" in rows[3]
+
+
+def test_a_study_tells_repeats_from_trials(make_study: MakeStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    study = make_study(FOUR, asked=3, repeats={3: 0})
+    shown = study_summary(study)
+    assert [row["repeat_of"] for row in shown["trials"]] == [None, None, None, 0]
+    print_study(study, shown)
+    said = capsys.readouterr().out
+    assert "finished: 3 of 3 trials begun (3 completed), 1 repeat" in said
+    assert "trial 0 again" in said
+    assert "cannot be told apart" in said
+    (row,) = study_rows([study])
+    assert (row["trials"], row["repeats"], row["best"], row["state"]) == ("3/3", 1, 0.41, "finished")
+
+
+def test_a_repeat_under_way_is_not_the_end(make_study: MakeStudy) -> None:
+    (row,) = study_rows([make_study([*FOUR[:2], ("RUNNING", [0.1])], asked=2, repeats={2: 0})])
+    assert (row["trials"], row["state"]) == ("2/2", "paused")
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_a_trial_tells_of_its_other_runs(
+    number: int, make_study: MakeStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = make_study(FOUR, repeats={3: 0})
+    print_trial(study, study.trial(number))
+    said = capsys.readouterr().out
+    assert "all runs of this configuration: trial 0: 40.0%, trial 3: 39.0%; mean 39.5%, expected 39.5% (" in said
+    assert ("trial 0 again with another seed" in said) is (number == 3)
+    print_trial(study, study.trial(1))
+    assert "all runs" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, "rung at epoch 2: went on with 30.0% (place 1 of 3, 1 go on; the last that goes on has 25.0%)"),
+        ({"stop": True}, "rung at epoch 2: stopped with 30.0%"),
+        (
+            {"pause": True, "noise": 0.0123},
+            "paused with 30.0% (place 1 of 3, 1 go on; the last that goes on has 25.0%, ",
+        ),
+        ({"noise": 0.0123}, "25.0%, noise 1.2%)"),
+    ],
+)
+def test_decisions_are_shown_with_their_numbers(
+    changed: dict[str, Any], said: str, make_study: MakeStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = make_study([("STOPPED", [0.1, 0.3])])
+    trial = study.trial(0)
+    numbers = {"epoch": 2, "stop": False, "score": 0.3, "cutoff": 0.25, "why": "place 1 of 3, 1 go on"}
+    trial.decisions.append({**numbers, **changed})
+    print_trial(study, trial)
+    assert said in capsys.readouterr().out
+
+
+def test_ties_in_words() -> None:
+    noise = {"sd": 0.00912, "repeats": 4, "source": "measured on 4 repeats", "confidence": 0.95}
+    judged = "(run-to-run noise 0.91%, measured on 4 repeats)"
+    assert describe_ties(3, [7, 3, 9], noise) == f"trials 3, 7 and 9 cannot be told apart {judged}"
+    assert describe_ties(3, [], noise) == f"trial 3 is better than every other at 95% confidence {judged}"
+    many = describe_ties(0, list(range(20)), noise)
+    assert many == f"trials 0, 1, 2, 3, 4, 5, 6, 7 and 12 more cannot be told apart {judged}"
+    guessed = {**noise, "repeats": 0, "source": "the jitter between epochs"}
+    assert describe_ties(3, [], guessed).endswith("0.91%, not measured: guessed from the jitter between epochs)")
+
+
 @pytest.mark.parametrize(("asked", "state"), [(2, "finished"), (3, "paused")])
 def test_the_state_of_a_study(asked: int, state: str, make_study: MakeStudy) -> None:
     (row,) = study_rows([make_study([("COMPLETED", SCORES), ("STOPPED", [0.1])], asked=asked)])
@@ -61,6 +143,7 @@ def test_a_retraining_names_earlier_looks_at_the_test_images(seeds: int, capsys:
         "trained_on": "train+val",
         "search_val_accuracy": 0.55,
         "search_epochs": 6,
+        "search_runs": seeds,
         "test_reads_before": 0,
         "folder": "runs/x",
         "seeds": [{}] * seeds,
@@ -68,6 +151,7 @@ def test_a_retraining_names_earlier_looks_at_the_test_images(seeds: int, capsys:
     print_retrained(metrics)
     said = capsys.readouterr().out
     assert ("+- 1.0" in said) is (seeds > 1)
+    assert ("the mean of 3 runs" in said) is (seeds > 1)
     assert "note" not in said
     print_retrained({**metrics, "test_reads_before": 2})
     assert "note: 2 other trainings" in capsys.readouterr().out

@@ -34,14 +34,15 @@ def plain_resnet(kind: str, width: int, lengths: tuple[int, ...]) -> ArchSpec:
     return ArchSpec(StemSpec(64, 7, pool=True), (tuple(blocks),))
 
 
-def count_on_meta(arch: ArchSpec, size: tuple[int, int], channels: int, classes: int) -> tuple[int, float, int]:
-    """Parameters, multiply-adds and convolution outputs, counted while the network itself runs on the meta device."""
-    found = {"multiply_adds": 0, "activations": 0}
+def count_on_meta(arch: ArchSpec, size: tuple[int, int], channels: int, classes: int) -> tuple[int, float, int, int]:
+    """Parameters, multiply-adds, convolution outputs and convolutions of the network, run on the meta device."""
+    found = {"multiply_adds": 0, "activations": 0, "convs": 0}
 
     def hook(module: nn.Module, args: tuple[torch.Tensor, ...], out: torch.Tensor) -> None:
         if isinstance(module, nn.Conv2d):
             found["multiply_adds"] += out[0].numel() * module.weight[0].numel()
             found["activations"] += out[0].numel()
+            found["convs"] += 1
         elif isinstance(module, nn.Linear):
             found["multiply_adds"] += module.weight.numel()
 
@@ -51,7 +52,8 @@ def count_on_meta(arch: ArchSpec, size: tuple[int, int], channels: int, classes:
     for module in network.modules():
         module.register_forward_hook(hook)  # type: ignore[arg-type]
     assert network(images).shape == (2, classes)
-    return sum(p.numel() for p in network.parameters()), found["multiply_adds"] / 1e6, found["activations"]
+    params = sum(p.numel() for p in network.parameters())
+    return params, found["multiply_adds"] / 1e6, found["activations"], found["convs"]
 
 
 @pytest.mark.parametrize(("norm", "bias", "pool"), list(product(NORMS, (False, True), (False, True))))
@@ -61,7 +63,7 @@ def test_counts_equal_the_network_on_the_meta_device(
 ) -> None:
     arch = ArchSpec(StemSpec(16, 5, pool), branches, norm=norm, bias=bias)  # type: ignore[arg-type]
     stats = check(arch, image_size=(29, 17), channels=3, classes=7)
-    assert (stats.params, stats.mflops, stats.activations) == count_on_meta(arch, (29, 17), 3, 7)
+    assert (stats.params, stats.mflops, stats.activations, stats.convs) == count_on_meta(arch, (29, 17), 3, 7)
 
 
 @pytest.mark.parametrize(
@@ -88,7 +90,7 @@ def test_depth_is_of_the_longest_branch() -> None:
 
 def test_stem_alone_works() -> None:
     stats = check(ArchSpec(StemSpec(4, 3), ((),), norm="none"), image_size=(5, 5), channels=2, classes=3)
-    assert stats == NetworkStats(params=72 + 15, mflops=(72 * 25 + 12) / 1e6, activations=100, depth=2)
+    assert stats == NetworkStats(params=72 + 15, mflops=(72 * 25 + 12) / 1e6, activations=100, depth=2, convs=1)
 
 
 @pytest.mark.parametrize("pool", [False, True])

@@ -2,13 +2,15 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Collection
 from typing import Any
 
 import pytest
 
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.tuning import progress as module
-from tunelab.tuning.progress import Progress, Silent, duration, percent
+from tunelab.tuning.forecast import Range
+from tunelab.tuning.progress import Progress, Silent, Told, duration, percent
 
 
 class Terminal(io.StringIO):
@@ -60,7 +62,7 @@ def run(progress: Progress, *ends: Trial) -> None:
 
 
 def make(stream: io.StringIO, total: int = 4, known: list[Trial] | None = None, **other: Any) -> Progress:
-    return Progress(stream, "arch on digits: 4 trials -> runs/x", total, other.get("concurrent", 2), known or [])
+    return Progress(stream, "arch on digits: 4 trials -> runs/x", total, known or [], **other)
 
 
 def test_one_line_per_ended_trial_where_there_is_no_terminal(clock: Clock) -> None:
@@ -80,9 +82,9 @@ def test_one_line_per_ended_trial_where_there_is_no_terminal(clock: Clock) -> No
     assert shown(stream) == [
         "arch on digits: 4 trials -> runs/x",
         "trial   0 completed 75.0% after 2 epochs  "
-        "[1/4 trials, 1 running, 1 completed, best 75.0% (trial 0), 1m 00s spent, about 1m 30s left]",
+        "[1/4 trials, 1 running, 1 completed, best 75.0% (trial 0), 1m 00s spent]",
         "trial   1 failed    - after 0 epochs (ValueError: [bold]no[/bold] room)  "
-        "[2/4 trials, 1 completed, 1 failed, best 75.0% (trial 0), 1m 30s spent, about 1m 15s left]",
+        "[2/4 trials, 1 completed, 1 failed, best 75.0% (trial 0), 1m 30s spent]",
     ]
     assert "\x1b" not in stream.getvalue()
 
@@ -91,7 +93,7 @@ def test_the_title_is_shown_as_it_is() -> None:
     """A path may hold what rich reads as markup, and be longer than a line."""
     stream = io.StringIO()
     title = "arch on folder:/data/[old]/[/x] " + "word " * 40
-    with Progress(stream, title, 1, 1, []):
+    with Progress(stream, title, 1, []):
         pass
     assert stream.getvalue() == title + "\n"
 
@@ -107,15 +109,73 @@ def test_trials_of_an_earlier_start_count(clock: Clock) -> None:
     )
 
 
-def test_the_time_left_counts_trials_at_once(clock: Clock) -> None:
+def test_repeats_are_counted_apart(clock: Clock) -> None:
     stream = io.StringIO()
-    with make(stream, total=9, concurrent=4) as progress:
-        one = trial(0)
+    with make(stream, known=[trial(0, "COMPLETED", (0.5,)), trial(1, "STOPPED", (0.9,))]) as progress:
+        again = trial(2, "COMPLETED", (0.4,))
+        again.repeat_of = 0
+        run(progress, again, trial(3, "COMPLETED", (0.41,)))
+    first, second = shown(stream)[-2:]
+    assert first.startswith("trial   2 (trial 0 again) completed 40.0% after 1 epochs")
+    assert "[2/4 trials, 1 completed, 1 stopped, 1 repeat, best 45.0% (trial 0, mean of 2 runs)" in first
+    assert "[3/4 trials, 2 completed, 1 stopped, 1 repeat, best 45.0% (trial 0, mean of 2 runs)" in second
+
+
+def test_the_time_left_has_a_range(clock: Clock) -> None:
+    stream, asked = io.StringIO(), []
+
+    def left(trials: Collection[Trial]) -> Range:
+        asked.append(len(trials))
+        return Range(60.0, 80.0, 125.0)
+
+    with make(stream, total=2, known=[trial(7, "STOPPED", (0.5,))], left=left) as progress:
+        run(progress, trial(0, "COMPLETED", (0.5,)))
+    assert shown(stream)[-1].endswith("0s spent]"), "all have ended"
+    assert asked == []
+    with make(stream, total=9, known=[trial(7, "STOPPED", (0.5,))], left=left) as progress:
+        run(progress, trial(0, "COMPLETED", (0.5,)))
+    assert shown(stream)[-1].endswith("0s spent, about 1m 20s left (1m 00s to 2m 05s)]")
+    assert asked == [2]
+    with make(stream, total=1, left=left) as progress:
+        again = trial(1)
+        again.repeat_of = 0
+        progress.started(again)
+        run(progress, trial(0, "COMPLETED", (0.5,)))
+    assert "left (" in shown(stream)[-1], "a repeat is under way"
+
+
+def test_several_listeners_are_told() -> None:
+    heard: list[str] = []
+
+    class Ear(Silent):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def started(self, trial: Trial) -> None:
+            heard.append(f"{self.name} {trial.number} started")
+
+        def reported(self, trial: Trial) -> None:
+            heard.append(f"{self.name} {trial.number} reported")
+
+        def ended(self, trial: Trial) -> None:
+            heard.append(f"{self.name} {trial.number} ended")
+
+    told = Told(Ear("left"), Ear("right"))
+    told.started(trial(3))
+    told.reported(trial(3))
+    told.ended(trial(3))
+    assert heard == [f"{ear} 3 {what}" for what in ("started", "reported", "ended") for ear in ("left", "right")]
+
+
+def test_a_trial_that_waits_is_not_shown_as_running(clock: Clock) -> None:
+    stream = Terminal()
+    with make(stream) as progress:
+        one, other = trial(0), trial(1)
         progress.started(one)
-        clock.now += 40
-        one.status = TrialStatus.STOPPED
-        progress.ended(one)
-    assert shown(stream)[-1].endswith("40s spent, about 1m 20s left]")
+        progress.started(other)
+        one.status = TrialStatus.PAUSED
+    assert not any(line.startswith("  trial 0") for line in shown(stream)[-4:])
+    assert shown(stream)[-1].startswith("  trial 1")
 
 
 def test_every_way_to_end_can_be_shown() -> None:
@@ -137,11 +197,11 @@ def test_a_terminal_has_one_live_display(clock: Clock) -> None:
     text = shown(stream)
     assert any(line.startswith("trial   2 failed") and "no room" in line for line in text)
     assert not any(line.startswith("trial   1") for line in text), "only what went wrong stays in the scrollback"
-    title, bar, *summary, running = text[-5:]
+    title, bar, *summary, running = text[-4:]
     assert title == "arch on digits: 4 trials -> runs/x"
     assert set(bar.strip()) <= set("━╸╺")
     assert " ".join(line.strip() for line in summary) == (
-        "2/4 trials, 1 running, 1 completed, 1 failed, best 50.0% (trial 1), 5s spent, about 0s left"
+        "2/4 trials, 1 running, 1 completed, 1 failed, best 50.0% (trial 1), 5s spent"
     )
     assert re.fullmatch(r"  trial 0 +epoch 1/4 +25\.0% +1\.25M parameters", running.rstrip())
 
@@ -179,5 +239,5 @@ def test_a_terminal_that_has_gone_away_does_not_end_a_search(kind: type[io.Strin
         def write(self, text: str) -> int:
             raise BrokenPipeError(32, "Broken pipe")
 
-    with Progress(Gone(), "a title", 2, 1, []) as progress:
+    with Progress(Gone(), "a title", 2, []) as progress:
         run(progress, trial(0, "COMPLETED", (0.5,)), trial(1, "FAILED", reason="it broke"))

@@ -26,7 +26,7 @@ from tunelab.data.cache import prepare
 from tunelab.errors import InputError
 from tunelab.journal import is_locked, read_journal
 from tunelab.records import Trial, TrialStatus
-from tunelab.study import Study, load
+from tunelab.study import Study, load, proposed
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -149,22 +149,25 @@ def trained_steps(study: Study, number: int) -> list[int]:
 
 
 def check_books(path: Path, trials: int, epochs: int) -> list[Trial]:
-    """What must hold when a search has ended, however often it was interrupted."""
+    """What must hold when a search has ended, however often it was interrupted; the trials without the repeats."""
     study = load(path)
     ended = study.list_trials()
-    assert [trial.number for trial in ended] == list(range(trials))
+    own = proposed(ended)
+    assert [trial.number for trial in ended] == list(range(len(ended)))
+    assert len(own) == trials
     assert all(trial.status.ended for trial in ended)
     for kind in ("proposed", "ended"):
-        assert sorted(int(str(event["trial"])) for event in events(path, kind)) == list(range(trials)), kind
-    assert len({json.dumps({**trial.config, "seed": 0}) for trial in ended}) == trials, "all configurations differ"
+        assert sorted(int(str(event["trial"])) for event in events(path, kind)) == list(range(len(ended))), kind
+    assert len({json.dumps({**trial.config, "seed": 0}) for trial in own}) == trials, "all configurations differ"
+    assert len({trial.config["seed"] for trial in ended}) == len(ended), "all seeds differ"
     for trial in ended:
         numbers = [metrics.epoch for metrics in trial.epochs]
         assert numbers == list(range(1, len(numbers) + 1)), "every epoch once"
         assert (trial.status is TrialStatus.COMPLETED) == (len(numbers) == epochs)
         if trial.epochs:
             assert trained_steps(study, trial.number) == numbers
-    assert len((path / "trials.jsonl").read_text().splitlines()) == trials
-    return ended
+    assert len((path / "trials.jsonl").read_text().splitlines()) == len(ended)
+    return own
 
 
 def checkpoints_of_ended(path: Path) -> dict[int, int]:
@@ -225,11 +228,12 @@ def test_every_trial_has_ended_as_it_must(finished: subprocess.CompletedProcess[
 
 
 def test_the_terminal_shows_trials_and_nothing_of_ray(finished: subprocess.CompletedProcess[str]) -> None:
-    title, *lines = finished.stderr.splitlines()
+    forecast, _layout, title, *lines = finished.stderr.splitlines()
+    assert forecast.startswith("forecast: 9 trials need ")
     assert title == f"small on digits: 9 trials of 4 epochs -> {finished.args[0]}"
-    assert len(lines) == 9
-    ends = "completed|stopped  |diverged |failed   "
-    assert all(re.match(rf"trial   \d ({ends}) .*\[\d/9 trials, ", line) for line in lines), finished.stderr
+    assert len(lines) == len(load(Path(finished.args[0])).list_trials())
+    ends = r"(\(trial \d again\) )?(completed|stopped  |diverged |failed   )"
+    assert all(re.match(rf"trial  [ \d]\d {ends} .*\[\d/9 trials, ", line) for line in lines), finished.stderr
     assert "WARNING" in (Path(finished.args[0]) / "ray.log").read_text(), "where Ray's words are"
 
 

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,6 @@ import optuna
 import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import TrialState
 
 from tunelab.config import (
     ArchSpec,
@@ -27,7 +25,8 @@ from tunelab.config import (
 from tunelab.errors import InputError, RefusedError
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.space import SearchSpace, Suggest
-from tunelab.tuning.searcher import SAMPLERS, STATES, FixedSource, OptunaSource, Proposal
+from tunelab.tuning.searcher import SAMPLERS, OptunaSource
+from tunelab.tuning.sources import FixedSource, Proposal
 
 ARCH = ArchSpec(StemSpec(4), ((BlockSpec("basic", 4),),))
 BASELINE: dict[str, Any] = {"x": 0.125, "kind": "sgd"}
@@ -87,8 +86,9 @@ class Run:
         self.trials: list[Trial] = []
 
     def propose(self) -> Trial:
-        proposal = self.source.propose(len(self.trials))
+        proposal = self.source.propose(len(self.trials), numbered(self.trials))
         trial = Trial(len(self.trials), to_json(proposal.config), dict(proposal.params), stats=dict(proposal.stats))
+        trial.origin = proposal.origin
         self.trials.append(trial)
         return trial
 
@@ -109,158 +109,9 @@ class Run:
             self.end(trial, status)
         return trial
 
-    def add_one_of_each(self) -> None:
-        self.add(TrialStatus.COMPLETED, 0.1, 0.2, 0.3, 0.4)
-        self.add(TrialStatus.STOPPED, 0.3)
-        self.add(TrialStatus.DIVERGED, 0.2)
-        self.add(TrialStatus.FAILED)
-        self.add(TrialStatus.RUNNING, 0.15)
-        self.add(TrialStatus.RUNNING)
 
-
-def optunas_view(path: Path) -> list[optuna.trial.FrozenTrial]:
-    """The study as Optuna's own tools open it."""
-    storage = JournalStorage(JournalFileBackend(str(path)))
-    return optuna.load_study(study_name=None, storage=storage).trials
-
-
-def assert_agrees(path: Path, trials: list[Trial]) -> None:
-    """Optuna's journal holds just these trials, as they are."""
-    seen = optunas_view(path)
-    assert [one.user_attrs["tunelab_trial"] for one in seen] == [trial.number for trial in trials]
-    for one, trial in zip(seen, trials, strict=True):
-        assert one.number == trial.number
-        assert one.params == trial.params
-        assert one.intermediate_values == {metrics.epoch: metrics.score for metrics in trial.epochs}
-        assert one.state is STATES.get(trial.status, TrialState.RUNNING)
-        assert one.value == (trial.score if trial.status is TrialStatus.COMPLETED else None) or (
-            one.state is TrialState.PRUNED
-        )
-
-
-# What Optuna is told.
-
-
-def test_optuna_is_told_the_truth(tmp_path: Path) -> None:
-    run = Run(make_source(storage=tmp_path / "optuna.journal"))
-    run.add_one_of_each()
-    seen = optunas_view(tmp_path / "optuna.journal")
-    assert [one.state.name for one in seen] == ["COMPLETE", "PRUNED", "FAIL", "FAIL", "RUNNING", "RUNNING"]
-    assert seen[0].value == 0.4
-    assert seen[0].intermediate_values == {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4}
-    assert seen[0].params == BASELINE
-    assert seen[1].intermediate_values == {1: 0.3}
-    assert_agrees(tmp_path / "optuna.journal", run.trials)
-
-
-def test_every_end_has_a_state() -> None:
-    assert {status for status in TrialStatus if status.ended} == set(STATES)
-    assert [status for status in STATES if STATES[status] is TrialState.COMPLETE] == [TrialStatus.COMPLETED]
-
-
-def test_the_study_is_maximised(tmp_path: Path) -> None:
-    run = Run(make_source(storage=tmp_path / "optuna.journal"))
-    run.add(TrialStatus.COMPLETED, 0.2)
-    run.add(TrialStatus.COMPLETED, 0.7)
-    run.add(TrialStatus.COMPLETED, 0.5)
-    storage = JournalStorage(JournalFileBackend(str(tmp_path / "optuna.journal")))
-    assert optuna.load_study(study_name="test", storage=storage).best_trial.number == 1
-
-
-# Optuna's journal after a crash.
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Trial]]:
-    path = tmp_path_factory.mktemp("finished") / "optuna.journal"
-    run = Run(make_source(storage=path))
-    run.add_one_of_each()
-    return path, run.trials
-
-
-def go_on(path: Path, known: list[Trial]) -> None:
-    """Restores a source from the record and runs on; Optuna's journal agrees before and after."""
-    run = Run(make_source(storage=path, known=known))
-    run.trials = [dataclasses.replace(trial, epochs=list(trial.epochs)) for trial in known]
-    assert_agrees(path, run.trials)
-    for trial in run.trials:
-        if not trial.status.ended:
-            run.report(trial, 0.5)
-            run.end(trial, TrialStatus.STOPPED)
-    run.add(TrialStatus.COMPLETED, 0.1, 0.2)
-    assert_agrees(path, run.trials)
-
-
-def test_a_journal_that_fits_is_kept(finished: tuple[Path, list[Trial]], tmp_path: Path) -> None:
-    path = Path(shutil.copy(finished[0], tmp_path / "optuna.journal"))
-    before = path.read_bytes()
-    make_source(storage=path, known=finished[1])
-    assert path.read_bytes() == before
-    go_on(path, finished[1])
-    assert path.read_bytes().startswith(before)
-
-
-def test_a_torn_journal_is_made_anew(finished: tuple[Path, list[Trial]], tmp_path: Path) -> None:
-    whole = finished[0].read_bytes()
-    last = whole.rstrip(b"\n").rindex(b"\n") + 1
-    path = tmp_path / "optuna.journal"
-    for cut in (0, 1, len(whole) // 2, last - 1, last, last + 1, (last + len(whole)) // 2, len(whole) - 1):
-        path.write_bytes(whole[:cut])
-        go_on(path, finished[1])
-
-
-def test_a_damaged_journal_is_made_anew(finished: tuple[Path, list[Trial]], tmp_path: Path) -> None:
-    whole = finished[0].read_bytes()
-    path = tmp_path / "optuna.journal"
-    generator = random.Random(0)
-    for _ in range(25):
-        at = generator.randrange(len(whole))
-        path.write_bytes(whole[:at] + bytes([whole[at] ^ generator.choice([1, 4, 0x80])]) + whole[at + 1 :])
-        known = finished[1]
-        run = Run(make_source(storage=path, known=known))
-        run.trials = list(known)
-        run.add(TrialStatus.STOPPED, 0.3)
-        seen = optunas_view(path)
-        assert [one.user_attrs["tunelab_trial"] for one in seen] == list(range(7))
-
-
-def test_a_missing_journal_is_made_anew(finished: tuple[Path, list[Trial]], tmp_path: Path) -> None:
-    go_on(tmp_path / "optuna.journal", finished[1])
-
-
-def test_an_older_journal_is_made_anew(tmp_path: Path) -> None:
-    """The record is written first, so that a crash between the two leaves Optuna's journal one event behind."""
-    path = tmp_path / "optuna.journal"
-    run = Run(make_source(storage=path))
-    run.add(TrialStatus.COMPLETED, 0.1, 0.2)
-    older = [path.read_bytes()]
-    trial = run.propose()
-    older.append(path.read_bytes())
-    run.report(trial, 0.3)
-    older.append(path.read_bytes())
-    run.end(trial, TrialStatus.STOPPED)
-    for content in older:
-        path.write_bytes(content)
-        go_on(path, run.trials)
-
-
-def test_a_journal_ahead_of_the_record_is_made_anew(finished: tuple[Path, list[Trial]], tmp_path: Path) -> None:
-    for known in ([], finished[1][:1], finished[1][:3]):
-        go_on(Path(shutil.copy(finished[0], tmp_path / "optuna.journal")), known)
-    path = Path(shutil.copy(finished[0], tmp_path / "optuna.journal"))
-    earlier = [dataclasses.replace(trial, epochs=trial.epochs[:1], status=TrialStatus.RUNNING) for trial in finished[1]]
-    go_on(path, earlier)
-
-
-def test_a_journal_of_another_study_is_made_anew(finished: tuple[Path, list[Trial]], tmp_path: Path) -> None:
-    path = tmp_path / "optuna.journal"
-    other = optuna.create_study(study_name="other", storage=JournalStorage(JournalFileBackend(str(path))))
-    other.add_trial(optuna.create_trial(value=1.0))
-    go_on(path, finished[1])
-
-
-def test_no_lock_file_is_left(finished: tuple[Path, list[Trial]]) -> None:
-    assert list(finished[0].parent.iterdir()) == [finished[0]]
+def numbered(trials: list[Trial]) -> dict[int, Trial]:
+    return {trial.number: trial for trial in trials}
 
 
 # What a proposal depends on.
@@ -292,7 +143,7 @@ def test_a_restored_source_proposes_what_the_unbroken_one_does(sampler: str, con
     def watch(run: Run) -> None:
         number = len(run.trials)
         if number in (0, 1, 5, 12, 20) or number > 40:
-            expected[number] = make_source(sampler=sampler, known=run.trials).propose(number)
+            expected[number] = make_source(sampler=sampler, known=run.trials).propose(number, numbered(run.trials))
 
     run = simulate(make_source(sampler=sampler), 60, concurrent, 3, watch)
     assert len(expected) == 24
@@ -323,7 +174,7 @@ def test_refused_draws_are_forgotten_after_a_proposal() -> None:
     def watch(run: Run) -> None:
         if len(run.trials) >= 12:
             restored = make_source(check=check, known=run.trials)
-            expected.append((len(run.trials), to_json(restored.propose(len(run.trials)).config)))
+            expected.append((len(run.trials), to_json(restored.propose(len(run.trials), numbered(run.trials)).config)))
 
     expected: list[tuple[int, Any]] = []
     source = make_source(check=check)
@@ -354,7 +205,7 @@ def test_no_configuration_is_proposed_twice(sampler: str) -> None:
     with pytest.raises(InputError, match=r"no configuration left: 500 of 500 draws .*among the 4 that were tried"):
         run.propose()
     with pytest.raises(InputError, match="no configuration left"):
-        make_source(make_space(draw_few, ()), sampler=sampler, known=run.trials).propose(4)
+        make_source(make_space(draw_few, ()), sampler=sampler, known=run.trials).propose(4, numbered(run.trials))
 
 
 def test_the_baseline_is_not_drawn_again() -> None:
@@ -378,7 +229,9 @@ def test_what_is_refused_is_counted_and_never_proposed(tmp_path: Path) -> None:
     assert {trial.config["train"]["optimizer"] for trial in run.trials} == {"sgd"}
     assert set(source.refused) == {"adam is not wanted", "adamw is not wanted"}
     assert sum(source.refused.values()) >= 10
-    assert_agrees(tmp_path / "optuna.journal", run.trials)
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "optuna.journal")))
+    seen = optuna.load_study(study_name=None, storage=storage).trials
+    assert [one.params for one in seen] == [trial.params for trial in run.trials]
 
 
 def test_a_space_that_never_fits_is_refused() -> None:
@@ -386,7 +239,7 @@ def test_a_space_that_never_fits_is_refused() -> None:
         raise RefusedError("12 million parameters, --max-params allows 1000")
 
     with pytest.raises(InputError, match=r"none of 500 draws from the space 'test' .*--max-params allows 1000"):
-        make_source(check=check).propose(0)
+        make_source(check=check).propose(0, {})
 
 
 def test_a_space_that_raises_is_named() -> None:
@@ -394,9 +247,9 @@ def test_a_space_that_raises_is_named() -> None:
         raise KeyError("width")
 
     with pytest.raises(InputError, match="the space 'test' raised KeyError: 'width'"):
-        make_source(make_space(raising, ())).propose(0)
+        make_source(make_space(raising, ())).propose(0, {})
     with pytest.raises(InputError, match="the space 'test' raised KeyError: 'width'"):
-        make_source(make_space(raising)).propose(0)
+        make_source(make_space(raising)).propose(0, {})
 
 
 def test_a_space_that_raises_later_is_named() -> None:
@@ -407,7 +260,7 @@ def test_a_space_that_raises_later_is_named() -> None:
 
     source = make_source(make_space(raising, ()))
     with pytest.raises(InputError, match="raised ZeroDivisionError"):
-        _ = [source.propose(number) for number in range(50)]
+        _ = [source.propose(number, {}) for number in range(50)]
 
 
 def test_a_space_that_changes_the_choices_of_a_name_is_named() -> None:
@@ -427,7 +280,7 @@ def test_a_space_that_changes_the_choices_of_a_name_is_named() -> None:
 @pytest.mark.parametrize("wrong", [None, {"lr": 0.1}, ARCH, "config"])
 def test_a_space_that_returns_something_else_is_named(wrong: object) -> None:
     with pytest.raises(InputError, match=f"the space 'test' returned {type(wrong).__name__}, not a TrialConfig"):
-        make_source(make_space(lambda suggest: wrong, ())).propose(0)
+        make_source(make_space(lambda suggest: wrong, ())).propose(0, {})
 
 
 # The baseline.
@@ -450,12 +303,12 @@ def test_the_first_baseline_that_fits_is_taken() -> None:
     few = tuple({"x": x, "kind": "adam", "batch": 2} for x in (0.9, 0.5, 0.4, 0.3))
     source = make_source(make_space(draw, few), check=check)
     assert source.has_baseline
-    found = source.propose(0)
+    found = source.propose(0, {})
     assert found.params == few[2]
     assert found.stats == {"params": 400}
     none = make_source(make_space(draw, few[:2]), check=check)
     assert not none.has_baseline
-    assert none.propose(0).config.train.lr <= 0.4
+    assert none.propose(0, {}).config.train.lr <= 0.4
 
 
 def test_starters_follow_the_baseline() -> None:
@@ -476,7 +329,9 @@ def test_starters_follow_the_baseline() -> None:
     assert opening[:4] == [0.125, 0.3, 0.1, 0.2]
     assert opening[4] not in (0.125, 0.25)
     for number in range(5):
-        proposal = make_source(space, check=check, known=run.trials[:number]).propose(number)
+        proposal = make_source(space, check=check, known=run.trials[:number]).propose(
+            number, numbered(run.trials[:number])
+        )
         assert proposal.params["x"] == opening[number]
 
 
@@ -489,7 +344,7 @@ def test_a_starter_is_no_baseline() -> None:
     space = dataclasses.replace(make_space(), starters=(({"x": 0.2, "kind": "adamw"},),))
     source = make_source(space, check=check)
     assert not source.has_baseline
-    assert source.propose(0).params == {"x": 0.2, "kind": "adamw"}
+    assert source.propose(0, {}).params == {"x": 0.2, "kind": "adamw"}
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -507,7 +362,7 @@ def test_a_starter_is_no_baseline() -> None:
 )
 def test_a_baseline_that_is_no_draw_of_the_space_is_refused(baseline: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="the space 'test'"):
-        make_source(make_space(draw, (baseline,))).propose(0)
+        make_source(make_space(draw, (baseline,))).propose(0, {})
 
 
 def test_a_space_that_has_changed_since_the_record_is_refused() -> None:
@@ -566,11 +421,11 @@ def test_a_list_is_proposed_in_order() -> None:
     configs = [TrialConfig(ARCH, seed=seed) for seed in range(3)]
     source = FixedSource(configs, accept)
     source.restore([])
-    proposals = [source.propose(number) for number in (2, 0, 1)]
+    proposals = [source.propose(number, {}) for number in (2, 0, 1)]
     assert [proposal.config.seed for proposal in proposals] == [2, 0, 1]
-    assert proposals[0] == Proposal(configs[2], {}, {"params": 10})
+    assert proposals[0] == Proposal(configs[2], {}, {"params": 10}, "given")
     source.observe(0, 1, 0.5)
-    source.end(0, TrialStatus.COMPLETED, 0.5)
+    source.end(0, TrialStatus.COMPLETED, 0.5, {})
 
 
 def test_a_list_is_checked_too() -> None:
@@ -578,12 +433,12 @@ def test_a_list_is_checked_too() -> None:
         raise RefusedError("too large")
 
     with pytest.raises(RefusedError, match="too large"):
-        FixedSource([TrialConfig(ARCH)], check).propose(0)
+        FixedSource([TrialConfig(ARCH)], check).propose(0, {})
 
 
 def test_config_ids_of_equal_draws_are_equal() -> None:
     """What duplicates are known by: the seed, which is another for each trial, does not count."""
-    one = make_source().propose(0).config
+    one = make_source().propose(0, {}).config
     assert config_id(dataclasses.replace(one, seed=5)) == config_id(one)
 
 
@@ -606,7 +461,7 @@ def test_of_each_family_of_starters_the_first_that_fits_comes_after_the_baseline
     assert opening == [BASELINE, STARTERS[0][1], STARTERS[2][0]], "a starter that is the baseline is not tried twice"
     assert run.add(TrialStatus.STOPPED, 0.5).params not in opening
     resumed = make_source(space, check=check, known=run.trials[:2])
-    assert resumed.propose(2).params == STARTERS[2][0]
+    assert resumed.propose(2, numbered(run.trials[:2])).params == STARTERS[2][0]
 
 
 def test_a_rehearsal_draws_beyond_the_baseline_and_asks_for_no_more_than_there_is() -> None:
@@ -628,19 +483,44 @@ def test_a_rehearsal_draws_beyond_the_baseline_and_asks_for_no_more_than_there_i
         make_source(check=refuse).rehearse(1)
 
 
-def test_an_optuna_journal_that_cannot_be_written_does_not_end_a_search(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    run = Run(make_source(storage=tmp_path / "optuna.journal"))
-    run.add(TrialStatus.COMPLETED, 0.1, 0.2, 0.3, 0.4)
+# Repeats: trials that a source did not propose.
 
-    def full(self: JournalFileBackend, logs: list[dict[str, Any]]) -> None:
-        raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(JournalFileBackend, "append_logs", full)
-        run.add(TrialStatus.STOPPED, 0.1)
-    make_source(storage=tmp_path / "optuna.journal", known=run.trials)
-    storage = JournalStorage(JournalFileBackend(str(tmp_path / "optuna.journal")))
-    states = [one.state for one in optuna.load_study(study_name="test", storage=storage).trials]
-    assert states == [TrialState.COMPLETE, TrialState.PRUNED], "it is made anew from the record"
+def test_where_a_configuration_came_from_is_told() -> None:
+    space = dataclasses.replace(make_space(), starters=STARTERS)
+    run = Run(make_source(space, sampler="random"))
+    opening = [run.add(TrialStatus.STOPPED, 0.5).origin for _ in range(4)]
+    assert opening == ["baseline", "starter", "starter", "random"]
+
+
+def make_repeat(number: int, of: Trial) -> Trial:
+    return Trial(number, {**of.config, "seed": 5}, of.params, stats=of.stats, origin="repeat", repeat_of=of.number)
+
+
+def test_a_repeat_takes_no_starters_place() -> None:
+    space = dataclasses.replace(make_space(), starters=STARTERS[2:])
+    source = make_source(space)
+    run = Run(source)
+    run.add(TrialStatus.COMPLETED, 0.5)
+    run.trials.append(make_repeat(1, run.trials[0]))
+    source.adopt(run.trials[1])
+    resumed = make_source(space, known=run.trials)
+    for asked in (source, resumed):
+        assert asked.propose(2, numbered(run.trials)).params == STARTERS[2][0]
+
+
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+def test_the_sampler_learns_nothing_of_a_repeat(sampler: str) -> None:
+    """It is no configuration of its own, and its number is not missed."""
+    plain, with_repeat = make_source(sampler=sampler), make_source(sampler=sampler)
+    trials, _ = (numbered(simulate(source, 25, 1, 3, lambda run: None).trials) for source in (plain, with_repeat))
+    repeated = make_repeat(1000, trials[0])
+    with_repeat.adopt(repeated)
+    for epoch in (1, 2, 3, 4):
+        with_repeat.observe(1000, epoch, 0.99)
+    with_repeat.end(1000, TrialStatus.COMPLETED, 0.99)
+    for number in (30, 31, 32):
+        one, other = plain.propose(number, trials), with_repeat.propose(number, {**trials, 1000: repeated})
+        assert one.params == other.params != BASELINE
+        for source in (plain, with_repeat):
+            source.end(number, TrialStatus.FAILED, None)

@@ -24,12 +24,14 @@ class NetworkStats:
     `params`: trained numbers. `mflops`: millions of multiply-adds in convolutions and the classifier, biases left out,
     counted as pycls and torchvision's tables do. `activations`: numbers that the convolutions put out (Radosavovic et
     al., arXiv 2003.13678, section 3.2). `depth`: convolutions on the longest path and the classifier; 18 for ResNet18.
+    `convs`: all convolutions, shortcuts and parallel paths included; what a step costs beside its images grows with it.
     """
 
     params: int
     mflops: float
     activations: int
     depth: int
+    convs: int
 
 
 class _Tally:
@@ -40,6 +42,7 @@ class _Tally:
         self.params = 0
         self.multiply_adds = 0
         self.activations = 0
+        self.convs = 0
 
     def add(self, convs: Iterable[Conv], size: Size) -> Size:
         """Count `convs`, each reading the one before, the first a map of `size`; the last one's size comes back."""
@@ -51,6 +54,7 @@ class _Tally:
             self.params += weights + per_channel * conv.width_out
             self.multiply_adds += weights * pixels
             self.activations += conv.width_out * pixels
+            self.convs += 1
             _refuse_single_values(conv.width_out, pixels, self.style.norm)
         return size
 
@@ -85,7 +89,7 @@ def check(
         raise RefusedError(f"{params / 1e6:.3g} million parameters, --max-params allows {max_params}")
     if max_mflops is not None and mflops > max_mflops:
         raise RefusedError(f"{mflops:.3g} million multiply-adds per image, --max-mflops allows {max_mflops:g}")
-    return NetworkStats(params, mflops, tally.activations, 2 + max(depths))
+    return NetworkStats(params, mflops, tally.activations, 2 + max(depths), tally.convs)
 
 
 def _add_branch(tally: _Tally, arch: ArchSpec, number: int, size: Size, image_size: Size) -> int:

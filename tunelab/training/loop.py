@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from tunelab.config import DataConfig, TrialConfig, derive_seed
-from tunelab.data.batches import Split, TrainBatches, load_split
+from tunelab.data.batches import Batch, Split, TrainBatches, load_split
 from tunelab.data.cache import DataInfo, prepare
 from tunelab.errors import DivergedError, InputError
 from tunelab.models.network import build_network
@@ -193,6 +193,31 @@ class Trainer:
             return True
         return False
 
+    def practise(self) -> Iterator[int]:
+        """Train on one batch after another without end, for measuring; gives the images of each batch when it is done.
+
+        The steps are those of the first epoch over and over, at its first learning rate. Nothing is recorded, and no
+        loss is looked at. The network is of no use afterwards: `close` the trainer.
+        """
+        self._fresh = False
+        lr = self.config.train.lr * lr_factor(self.config.train.schedule, 0.5 / self._batches.steps_per_epoch, [])
+        set_lr(self.optimizer, lr)
+        self.model.train()
+        while True:
+            for batch in self._batches.epoch(1):
+                loss, _right = self._step(batch)
+                if self.device.type == "cpu":
+                    loss.item()
+                yield len(batch.labels)
+
+    def practise_validation(self, images: int) -> int:
+        """Validate on the first `images` images, or all if there are fewer; how many they were, 0 without any."""
+        if self._val is None:
+            return 0
+        some = Split(self._val.images[:images], self._val.labels[:images])
+        evaluate(self.model, some, self.info, device=self.device, precision=self.config.train.precision)
+        return len(some.labels)
+
     def close(self) -> None:
         """Let go of network, optimizer, data and event file, and give unused memory back; the history stays."""
         if self._events is not None:
@@ -226,13 +251,8 @@ class Trainer:
             progress = (epoch - 1 + (step + 0.5) / steps) / epochs
             lr = self.config.train.lr * lr_factor(self.config.train.schedule, progress, losses)
             set_lr(self.optimizer, lr)
-            with torch.autocast(self.device.type, dtype=self._compute, enabled=self._compute is not None):
-                logits = self.model(batch.images)
-            loss, right = training_loss(logits.float(), batch, self.config.train.label_smoothing)
-            loss.backward()  # type: ignore[no-untyped-call]
-            self.optimizer.step()
-            self.optimizer.zero_grad(set_to_none=True)
-            loss_sum += loss.detach() * len(batch.labels)
+            loss, right = self._step(batch)
+            loss_sum += loss * len(batch.labels)
             correct += right
             images += len(batch.labels)
             if self.device.type == "cpu" and not math.isfinite(loss.item()):  # on a GPU it would wait for each step
@@ -241,6 +261,16 @@ class Trainer:
         if not math.isfinite(mean):
             raise self._diverged(epoch, lr, f"the training loss became {mean}")
         return _Trained(mean, float(correct) / images, lr, images)
+
+    def _step(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        """One update of the weights; the loss before it, and how many of the batch were right."""
+        with torch.autocast(self.device.type, dtype=self._compute, enabled=self._compute is not None):
+            logits = self.model(batch.images)
+        loss, right = training_loss(logits.float(), batch, self.config.train.label_smoothing)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return loss.detach(), right
 
     def _validate(self, epoch: int, lr: float) -> tuple[float | None, float | None]:
         if self._val is None:

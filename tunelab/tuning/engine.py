@@ -6,16 +6,22 @@ leads to, an end before it is shown. A new engine on the same record goes on whe
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 from collections import deque
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tunelab.config import arch_id, to_json
+from tunelab.config import arch_id, derive_seed, to_json
 from tunelab.errors import TunelabError
 from tunelab.journal import Journal
+from tunelab.noise import full_length
 from tunelab.records import EpochMetrics, Trial, TrialStatus
-from tunelab.tuning.searcher import Source
+from tunelab.tuning.objectives import costs_of
+from tunelab.tuning.repeats import NoRepeats, Repeats
+from tunelab.tuning.sources import Source
 from tunelab.tuning.stopping import Decision
 
 FAILURES_IN_A_ROW = 5
@@ -25,11 +31,25 @@ FAILURES_IN_A_ROW = 5
 class Stopping(Protocol):
     """The rule that stops trials early; see tunelab.tuning.stopping."""
 
-    def report(self, number: int, epoch: int, score: float, loss: float) -> Decision | None:
+    @property
+    def rungs(self) -> Collection[int]:
+        """The epochs at which it decides."""
+
+    def report(self, number: int, epoch: int, score: float, loss: float, noise: float = 0.0) -> Decision | None:
         """Takes a score; a decision where the epoch is a rung."""
 
     def restore(self, number: int, epoch: int, score: float, loss: float) -> None:
         """Puts back a score from before a restart."""
+
+    def promotable(self, paused: Collection[int], noise: float = 0.0) -> tuple[int, Decision] | None:
+        """A paused trial that is to go on."""
+
+
+class Pace(Protocol):
+    """How long trials take; see tunelab.tuning.forecast."""
+
+    def seconds(self, trial: Trial, epochs: int) -> float | None:
+        """Expected seconds of so many epochs of this trial; None if nothing is known."""
 
 
 class Listener(Protocol):
@@ -45,6 +65,20 @@ class Listener(Protocol):
         """A trial will not go on."""
 
 
+@dataclass(frozen=True)
+class Deadline:
+    """When everything pauses, and from when on only the finalists are trained; both on the monotonic clock."""
+
+    ends: float = math.inf
+    race_begins: float = math.inf
+
+    @classmethod
+    def after(cls, seconds: float, race_share: float) -> Deadline:
+        """So many seconds from now, the last share of them for the race."""
+        now = time.monotonic()
+        return cls(now + seconds, now + seconds * (1 - race_share))
+
+
 class Engine:
     """One search. Every method is called by one thread.
 
@@ -53,9 +87,15 @@ class Engine:
         known: the trials that it holds already.
         source: where configurations come from.
         stopping: the rule that stops trials early.
-        total: how many trials there are to be.
+        total: how many trials there are to be, repeats not counted.
         listener: is told of everything after it is recorded.
-        ends: when everything pauses, on the monotonic clock; None for never.
+        deadline: when everything pauses.
+        repeats: which configurations are trained again.
+        pace: how long trials take, so that none is begun that the deadline would make useless.
+        noise: the standard deviation between runs of one configuration after so many epochs; None: nothing is known.
+        history: known trials that are no part of the search any more, each with the reason; they end, are not counted,
+            and are not compared with others.
+        in_full: trials of these origins run their full length whatever the rungs say.
     """
 
     def __init__(
@@ -66,9 +106,16 @@ class Engine:
         stopping: Stopping,
         total: int,
         listener: Listener,
-        ends: float | None = None,
+        deadline: Deadline | None = None,
+        *,
+        repeats: Repeats | None = None,
+        pace: Pace | None = None,
+        noise: Callable[[Mapping[int, Trial], int], float] | None = None,
+        history: Mapping[int, str] | None = None,
+        in_full: Collection[str] = (),
     ) -> None:
         self.trials = {trial.number: trial for trial in known}
+        self._current = {trial.number: trial for trial in known if trial.number not in (history or {})}
         self.halted = ""
         self.error: TunelabError | None = None
         self._journal = journal
@@ -76,47 +123,72 @@ class Engine:
         self._stopping = stopping
         self._total = total
         self._listener = listener
-        self._ends = math.inf if ends is None else ends
-        self._waiting = deque(trial.number for trial in known if not trial.status.ended)
+        self._deadline = deadline or Deadline()
+        self._repeats = repeats or NoRepeats()
+        self._pace = pace
+        self._noise = noise
+        self._in_full = frozenset(in_full)
+        self._running: set[int] = set()
+        self._paused: set[int] = set()
+        self._begun = sum(trial.repeat_of is None for trial in self._current.values())
+        self._ended = sum(trial.status.ended for trial in self._current.values())
+        self._nothing_since = -1
+        self._events = 0
+        self._waiting = deque(trial.number for trial in self._current.values() if not trial.status.ended)
         self._causes: list[str] = []
-        self._restore(known)
+        self._restore(known, history or {})
 
     @property
     def unfinished(self) -> int:
-        """How many trials have not ended yet, those not yet proposed included."""
-        return max(self._total, len(self.trials)) - sum(trial.status.ended for trial in self.trials.values())
+        """How many trials have not ended yet, those not yet proposed and the repeats asked for included."""
+        to_come = max(0, self._total - self._begun) + self._repeats.owed(self._current)
+        return to_come + len(self._current) - self._ended
+
+    @property
+    def has_work(self) -> bool:
+        """True if there is anything to train: unfinished trials, or repeats of finalists."""
+        return bool(self.unfinished) or self._repeats.late(self._current) is not None
 
     @property
     def should_halt(self) -> bool:
         """True when nothing more is to be started and the running trials are to pause."""
-        if not self.halted and time.monotonic() > self._ends:
+        if not self.halted and time.monotonic() > self._deadline.ends:
             self.halt("deadline")
         return bool(self.halted)
+
+    @property
+    def waits(self) -> bool:
+        """True while trials are running: what they come to may make more to do."""
+        return bool(self._running) and not self.halted
 
     def halt(self, why: str) -> None:
         """Pauses everything; the first reason stays."""
         self.halted = self.halted or why
 
     def next_trial(self) -> Trial | None:
-        """The next trial to run, open ones of an earlier start first; None if there is none."""
-        if self.should_halt:
+        """The next trial to run, open ones of an earlier start first; None if there is none, or none yet (`waits`)."""
+        if self.should_halt or self._events == self._nothing_since:
             return None
-        if self._waiting:
-            trial = self.trials[self._waiting.popleft()]
-            trial.status = TrialStatus.RUNNING
-        elif len(self.trials) < self._total and self.error is None:
-            proposed = self._propose(len(self.trials))
-            if proposed is None:
-                return None
-            trial = proposed
-        else:
+        trial = self._choose()
+        if trial is not None and self._comes_too_late(trial):
+            self._waiting.appendleft(trial.number)
+            trial = None
+        if trial is None:
+            if self.unfinished and not self._running and self.error is None:
+                self.halt("deadline")
+            # Asked again and again while trials run: nothing changes until one of them reports.
+            self._nothing_since = self._events if self._running else -1
             return None
+        trial.status = TrialStatus.RUNNING
+        self._running.add(trial.number)
+        self._events += 1
         self._listener.started(trial)
         return trial
 
     def report(self, number: int, metrics: EpochMetrics) -> bool:
         """Records an epoch; True if the trial goes on. An epoch that the record holds already changes nothing."""
         trial = self.trials[number]
+        self._events += 1
         if trial.status.ended:
             return False
         if metrics.epoch <= len(trial.epochs):
@@ -130,37 +202,105 @@ class Engine:
     def end(self, number: int, status: TrialStatus, reason: str) -> None:
         """Records that a trial will not go on; a second call changes nothing."""
         trial = self.trials[number]
+        self._events += 1
         if trial.status.ended:
             return
         self._append("ended", trial, status=status.value, reason=reason)
         trial.status = status
         trial.reason = reason
-        self._source.end(number, status, trial.score)
+        self._ended += number in self._current
+        self._running.discard(number)
+        self._paused.discard(number)
+        self._source.end(number, status, trial.score, costs_of(trial))
         self._listener.ended(trial)
         self._watch_failures(status, reason)
 
+    def _choose(self) -> Trial | None:
+        """What to train next, by what it is good for."""
+        opened = self._next_waiting()
+        if opened is not None or self.error is not None:
+            return opened
+        repeated = self._repeats.early(self._current)
+        if repeated is None and time.monotonic() > self._deadline.race_begins:
+            repeated = self._repeats.late(self._current)
+        chosen = self._repeat(repeated) or self._promote()
+        if chosen is not None:
+            return chosen
+        if self._begun < self._total:
+            return self._propose(len(self.trials))
+        if any(self.trials[number].repeat_of is None for number in self._running):
+            return None
+        for number in sorted(self._paused):
+            last = self.trials[number].decisions[-1]
+            self.end(number, TrialStatus.STOPPED, f"epoch {last['epoch']}: {last['why']}")
+        return self._repeat(self._repeats.late(self._current))
+
+    def _next_waiting(self) -> Trial | None:
+        """An open trial; a repeat that the deadline leaves no time for does not keep others from going on."""
+        for number in self._waiting:
+            trial = self.trials[number]
+            if trial.repeat_of is None or not self._comes_too_late(trial):
+                self._waiting.remove(number)
+                return trial
+        return None
+
+    def _comes_too_late(self, trial: Trial) -> bool:
+        """True if the deadline leaves no time for what makes the trial useful: an epoch, of a repeat all of them."""
+        if self._pace is None or self._deadline.ends == math.inf:
+            return False
+        epochs = 1 if trial.repeat_of is None else full_length(trial) - len(trial.epochs)
+        seconds = self._pace.seconds(trial, epochs)
+        return seconds is not None and time.monotonic() + seconds > self._deadline.ends
+
     def _settle(self, trial: Trial, epoch: int) -> bool:
-        """Ends the trial if the epoch just recorded was its last or its rung says so; True if it ended."""
+        """Ends or pauses the trial if the epoch just recorded was its last or its rung says so; True if it did."""
         if epoch < len(trial.epochs):
             return False
-        if epoch >= int(trial.config["train"]["epochs"]):
+        if epoch >= full_length(trial):
             self.end(trial.number, TrialStatus.COMPLETED, "")
             return True
-        last = trial.epochs[-1]
-        decision = self._stopping.report(trial.number, epoch, last.score, last.loss)
-        if decision is None:
+        if trial.repeat_of is not None:
             return False
         if not any(earlier["epoch"] == epoch for earlier in trial.decisions):
-            self._append("decision", trial, decision=decision.to_json())
-            trial.decisions.append(decision.to_json())
-        if trial.decisions[-1]["stop"]:
-            self.end(trial.number, TrialStatus.STOPPED, f"epoch {epoch}: {trial.decisions[-1]['why']}")
-            return True
-        return False
+            last = trial.epochs[-1]
+            decision = self._stopping.report(trial.number, epoch, last.score, last.loss, self._noise_at(epoch))
+            if decision is None:
+                return False
+            if trial.origin in self._in_full:
+                why = f"a trial of the {trial.origin} always runs its full length"
+                decision = dataclasses.replace(decision, stop=False, pause=False, why=why)
+            self._record(trial, decision)
+        decided = trial.decisions[-1]
+        if decided["stop"]:
+            self.end(trial.number, TrialStatus.STOPPED, f"epoch {epoch}: {decided['why']}")
+        elif decided.get("pause"):
+            trial.status = TrialStatus.PAUSED
+            self._running.discard(trial.number)
+            self._paused.add(trial.number)
+        return bool(decided["stop"] or decided.get("pause"))
+
+    def _noise_at(self, epoch: int) -> float:
+        if self._noise is None or epoch not in self._stopping.rungs:
+            return 0.0
+        return self._noise(self.trials, epoch)
+
+    def _record(self, trial: Trial, decision: Decision) -> None:
+        self._append("decision", trial, decision=decision.to_json())
+        trial.decisions.append(decision.to_json())
+
+    def _promote(self) -> Trial | None:
+        """A paused trial that has become one of the best of its rung."""
+        found = self._stopping.promotable(self._paused) if self._paused else None
+        if found is None:
+            return None
+        number, decision = found
+        self._record(self.trials[number], decision)
+        self._paused.discard(number)
+        return self.trials[number]
 
     def _propose(self, number: int) -> Trial | None:
         try:
-            proposal = self._source.propose(number)
+            proposal = self._source.propose(number, self._current)
         except TunelabError as error:
             self.error = error  # the running trials go on to their end
             return None
@@ -170,12 +310,43 @@ class Engine:
             params=dict(proposal.params),
             stats=dict(proposal.stats),
             arch_id=arch_id(proposal.config.arch),
+            origin=proposal.origin,
         )
-        self._append(
-            "proposed", trial, arch_id=trial.arch_id, params=trial.params, stats=trial.stats, config=trial.config
-        )
-        self.trials[number] = trial
+        self._add(trial)
+        self._begun += 1
         return trial
+
+    def _repeat(self, of: int | None) -> Trial | None:
+        """The configuration of trial `of` once more, with another seed; None if the deadline leaves no time for it."""
+        if of is None:
+            return None
+        first = self.trials[of]
+        number = len(self.trials)
+        before = sum(trial.repeat_of == of for trial in self.trials.values())
+        config = {**first.config, "seed": derive_seed(first.config["seed"], "repeat", before)}
+        trial = dataclasses.replace(
+            first, number=number, config=config, status=TrialStatus.RUNNING, reason="", epochs=[], decisions=[],
+            origin="repeat", repeat_of=of,
+        )  # fmt: skip
+        if self._comes_too_late(trial):
+            return None
+        self._add(trial)
+        self._source.adopt(trial)
+        return trial
+
+    def _add(self, trial: Trial) -> None:
+        self._append(
+            "proposed",
+            trial,
+            arch_id=trial.arch_id,
+            params=trial.params,
+            stats=trial.stats,
+            config=trial.config,
+            origin=trial.origin,
+            repeat_of=trial.repeat_of,
+        )
+        self.trials[trial.number] = trial
+        self._current[trial.number] = trial
 
     def _append(self, event: str, trial: Trial, **content: Any) -> None:
         try:
@@ -195,12 +366,16 @@ class Engine:
             self.error = TunelabError(f"{FAILURES_IN_A_ROW} trials in a row failed with: {reason}")
             self.halt("failures")
 
-    def _restore(self, known: list[Trial]) -> None:
+    def _restore(self, known: list[Trial], history: Mapping[int, str]) -> None:
         self._source.restore(known)
-        for trial in known:
+        for number, reason in history.items():
+            self.end(number, TrialStatus.STOPPED, reason)
+        for trial in self._current.values():
             for decision in trial.decisions:
                 self._stopping.restore(trial.number, decision["epoch"], decision["score"], decision["loss"])
-        for trial in known:
+        for trial in list(self._current.values()):
             if not trial.status.ended and trial.epochs:
                 self._settle(trial, len(trial.epochs))
-        self._waiting = deque(number for number in self._waiting if not self.trials[number].status.ended)
+        self._waiting = deque(
+            number for number in self._waiting if not self.trials[number].status.ended and number not in self._paused
+        )

@@ -1,4 +1,4 @@
-"""What this machine has: processors, GPUs, versions; and how many trials it carries at once."""
+"""What this machine has: processors, GPUs, memory, versions; and how many trials it could carry at once."""
 
 from __future__ import annotations
 
@@ -57,6 +57,79 @@ def find_slots(options: SearchOptions) -> Slots:
     if per_trial > cpus:
         raise InputError(f"--cpus-per-trial {per_trial} is more than the {cpus} processors of this machine")
     return Slots(options.concurrent or min(cpus // per_trial, options.trials), per_trial, 0.0, "cpu")
+
+
+def find_layouts(options: SearchOptions) -> list[Slots]:
+    """The ways to divide the machine that are worth measuring, the usual one of `find_slots` first.
+
+    On a CPU: all processors shared by as many trials as there are processors, half as many, and so on down to one. On a
+    GPU: 1, 2 and 4 trials on each. What the options fix stays as it is.
+
+    Raises:
+        InputError: the machine lacks what is asked for.
+    """
+    usual = find_slots(options)
+    cpus = usable_cpus()
+    found = [usual]
+    if usual.device == "cuda":
+        if options.gpus_per_trial is None and options.concurrent is None:
+            for share in (2, 4):
+                if usual.concurrent * share <= options.trials:
+                    shared = usual.concurrent * share
+                    found.append(Slots(shared, options.cpus_per_trial or max(1, cpus // shared), 1 / share, "cuda"))
+        return found
+    if options.concurrent is not None and options.cpus_per_trial is None:
+        found += [Slots(usual.concurrent, threads, 0.0, "cpu") for threads in _halves(cpus // usual.concurrent)]
+    elif options.concurrent is None and options.cpus_per_trial is None:
+        found += [
+            Slots(concurrent, cpus // concurrent, 0.0, "cpu")
+            for concurrent in _halves(cpus)
+            if concurrent <= options.trials
+        ]
+    return list(dict.fromkeys(found))
+
+
+def _halves(most: int) -> list[int]:
+    """A number, half of it, and so on down to 1; none for 0."""
+    return [most >> shift for shift in range(most.bit_length()) if most >> shift]
+
+
+def free_memory_mib(root: Path = Path("/")) -> float:
+    """Memory that new processes can have: what the machine has free, and what the container's limits leave.
+
+    Pages of files that a container has read count as free: the kernel gives them up. Versions 1 and 2 of control
+    groups are read, those of all parents included.
+    """
+    free = psutil.virtual_memory().available
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        base, names = root / "sys/fs/cgroup", ("memory.max", "memory.current")
+        if controllers:
+            if "memory" not in controllers.split(","):
+                continue
+            base, names = base / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+        own = base / path.lstrip("/")
+        for group in (own, *own.parents):
+            if group == base.parent:
+                break
+            left = _left_in(group, *names)
+            free = free if left is None else min(free, left)
+    return float(max(0, free)) / 2**20
+
+
+def _left_in(group: Path, limit: str, usage: str) -> int | None:
+    """Bytes that a control group may still take; None if it has no limit, or there is no such group here."""
+    try:
+        most = (group / limit).read_text().strip()
+        kept = [line.partition(" ") for line in (group / "memory.stat").read_text().splitlines()]
+        files = [int(value) for name, _, value in kept if name in ("inactive_file", "total_inactive_file")]
+        return None if most == "max" else int(most) - int((group / usage).read_text()) + max(files, default=0)
+    except (OSError, ValueError):
+        return None
 
 
 def describe_hardware() -> dict[str, Any]:

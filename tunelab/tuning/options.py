@@ -5,9 +5,10 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Mapping
-from typing import Annotated, Literal
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from tunelab.config import DataConfig
@@ -26,6 +27,9 @@ class SearchOptions:
     """What a search is asked for; its names are those of the command line.
 
     `max_params` counts weights, `max_mflops` millions of multiply-adds per image; None is LIMITS for the device.
+    `race` is the share of the time in which the finalists are trained again with other seeds.
+    `objective` is what is to be good: the validation accuracy first, then costs of which less is better (`seconds` are
+    those of a whole training). `repeat` is how often each configuration of a grid is trained.
     `concurrent` None is as many trials as the processors or GPUs carry. `cpus_per_trial` is the number of threads of
     a trial.
     """
@@ -38,11 +42,53 @@ class SearchOptions:
     cpus_per_trial: Annotated[int, Field(ge=1)] | None = None
     gpus_per_trial: Annotated[float, Field(gt=0.0)] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    sampler: Literal["tpe", "random"] = "tpe"
-    scheduler: Literal["asha", "none"] = "asha"
+    sampler: Literal["model", "tpe", "gp", "random"] = "model"
+    scheduler: Literal["asha", "promote", "none"] = "asha"
+    race: Annotated[float, Field(ge=0.0, le=0.9)] = 0.2
     max_params: Annotated[int, Field(ge=1)] | None = None
     max_mflops: Annotated[float, Field(gt=0.0)] | None = None
+    warm_start: tuple[str, ...] = ()
+    objective: tuple[Literal["val_accuracy", "params", "mflops", "seconds"], ...] = ("val_accuracy",)
+    repeat: Annotated[int, Field(ge=1, le=1000)] = 1
     telemetry: Literal["off", "scalars"] = "scalars"
+
+    @field_validator("objective")
+    @classmethod
+    def _accuracy_first(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if names[:1] != ("val_accuracy",) or len(set(names)) != len(names):
+            raise ValueError("the first must be val_accuracy, by which trials are stopped early, and none may be twice")
+        return names
+
+
+@dataclass(frozen=True)
+class GridRequest:
+    """A file of trials given by hand.
+
+    `alone`: there are to be no other trials but the baseline. `in_full`: they are not stopped early.
+    """
+
+    path: Path
+    alone: bool
+    in_full: bool
+
+
+def fill_in(asked: Mapping[str, Any], grid: str | Path | None) -> tuple[dict[str, Any], GridRequest | None]:
+    """Puts in what `trials`, `scheduler` and `race` are where they are None, which depends on whether there is a grid.
+
+    A grid is a comparison: no other trials, all of them in full, and repeats only as many as are asked for.
+    """
+    values = dict(asked)
+    request = None
+    if grid is not None:
+        request = GridRequest(Path(grid).expanduser(), values["trials"] is None, values["scheduler"] is None)
+        values["race"] = 0.0 if values["race"] is None else values["race"]
+        values["trials"] = 1 if request.alone else values["trials"]  # as many as the grid has, once it is read
+    elif values["repeat"] != 1:
+        raise InputError(f"--repeat {values['repeat']} can only be used with --grid")
+    for name in ("trials", "scheduler", "race"):
+        if values[name] is None:
+            del values[name]
+    return values, request
 
 
 def seconds_until(deadline: str, now: datetime.datetime) -> float:

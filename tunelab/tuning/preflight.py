@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import shutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,10 @@ from tunelab.errors import InputError, RefusedError
 from tunelab.models.check import check
 from tunelab.space import SearchSpace
 from tunelab.study import Study
+from tunelab.tuning.model_sampler import Earlier
 from tunelab.tuning.options import SearchOptions
-from tunelab.tuning.searcher import Check, OptunaSource
+from tunelab.tuning.searcher import OptunaSource
+from tunelab.tuning.sources import Check
 
 _TRIAL_DRAWS = 4
 _USUAL_BATCH = 128  # allowed whatever the data: all the images are one batch then
@@ -44,9 +46,17 @@ def make_check(options: SearchOptions, info: DataInfo) -> Check:
 
 
 def make_source(
-    space: SearchSpace, options: SearchOptions, info: DataInfo, seed: int, storage: Path | None
+    space: SearchSpace,
+    options: SearchOptions,
+    info: DataInfo,
+    seed: int,
+    storage: Path | None,
+    *,
+    first: Sequence[tuple[str, Mapping[str, Any]]] = (),
+    history: Collection[int] = (),
+    earlier: Sequence[Earlier] = (),
 ) -> OptunaSource:
-    """Draws from `space`, with data, length and seed as `options` say; `storage` is for Optuna's own journal."""
+    """Draws from `space`, with data, length and seed as `options` say; the rest as `OptunaSource` takes it."""
 
     def complete(config: TrialConfig, number: int) -> TrialConfig:
         return dataclasses.replace(
@@ -56,7 +66,19 @@ def make_source(
             seed=derive_seed(options.seed, "trial", number),
         )
 
-    return OptunaSource(space, seed, options.sampler, complete, make_check(options, info), storage)
+    return OptunaSource(
+        space,
+        seed,
+        options.sampler,
+        complete,
+        make_check(options, info),
+        storage,
+        first,
+        history,
+        epochs=options.epochs,
+        earlier=earlier,
+        objectives=options.objective,
+    )
 
 
 def try_space(space: SearchSpace, options: SearchOptions, info: DataInfo) -> None:
@@ -65,11 +87,16 @@ def try_space(space: SearchSpace, options: SearchOptions, info: DataInfo) -> Non
 
 
 def check_room(path: Path, space: SearchSpace, options: SearchOptions, info: DataInfo) -> None:
-    """Raises InputError if the disk has no room for the checkpoints of as many trials of the first one's size."""
+    """Raises InputError if the disk has no room for the checkpoints of as many trials of the first one's size.
+
+    Nor is there any where a folder of `path` is a file.
+    """
     source = make_source(space, options, info, options.seed, None)
-    params = int(source.propose(0).stats["params"])
+    params = int(source.propose(0, {}).stats["params"])
     needed = options.trials * params * _BYTES_PER_PARAMETER + 100 * 2**20
     parent = next(folder for folder in path.absolute().parents if folder.exists())
+    if not parent.is_dir():
+        raise InputError(f"the study {path} cannot be made: {parent} is a file")
     free = shutil.disk_usage(parent).free
     if free < needed:
         raise InputError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections.abc import Callable, Collection
 from typing import TextIO
 
 from rich.console import Console, Group
@@ -15,7 +16,10 @@ from rich.table import Table
 from rich.text import Text
 
 from tunelab.records import Trial, TrialStatus
-from tunelab.study import count_statuses, rank
+from tunelab.standings import places
+from tunelab.study import count_statuses, describe_repeats, proposed
+from tunelab.tuning.engine import Listener
+from tunelab.tuning.forecast import Range
 
 _COLOURS = {
     TrialStatus.COMPLETED: "green",
@@ -23,6 +27,28 @@ _COLOURS = {
     TrialStatus.DIVERGED: "magenta",
     TrialStatus.FAILED: "red",
 }
+
+
+class Told:
+    """Tells several listeners, in order, of what happens in a search."""
+
+    def __init__(self, *listeners: Listener) -> None:
+        self._listeners = listeners
+
+    def started(self, trial: Trial) -> None:
+        """A trial was handed out."""
+        for listener in self._listeners:
+            listener.started(trial)
+
+    def reported(self, trial: Trial) -> None:
+        """A trial has one more epoch."""
+        for listener in self._listeners:
+            listener.reported(trial)
+
+    def ended(self, trial: Trial) -> None:
+        """A trial will not go on."""
+        for listener in self._listeners:
+            listener.ended(trial)
 
 
 class Silent:
@@ -58,18 +84,27 @@ class Progress:
         stream: where to; a live display if it is a terminal.
         title: what is searched, on which data.
         total: how many trials there are to be.
-        concurrent: how many run at once, for the time left.
         known: the trials of an earlier start.
+        val_images: on how many images scores are measured, to judge the noise between runs; 0 if that is not known.
+        left: how much longer it takes, given all trials so far; None: nothing is said of it.
     """
 
-    def __init__(self, stream: TextIO, title: str, total: int, concurrent: int, known: list[Trial]) -> None:
+    def __init__(
+        self,
+        stream: TextIO,
+        title: str,
+        total: int,
+        known: list[Trial],
+        val_images: int = 0,
+        left: Callable[[Collection[Trial]], Range] | None = None,
+    ) -> None:
         self._console = _LastingConsole(file=stream, highlight=False, markup=False, emoji=False)
         self._title = title
         self._total = total
-        self._concurrent = concurrent
+        self._left = left
+        self._val_images = val_images
         self._trials = {trial.number: trial for trial in known}
-        self._running: dict[int, float] = {}
-        self._durations: list[float] = []
+        self._running: set[int] = set()
         self._began = time.monotonic()
         self._live = Live(self, console=self._console, refresh_per_second=2) if self._console.is_terminal else None
 
@@ -94,17 +129,17 @@ class Progress:
     def started(self, trial: Trial) -> None:
         """A trial was handed out."""
         self._trials[trial.number] = trial
-        self._running[trial.number] = time.monotonic()
+        self._running.add(trial.number)
 
     def reported(self, trial: Trial) -> None:
         """A trial has one more epoch."""
 
     def ended(self, trial: Trial) -> None:
         """A trial will not go on."""
-        began = self._running.pop(trial.number, None)
-        if began is not None:
-            self._durations.append(time.monotonic() - began)
+        self._running.discard(trial.number)
         line = Text(f"trial {trial.number:>3} ")
+        if trial.repeat_of is not None:
+            line.append(f"(trial {trial.repeat_of} again) ")
         line.append(f"{trial.status.value.lower():<9}", _COLOURS[trial.status])
         line.append(f" {_scored(trial)} after {len(trial.epochs)} epochs")
         if trial.reason:
@@ -117,13 +152,14 @@ class Progress:
 
     def __rich__(self) -> Group:
         """The live display."""
-        trials = list(self._trials.values())
-        done = sum(trial.status.ended for trial in trials)
+        done = sum(trial.status.ended for trial in proposed(list(self._trials.values())))
         bar = Table.grid()  # a bar alone does not end its line
         bar.add_row(ProgressBar(total=self._total, completed=done, width=60))
         running = Table.grid(padding=(0, 2))
         for number in sorted(self._running):
             trial = self._trials[number]
+            if trial.status is not TrialStatus.RUNNING:  # it waits at a rung
+                continue
             running.add_row(
                 f"  trial {number}",
                 f"epoch {len(trial.epochs)}/{trial.config['train']['epochs']}",
@@ -134,17 +170,21 @@ class Progress:
 
     def _summary(self) -> str:
         trials = list(self._trials.values())
-        counts = count_statuses(trials)
+        own = proposed(trials)
+        counts = count_statuses(own)
         done = sum(count for status, count in counts.items() if status.ended)
         said = [f"{done}/{self._total} trials"]
         said += [f"{count} {status.value.lower()}" for status, count in counts.items()]
-        ranked = rank(trials)
+        said += describe_repeats(len(trials) - len(own))
+        ranked = places(trials, self._val_images)
         if ranked:
-            said.append(f"best {_scored(ranked[0])} (trial {ranked[0].number})")
+            best, standing = ranked[0].trial, ranked[0].standing
+            mean = f", mean of {standing.runs} runs" if standing.runs > 1 else ""
+            said.append(f"best {_scored(best, standing.mean)} (trial {best.number}{mean})")
         said.append(f"{duration(time.monotonic() - self._began)} spent")
-        if self._durations and done < self._total:
-            left = (self._total - done) * sum(self._durations) / len(self._durations) / self._concurrent
-            said.append(f"about {duration(left)} left")
+        if self._left is not None and (done < self._total or self._running):
+            left = self._left(trials)
+            said.append(f"about {duration(left.expected)} left ({duration(left.low)} to {duration(left.high)})")
         return ", ".join(said)
 
 
@@ -172,10 +212,11 @@ class DecodingBar:
         self._bar.update(self._task, completed=done, total=total)
 
 
-def _scored(trial: Trial) -> str:
-    """The score of a trial, and that it is of the training images where nothing is held out."""
+def _scored(trial: Trial, mean: float | None = None) -> str:
+    """The score of a trial or of all its runs, and that it is of the training images where nothing is held out."""
     nothing_held_out = bool(trial.epochs) and trial.epochs[-1].val_accuracy is None
-    return f"{percent(trial.score)} of the training images" if nothing_held_out else percent(trial.score)
+    score = percent(trial.score if mean is None else mean)
+    return f"{score} of the training images" if nothing_held_out else score
 
 
 def percent(score: float | None) -> str:

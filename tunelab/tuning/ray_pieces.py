@@ -59,11 +59,11 @@ class EngineSearcher(Searcher):
         self._key = key
 
     def suggest(self, trial_id: str) -> Any:
-        """What the next trial's worker is given; FINISHED if there is no next trial."""
+        """What the next trial's worker is given; None if there is no next trial yet, FINISHED if there is none."""
         here = _BRIDGES[self._key]
         trial = here.engine.next_trial()
         if trial is None:
-            return Searcher.FINISHED
+            return None if here.engine.waits else Searcher.FINISHED
         return {
             "number": trial.number,
             "trial_config": trial.config,

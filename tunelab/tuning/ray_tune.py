@@ -110,7 +110,7 @@ def _fit(key: str, engine: Engine, slots: Slots, folder: Path) -> None:
     tuner = tune.Tuner(
         tune.with_resources(TrialWorker, {"cpu": slots.cpus, "gpu": slots.gpus}),
         tune_config=tune.TuneConfig(
-            num_samples=engine.unfinished,
+            num_samples=-1,  # the searcher says when it is over
             max_concurrent_trials=slots.concurrent,
             reuse_actors=True,
             search_alg=EngineSearcher(key),

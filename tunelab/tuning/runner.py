@@ -6,71 +6,38 @@ disk. Retraining is the same engine on a fixed list of configurations (`run_conf
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import datetime
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from tunelab.config import DataConfig, TrialConfig, from_json, to_json
-from tunelab.data.cache import DataInfo, prepare
-from tunelab.errors import InputError, TunelabError
-from tunelab.journal import Journal
-from tunelab.space import SearchSpace, load_space
-from tunelab.study import Study
+from tunelab.data.cache import DataInfo
+from tunelab.errors import InputError
+from tunelab.space import SearchSpace
+from tunelab.study import Study, current
 from tunelab.study import runs_dir as find_runs_dir
-from tunelab.tuning import ray_tune
-from tunelab.tuning.engine import Engine, Stopping
+from tunelab.tuning import memory
+from tunelab.tuning.engine import Deadline, Stopping
+from tunelab.tuning.execute import PausedError, Plan, execute
+from tunelab.tuning.forecast import Forecast
+from tunelab.tuning.grid import ORIGIN as GRID
 from tunelab.tuning.hardware import describe_hardware, describe_versions, find_slots
-from tunelab.tuning.options import LIMITS, SearchOptions, seconds_until
-from tunelab.tuning.preflight import (
-    absolute_paths,
-    check_room,
-    make_check,
-    make_source,
-    new_path,
-    require_same_data,
-    try_space,
-)
-from tunelab.tuning.progress import DecodingBar, Progress, Silent
-from tunelab.tuning.searcher import FixedSource, Source
+from tunelab.tuning.lineage import Begun, again_of, baseline_number, carry_over, reopen, study_source
+from tunelab.tuning.options import GridRequest, SearchOptions, fill_in
+from tunelab.tuning.preflight import make_check, new_path, require_same_data
+from tunelab.tuning.prospect import end_time, forecast_of, look_ahead, look_on, make_race, open_data, seconds_to
+from tunelab.tuning.ray_tune import Slots
+from tunelab.tuning.sources import FixedSource
 from tunelab.tuning.stopping import NeverStop, SuccessiveHalving
-
-
-class PausedError(TunelabError):
-    """A search was stopped before its end and can be resumed; `study` is what there is of it."""
-
-    def __init__(self, study: Study, halted: str, left: int) -> None:
-        again = (
-            f"`tunelab resume {study.path}` goes on" if study.info["kind"] == "search" else "the same command goes on"
-        )
-        super().__init__(f"stopped before the end ({halted}): {left} trials are left; {again}")
-        self.study = study
-        self.halted = halted
-        self.exit_status = 130 if halted == "SIGINT" else 3
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What `_execute` needs beside the study: where configurations come from, and how to run them."""
-
-    source: Source
-    stopping: Stopping
-    total: int
-    options: SearchOptions
-    title: str
-    ends: float | None
-    show_progress: bool
 
 
 def search(
     space: str,
     *,
-    trials: int = 100,
+    trials: int | None = None,
     epochs: int = 30,
     data: str | DataConfig = "digits",
     data_dir: str | None = None,
@@ -87,8 +54,13 @@ def search(
     cpus_per_trial: int | None = None,
     gpus_per_trial: float | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
-    sampler: Literal["tpe", "random"] = "tpe",
-    scheduler: Literal["asha", "none"] = "asha",
+    sampler: Literal["model", "tpe", "gp", "random"] = "model",
+    scheduler: Literal["asha", "promote", "none"] | None = None,
+    race: float | None = None,
+    grid: str | Path | None = None,
+    repeat: int = 1,
+    objective: Sequence[str] = ("val_accuracy",),
+    warm_start: Sequence[str | Path] = (),
     max_params: int | None = None,
     max_mflops: float | None = None,
     telemetry: Literal["off", "scalars"] = "scalars",
@@ -98,7 +70,7 @@ def search(
 
     Args:
         space: a name, an entry point, or a path that ends in `.py` (its code is run).
-        trials: how many configurations are tried.
+        trials: how many configurations are tried; by default 100, or those of `grid`.
         epochs: the full length of a trial.
         data: a data set's name, `folder:PATH`, `npz:PATH`, or a DataConfig in place of the data options.
         data_dir: where torchvision's data sets lie.
@@ -115,8 +87,16 @@ def search(
         cpus_per_trial: threads of a trial.
         gpus_per_trial: the share of a GPU that a trial takes.
         device: where trials train.
-        sampler: proposes configurations.
-        scheduler: stops weak trials early, or none.
+        sampler: proposes configurations: tunelab's model of all trials, or one of Optuna's samplers.
+        scheduler: stops weak trials early (asha, the default), pauses them and goes on with those that become good
+            (promote), or does neither (none). Trials of `grid` are stopped only if this is given.
+        race: the share of the time in which the finalists are trained again with other seeds; by default 0.2, with
+            `grid` 0.
+        grid: a YAML or JSON file of trials given by hand: a list of mappings, or one mapping to lists of values.
+        repeat: trains each configuration of `grid` so often, with different seeds.
+        objective: what is to be good: `val_accuracy` first, by which trials are stopped early, then any of `params`,
+            `mflops` and `seconds`, of which less is better.
+        warm_start: earlier studies, on other data too, whose best configurations come first.
         max_params: refuses larger networks; by default 1 million weights on a CPU, 12 million on a GPU.
         max_mflops: refuses costlier networks (millions of multiply-adds per image); by default 40 or 1200.
         telemetry: what goes to TensorBoard.
@@ -140,8 +120,7 @@ def search(
                 "skip_unreadable": skip_unreadable,
             },
         )
-    options = from_json(
-        SearchOptions,
+    values, request = fill_in(
         {
             "trials": trials,
             "epochs": epochs,
@@ -153,14 +132,20 @@ def search(
             "device": device,
             "sampler": sampler,
             "scheduler": scheduler,
+            "race": race,
+            "warm_start": [str(one) for one in warm_start],
             "max_params": max_params,
             "max_mflops": max_mflops,
             "telemetry": telemetry,
+            "repeat": repeat,
+            "objective": list(objective),
         },
+        grid,
     )
+    options = from_json(SearchOptions, values)
     path = None if study is None else Path(study).expanduser()
     try:
-        return start_search(space, options, path, runs_dir, deadline, show_progress=progress)
+        return start_search(space, options, path, runs_dir, deadline, grid=request, show_progress=progress)
     except PausedError as paused:
         if paused.halted == "deadline":
             return paused.study
@@ -174,6 +159,7 @@ def start_search(
     runs: str | Path | None = None,
     deadline: str | None = None,
     *,
+    grid: GridRequest | None = None,
     show_progress: bool = True,
 ) -> Study:
     """A new study, searched to its end.
@@ -183,27 +169,13 @@ def start_search(
         PausedError: a signal or the deadline stopped the search.
         TunelabError: the search failed.
     """
-    ends = _end_time(deadline)
+    ends = end_time(deadline)
     if path is not None and path.exists():
         raise InputError(f"the study {path} exists already; `tunelab resume {path}` goes on with it")
-    space = load_space(space_name)
-    slots = find_slots(options)
-    max_params, max_mflops = LIMITS[slots.device]
-    options = dataclasses.replace(
-        options,
-        data=absolute_paths(options.data),
-        max_params=options.max_params or max_params,
-        max_mflops=options.max_mflops or max_mflops,
-    )
-    info = _open_data(options.data, show_progress)
-    try_space(space, options, info)
-    has_baseline = make_source(space, options, info, options.seed, None).has_baseline
-    if space.baselines and not has_baseline and show_progress:
-        print(
-            f"note: no baseline of the space {space.name!r} is within the limits; trial 0 is another", file=sys.stderr
-        )
-    path = path or new_path(find_runs_dir(runs), space.name)
-    check_room(path, space, options, info)
+    folder = find_runs_dir(runs)
+    ahead = look_ahead(space_name, options, show_progress, grid, path or folder / "study")
+    space, options, info = ahead.space, ahead.options, ahead.info
+    path = path or new_path(folder, space.name)
     study = Study.create(
         path,
         {
@@ -214,11 +186,18 @@ def start_search(
             "seed": options.seed,
             "versions": describe_versions(),
             "hardware": describe_hardware(),
-            "slots": dataclasses.asdict(slots),
-            "baseline": has_baseline,
+            "slots": dataclasses.asdict(ahead.slots),
+            "baseline": ahead.has_baseline,
+            "calibration": ahead.calibration.to_json(),
+            "forecast": ahead.to_json(seconds_to(ends)),
+            "first": ahead.first,
+            "grid_in_full": grid is None or grid.in_full,
         },
     )
-    return _run_search(study, space, options, info, ends, show_progress)
+    memory.write(study.path, ahead.earlier)
+    if show_progress:
+        print(*ahead.describe(seconds_to(ends), deadline), sep="\n", file=sys.stderr)
+    return _run_search(study, space, options, info, ends, show_progress, ahead.slots, ahead.forecast)
 
 
 def resume(
@@ -230,6 +209,8 @@ def resume(
 ) -> Study:
     """Goes on with a study that was stopped, and returns it at its end; a finished study is returned as it is.
 
+    If the space's version has changed, trials that the new one still draws are taken over, the others become history.
+
     Args:
         study: the study or its folder.
         deadline: as for `search`.
@@ -237,26 +218,30 @@ def resume(
         progress: shows the progress on standard error.
 
     Raises:
-        InputError: it is no search, its data or its space have changed, or another process is writing it.
+        InputError: it is no search, its data has changed, or another process is writing it.
         PausedError: a signal or the deadline stopped it again.
         TunelabError: the search failed.
     """
-    opened = study if isinstance(study, Study) else Study.open(Path(study).expanduser())
-    if opened.info["kind"] != "search":
-        raise InputError(f"{opened.path} is a {opened.info['kind']}; the command that began it goes on with it")
-    ends = _end_time(deadline)
-    options = from_json(SearchOptions, opened.info["options"])
+    end_time(deadline)  # refused before anything is changed
+    begun = reopen(study, progress)
+    carry_over(begun, progress)
+    return go_on(begun, deadline, concurrent, show_progress=progress)
+
+
+def go_on(begun: Begun, deadline: str | None, concurrent: int | None, *, show_progress: bool) -> Study:
+    """As `resume`, with a study that has been opened."""
+    ends = end_time(deadline)
+    study, options = begun.study, begun.options
     if concurrent is not None:
         options = from_json(SearchOptions, {**to_json(options), "concurrent": concurrent})
-    space = load_space(opened.info["space"]["source"])
-    if space.version != opened.info["space"]["version"]:
-        raise InputError(
-            f"the space {space.name!r} is now version {space.version}; "
-            f"{opened.path} was begun with version {opened.info['space']['version']}"
-        )
-    info = _open_data(options.data, progress)
-    require_same_data(opened, info)
-    return _run_search(opened, space, options, info, ends, progress)
+    known = study.list_trials()
+    source = study_source(study, begun.space, options, begun.info, known)
+    baseline = baseline_number(study.info, known) if source.has_baseline else None
+    slots, forecast = look_on(study, source, options, begun.info, known, baseline)
+    if show_progress:
+        counted = current(study.info, known)
+        print(f"forecast: {forecast.describe(seconds_to(ends), deadline or '', counted)}", file=sys.stderr)
+    return _run_search(study, begun.space, options, begun.info, ends, show_progress, slots, forecast)
 
 
 def run_configs(
@@ -288,7 +273,7 @@ def run_configs(
         TunelabError: it failed.
     """
     options = dataclasses.replace(options, trials=len(configs))
-    info = _open_data(configs[0].data, show_progress)
+    info = open_data(configs[0].data, show_progress)
     if like is not None:
         require_same_data(like, info)
     if (path / "study.json").exists():
@@ -313,63 +298,37 @@ def run_configs(
             },
         )
     source = FixedSource(configs, make_check(dataclasses.replace(options, max_params=None, max_mflops=None), info))
-    return _execute(study, _Plan(source, NeverStop(), len(configs), options, title, None, show_progress))
-
-
-def _open_data(config: DataConfig, show_progress: bool) -> DataInfo:
-    """Decodes the data if it is not in the cache, and says what is worth knowing of it."""
-    if not show_progress:
-        return prepare(config)
-    with DecodingBar(sys.stderr) as bar:
-        info = prepare(config, bar)
-    for note in info.notes:
-        print(f"data: {note}", file=sys.stderr)
-    return info
+    slots = find_slots(options)
+    forecast = forecast_of(configs, source, info, slots, like)
+    return execute(study, Plan(source, NeverStop(), len(configs), options, title, show_progress, slots, forecast))
 
 
 def _run_search(
-    study: Study, space: SearchSpace, options: SearchOptions, info: DataInfo, ends: float | None, show_progress: bool
+    study: Study,
+    space: SearchSpace,
+    options: SearchOptions,
+    info: DataInfo,
+    ends: float | None,
+    show_progress: bool,
+    slots: Slots,
+    forecast: Forecast,
 ) -> Study:
-    source = make_source(space, options, info, options.seed, study.path / "optuna.journal")
+    known = study.list_trials()
+    source = study_source(study, space, options, info, known, study.path / "optuna.journal")
+    baseline = baseline_number(study.info, known) if source.has_baseline else None
     stopping: Stopping = NeverStop()
-    if options.scheduler == "asha":
-        stopping = SuccessiveHalving(options.epochs, protected={0} if source.has_baseline else ())
+    if options.scheduler != "none":
+        protected = () if baseline is None else {baseline}
+        stopping = SuccessiveHalving(options.epochs, protected, promote=options.scheduler == "promote")
+    race = make_race(options, info, baseline is not None, baseline or 0)
+    again = again_of(study, options.repeat, source, race)
+    deadline = Deadline()
+    if ends is not None:
+        left = ends - time.monotonic()
+        deadline = Deadline.after(left - min(forecast.plan.beside.stop, left / 20), options.race)
     title = f"{space.name} on {info.name}: {options.trials} trials of {options.epochs} epochs -> {study.path}"
-    return _execute(study, _Plan(source, stopping, options.trials, options, title, ends, show_progress))
-
-
-def _execute(study: Study, plan: _Plan) -> Study:
-    slots = find_slots(plan.options)
-    journal = Journal.open(study.path)
-    try:
-        known = study.list_trials()
-        shown: Progress | Silent = Silent()
-        if plan.show_progress:
-            shown = Progress(ray_tune.terminal(), plan.title, plan.total, slots.concurrent, known)
-        engine = Engine(journal, known, plan.source, plan.stopping, plan.total, shown, plan.ends)
-        if engine.unfinished and not engine.should_halt:
-            with shown:
-                ray_tune.run(
-                    engine,
-                    slots,
-                    folder_of=study.trial_folder,
-                    telemetry=plan.options.telemetry,
-                    log=study.path / "ray.log",
-                )
-    finally:
-        journal.close()
-    if engine.error is not None:
-        with contextlib.suppress(OSError):  # on a full disk, say, which is the error then
-            study.write_tables()
-        raise engine.error
-    study.write_tables()
-    if engine.unfinished:
-        raise PausedError(study, engine.halted or "Ray ended the run", engine.unfinished)
-    return study
-
-
-def _end_time(deadline: str | None) -> float | None:
-    """The deadline on the monotonic clock, which no change of the wall clock moves."""
-    if deadline is None:
-        return None
-    return time.monotonic() + seconds_until(deadline, datetime.datetime.now().astimezone())
+    in_full = (GRID,) if study.info.get("grid_in_full") else ()
+    plan = Plan(
+        source, stopping, options.trials, options, title, show_progress, slots, forecast, deadline, race, again, in_full
+    )
+    return execute(study, plan)

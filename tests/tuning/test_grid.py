@@ -1,0 +1,223 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tunelab.config import TrialConfig
+from tunelab.errors import InputError, RefusedError
+from tunelab.records import Trial, TrialStatus
+from tunelab.space import SearchSpace, load_space
+from tunelab.tuning.extend import extend
+from tunelab.tuning.grid import MOST, complete, read_grid
+from tunelab.tuning.runner import PausedError, resume, search
+
+if TYPE_CHECKING:
+    from tests.tuning.conftest import Played
+
+SMALL: dict[str, Any] = {"epochs": 9, "limit_train": 100, "progress": False, "sampler": "tpe"}
+
+
+def accept(_config: TrialConfig) -> None:
+    """Everything fits."""
+
+
+def make_file(tmp_path: Path, content: Any) -> Path:
+    file = tmp_path / "grid.yaml"
+    file.write_text(content if isinstance(content, str) else json.dumps(content), encoding="utf-8")
+    return file
+
+
+def completed(tmp_path: Path, content: Any, space: str = "arch", check: Any = accept) -> list[dict[str, Any]]:
+    return complete(read_grid(make_file(tmp_path, content)), load_space(space), check, 0)
+
+
+# The file.
+
+
+def test_yaml_and_json_say_the_same(tmp_path: Path) -> None:
+    entries = [{"optimizer": "sgd", "lr_sgd": 0.1, "nesterov": True}, {"norm": "none"}]
+    yaml = "- {optimizer: sgd, lr_sgd: 1e-1, nesterov: yes}\n- norm: none\n"
+    from_json, from_yaml = completed(tmp_path, entries), completed(tmp_path, yaml)
+    assert from_json == from_yaml
+    assert {name: from_json[0][name] for name in entries[0]} == entries[0]
+    assert from_json[1]["norm"] == "none"
+
+
+def test_a_mapping_stands_for_all_combinations(tmp_path: Path) -> None:
+    found = completed(tmp_path, {"optimizer": ["sgd"], "lr_sgd": [0.1, 0.2], "norm": ["batch", "group", "none"]})
+    assert [(one["lr_sgd"], one["norm"]) for one in found] == [
+        (rate, norm) for rate in (0.1, 0.2) for norm in ("batch", "group", "none")
+    ]
+    others = [{name: value for name, value in one.items() if name not in ("lr_sgd", "norm")} for one in found]
+    assert all(other == others[0] for other in others), "what is left out is drawn once for all"
+
+
+def test_a_combination_that_has_no_use_for_a_name_goes_without_it(tmp_path: Path) -> None:
+    found = completed(tmp_path, {"optimizer": ["sgd", "adam"], "lr_sgd": [0.1, 0.2]})
+    assert [(one["optimizer"], one.get("lr_sgd")) for one in found] == [("sgd", 0.1), ("sgd", 0.2), ("adam", None)]
+
+
+def test_a_name_that_is_asked_for_only_sometimes_decides_the_rest(tmp_path: Path) -> None:
+    (found,) = completed(tmp_path, [{"lr_rmsprop": 0.001}])
+    assert found["optimizer"] == "rmsprop"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("", "must hold a list of mappings"),
+        ("[]", "must hold a list of mappings"),
+        ("lr", "must hold a list of mappings"),
+        ("- lr", "must hold a list of mappings"),
+        ("{", "neither YAML nor JSON"),
+        ("- {lr_sgd: 0.1, lr_sgd: 0.2}", "line 1: 'lr_sgd' is given twice"),
+        ([{"lr_sgd": [0.1, 0.2]}], "entry 1: lr_sgd has ['0.1', '0.2']; it must be one value"),
+        ({"lr_sgd": []}, "lr_sgd must have a list of values"),
+        ({"lr_sgd": [{"a": 1}]}, "lr_sgd must have a list of values"),
+        ({name: list(range(101)) for name in ("a", "b")}, f"more than {MOST} combinations"),
+        ([{"norm": "batch"}, {"norm": "bach"}], "entry 2: norm is 'bach'; it must be one of batch, group, layer, none"),
+        ([{"optimizer": "sgd", "lr_sgd": 7}], "entry 1: lr_sgd is '7'; it must be a number from 0.01 to 0.4"),
+        ([{"optimizer": "sgd", "lr_sgd": "fast"}], "entry 1: lr_sgd is 'fast'; it must be a number from 0.01 to 0.4"),
+        ([{"optimizer": "sgd", "lr_adam": 0.001}], "the space 'arch' does not ask for 'lr_adam' with these values"),
+        ([{"rate": 0.1}], "entry 1: the space 'arch' does not ask for 'rate'; it asks for activation, batch_size,"),
+        ({"rate": [0.1, 0.2]}, "the space 'arch' does not ask for 'rate'"),
+        ([{"norm": "batch"}, {"norm": "none"}, {"norm": "batch"}], "entry 3 is the same configuration as entry 1"),
+    ],
+)
+def test_what_cannot_be_used_is_named(tmp_path: Path, content: Any, said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        completed(tmp_path, content)
+    assert said in str(refused.value)
+    assert str(tmp_path / "grid.yaml") in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_whole_number_in_steps(tmp_path: Path) -> None:
+    def draw(suggest: Any) -> TrialConfig:
+        width = suggest.suggest_int("width", 4, 16, step=4)
+        suggest.suggest_categorical("bias", (True, False, None))
+        return load_space("arch").draw(suggest) if width < 0 else plain
+
+    (one,) = load_space("arch").baselines[:1]
+    import optuna
+
+    plain = load_space("arch").draw(optuna.trial.FixedTrial(dict(one)))
+    space = SearchSpace("steps", "steps.py", 1, "", draw, ())
+    for given, expected in ({"width": 8, "bias": "no"}, {"width": 8, "bias": False}), ({"bias": None}, {"bias": None}):
+        (found,) = complete(read_grid(make_file(tmp_path, [given])), space, accept, 0)
+        assert {name: found[name] for name in expected} == expected
+    for wrong in (6, 20, 4.5):
+        with pytest.raises(InputError, match="it must be a whole number from 4 to 16 in steps of 4"):
+            complete(read_grid(make_file(tmp_path, [{"width": wrong}])), space, accept, 0)
+
+
+def test_what_is_drawn_is_drawn_so_that_it_fits(tmp_path: Path) -> None:
+    def narrow(config: TrialConfig) -> None:
+        if config.arch.stem.width > 16:
+            raise RefusedError("too wide")
+
+    content = [{"norm": "batch"}, {"norm": "none"}]
+    wide, fitting = completed(tmp_path, content), completed(tmp_path, content, check=narrow)
+    assert all(one["stem_width"] <= 16 for one in fitting)
+    assert fitting[0]["stem_width"] == fitting[1]["stem_width"]
+    assert [one["norm"] for one in fitting] == [one["norm"] for one in wide]
+    with pytest.raises(InputError, match="entry 1 is refused: too wide"):
+        completed(tmp_path, [{"stem_width": 64}], check=narrow)
+
+
+# A search.
+
+
+def trained(trials: list[Trial]) -> list[tuple[str, float, int | None]]:
+    return [(trial.origin, trial.params["lr"], trial.repeat_of) for trial in trials]
+
+
+@pytest.fixture
+def rates(tmp_path: Path) -> Path:
+    return make_file(tmp_path, {"lr": [0.05, 0.2, 0.01], "width": [4]})
+
+
+def test_a_search_of_a_grid_is_the_baseline_and_the_grid_in_full(played: Played, space: Path, rates: Path) -> None:
+    study = search(str(space), grid=rates, **SMALL)
+    assert trained(study.list_trials()) == [
+        ("baseline", 0.1, None),
+        ("grid", 0.05, None),
+        ("grid", 0.2, None),
+        ("grid", 0.01, None),
+    ]
+    assert {trial.status for trial in study.list_trials()} == {TrialStatus.COMPLETED}
+    assert study.info["options"]["trials"] == 4
+    assert study.best().params["lr"] == 0.2
+
+
+def test_more_trials_than_the_grid_are_sampled_and_stopped_early(played: Played, space: Path, rates: Path) -> None:
+    study = search(str(space), grid=rates, trials=16, **SMALL)
+    trials = study.list_trials()
+    assert [trial.origin for trial in trials[:5]] == ["baseline", "grid", "grid", "grid", "tpe"]
+    assert len(trials) == 16
+    assert all(trial.status is TrialStatus.COMPLETED for trial in trials if trial.origin == "grid")
+    why = [decision["why"] for trial in trials if trial.origin == "grid" for decision in trial.decisions]
+    assert set(why) == {"a trial of the grid always runs its full length"}
+    assert any(trial.status is TrialStatus.STOPPED for trial in trials)
+
+
+def test_a_scheduler_that_is_asked_for_stops_them_too(played: Played, space: Path, rates: Path) -> None:
+    study = search(str(space), grid=rates, scheduler="asha", **SMALL)
+    assert [trial.status.value for trial in study.list_trials()] == ["COMPLETED", "COMPLETED", "COMPLETED", "STOPPED"]
+
+
+def test_each_is_trained_several_times_and_an_interrupt_forgets_none(played: Played, space: Path, rates: Path) -> None:
+    played.halt = lambda trial, epoch: "SIGTERM" if trial.number == 6 else ""
+    with pytest.raises(PausedError, match="4 trials are left"):
+        search(str(space), grid=rates, repeat=3, **SMALL)
+    played.halt = lambda trial, epoch: ""
+    (study_path,) = [file.parent for file in space.parent.glob("runs/*/study.json")]
+    trials = resume(study_path, progress=False).list_trials()
+    assert [trial.repeat_of for trial in trials] == [None, None, None, None, 1, 2, 3, 1, 2, 3]
+    assert len({trial.config["seed"] for trial in trials}) == 10
+    standing = {place.trial.number: place.standing.runs for place in resume(study_path, progress=False).standings()}
+    assert standing == {0: 1, 1: 3, 2: 3, 3: 3}
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"trials": 3}, "--trials 3 is less than the 4 of"),
+        ({"grid": None, "repeat": 2}, "--repeat 2 can only be used with --grid"),
+        ({"grid": "nowhere.yaml"}, "nowhere.yaml cannot be read: No such file"),
+    ],
+)
+def test_bad_grids_make_nothing(
+    played: Played, space: Path, rates: Path, runs_dir: Path, asked: dict[str, Any], said: str
+) -> None:
+    with pytest.raises(InputError, match=said):
+        search(str(space), **{"grid": rates, **SMALL, **asked})
+    assert not runs_dir.exists()
+
+
+# Added to a study.
+
+
+def test_trials_by_hand_are_added_to_a_study(played: Played, space: Path, rates: Path) -> None:
+    study = search(str(space), trials=3, race=0.0, **SMALL)
+    study = extend(study, grid=rates, progress=False)
+    trials = study.list_trials()
+    assert trained(trials[3:]) == [("grid", 0.05, None), ("grid", 0.2, None), ("grid", 0.01, None)]
+    assert all(trial.status is TrialStatus.COMPLETED for trial in trials[3:])
+    assert study.info["options"]["trials"] == 6
+    with pytest.raises(InputError, match="has every trial of"):
+        extend(study, grid=rates, progress=False)
+    with pytest.raises(InputError, match="--trials 6 is less than the 6 trials that the study has and the 1 of --grid"):
+        extend(study, grid=make_file(rates.parent, [{"lr": 0.3}]), trials=6, progress=False)
+    assert len(extend(study, trials=8, progress=False).list_trials()) == 8
+
+
+def test_trials_by_hand_come_first_at_a_new_length(played: Played, space: Path, rates: Path) -> None:
+    study = search(str(space), trials=3, race=0.0, **SMALL)
+    study = extend(study, grid=rates, epochs=12, trials=6, progress=False)
+    origins = [trial.origin for trial in study.list_trials()[3:]]
+    assert origins[:4] == ["baseline", "grid", "grid", "grid"]
+    assert origins[4].startswith("extended from trial")

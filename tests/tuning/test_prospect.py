@@ -1,0 +1,203 @@
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tunelab.config import DataConfig, TrialConfig, from_json
+from tunelab.data.cache import prepare
+from tunelab.errors import InputError
+from tunelab.records import EpochMetrics, Trial, TrialStatus
+from tunelab.space import load_space
+from tunelab.study import Study
+from tunelab.tuning import calibrate, prospect
+from tunelab.tuning.options import SearchOptions
+from tunelab.tuning.preflight import make_check, make_source
+from tunelab.tuning.prospect import (
+    end_time,
+    first_proposals,
+    forecast_of,
+    forecast_search,
+    look_ahead,
+    look_on,
+    make_race,
+    seconds_to,
+)
+from tunelab.tuning.ray_tune import Slots
+from tunelab.tuning.sources import FixedSource
+from tunelab.tuning.speed import Load, Point
+
+SPACE = """
+from tunelab.config import ArchSpec, BlockSpec, StemSpec, TrainConfig, TrialConfig
+
+SUMMARY = "one block"
+VERSION = 1
+BASELINES = ({"width": 4, "lr": 0.1},)
+
+
+def draw(suggest):
+    width = suggest.suggest_categorical("width", (4, 8, 16))
+    arch = ArchSpec(StemSpec(width), ((BlockSpec("basic", width * 2, 2, 1),),))
+    return TrialConfig(arch, TrainConfig(batch_size=32, lr=suggest.suggest_float("lr", 0.001, 0.5, log=True)))
+"""
+OPTIONS = SearchOptions(trials=20, epochs=9, data=DataConfig(limit_train=100), max_params=10**6, max_mflops=40.0)
+
+
+@pytest.fixture
+def space(tmp_path: Path) -> str:
+    file = tmp_path / "plain.py"
+    file.write_text(SPACE)
+    return str(file)
+
+
+def calibration(slots: Slots, step: float = 0.01) -> calibrate.Calibration:
+    points = tuple(Point(Load(0.1 * size, 1000.0 * size, 3, 32), step * size, step / 100) for size in (1, 2, 3))
+    return calibrate.Calibration(slots, (), points, 3.0, 0.1, 4000.0, "as pretended")
+
+
+def study_of(path: Path, measured: calibrate.Calibration | None, cpus: int) -> Study:
+    info: dict[str, Any] = {"kind": "search", "hardware": {"cpus": cpus}}
+    if measured is not None:
+        info["calibration"] = json.loads(json.dumps(measured.to_json()))
+    return Study.create(path, info)
+
+
+@pytest.mark.usefixtures("no_calibration")
+def test_the_first_proposals_are_those_of_the_search(space: str) -> None:
+    """Trial by trial, the repeats of the baseline included, whose numbers no proposal has."""
+    loaded, info = load_space(space), prepare(OPTIONS.data)
+    source, race = make_source(loaded, OPTIONS, info, 0, None), make_race(OPTIONS, info, True)
+    ahead = first_proposals(source, race, 12)
+    assert [trial.number for trial in ahead] == list(range(13))
+    assert [trial.number for trial in ahead if trial.repeat_of == 0] == [4]
+    real, trials = make_source(loaded, OPTIONS, info, 0, None), dict[int, Trial]()
+    for number in range(8):
+        if number == 4:
+            trials[4] = dataclasses.replace(trials[0], number=4, repeat_of=0)
+            continue
+        made = real.propose(number, trials)
+        trials[number] = Trial(number, dict(ahead[number].config), dict(made.params), origin=made.origin)
+        assert (dict(made.params), dict(made.stats)) == (ahead[number].params, ahead[number].stats)
+
+
+def test_a_space_of_few_configurations_is_no_error(tmp_path: Path) -> None:
+    few = SPACE.replace('suggest.suggest_float("lr", 0.001, 0.5, log=True)', "0.1").replace(', "lr": 0.1', "")
+    (tmp_path / "few.py").write_text(few)
+    source = make_source(load_space(str(tmp_path / "few.py")), OPTIONS, prepare(OPTIONS.data), 0, None)
+    assert len(first_proposals(source, None, 12)) == 3
+
+
+@pytest.mark.usefixtures("no_calibration")
+def test_a_search_is_looked_at_before_it_starts(space: str) -> None:
+    options = dataclasses.replace(OPTIONS, max_params=None, max_mflops=None, device="cpu")
+    found = look_ahead(space, options, show_progress=False)
+    assert found.has_baseline
+    assert (found.options.max_params, found.options.max_mflops) == (1_000_000, 40.0)
+    assert found.slots == found.calibration.slots
+    plan = found.forecast.plan
+    assert (plan.trials, plan.epochs, plan.repeats, plan.final_share, plan.baseline) == (20, 9, 1, 0.2, 0)
+    assert (tuple(plan.rungs(9)), plan.concurrent) == ((1, 3), found.slots.concurrent)
+    lines = found.describe(None, None)
+    assert lines[0].startswith("forecast: 20 trials need ")
+    assert lines[1] == found.calibration.reason
+    plain = look_ahead(space, dataclasses.replace(options, scheduler="none", race=0.0), show_progress=False)
+    assert (tuple(plain.forecast.plan.rungs(9)), plain.forecast.plan.repeats) == ((), 0)
+    assert plain.forecast.total().expected > found.forecast.total().low
+    assert "trials_that_fit" not in found.to_json()
+    assert found.to_json(1e6)["trials_that_fit"] == 20
+
+
+@pytest.mark.parametrize("wrong", [{"max_params": 10}, {"data": DataConfig("npz:/nowhere.npz")}])
+def test_what_is_refused_leaves_no_process(space: str, wrong: Mapping[str, Any]) -> None:
+    before = {process.pid for process in psutil.Process().children()}
+    with pytest.raises(InputError):
+        look_ahead(space, dataclasses.replace(OPTIONS, **wrong), show_progress=False)
+    assert {process.pid for process in psutil.Process().children()} <= before
+
+
+def test_an_interrupt_leaves_no_process(space: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*_given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(calibrate, "calibrate", interrupt)
+    before = {process.pid for process in psutil.Process().children()}
+    with pytest.raises(KeyboardInterrupt):
+        look_ahead(space, OPTIONS, show_progress=False)
+    assert {process.pid for process in psutil.Process().children()} <= before
+
+
+def test_a_dry_run_on_this_machine(space: str, runs_dir: Path) -> None:
+    """With real processes, on real data."""
+    options = dataclasses.replace(OPTIONS, trials=3, concurrent=1, cpus_per_trial=1, device="cpu")
+    lines, found = forecast_search(space, options, "1000h")
+    assert lines[0].startswith("forecast: 3 trials need ")
+    assert lines[0].endswith("; there are 1000 h: all of them fit")
+    assert lines[1].startswith("1 trial at a time with 1 thread: ")
+    assert found["calibration"]["slots"] == {"concurrent": 1, "cpus": 1, "gpus": 0.0, "device": "cpu"}
+    assert found["expected"] < 600
+    assert not runs_dir.exists()
+
+
+def test_what_was_measured_before_is_used_again(space: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prospect, "usable_cpus", lambda: 8)
+    monkeypatch.setattr(prospect, "find_slots", lambda options: Slots(options.concurrent or 8, 1, 0.0, "cpu"))
+    info = prepare(OPTIONS.data)
+    numbers = itertools.count()
+
+    def look(measured: calibrate.Calibration | None, cpus: int = 8, concurrent: int | None = None) -> Any:
+        source = make_source(load_space(space), OPTIONS, info, 0, None)
+        study = study_of(tmp_path / f"study-{next(numbers)}", measured, cpus)
+        options = dataclasses.replace(OPTIONS, concurrent=concurrent)
+        return look_on(study, source, options, info, [], 0)
+
+    measured = calibration(Slots(4, 2, 0.0, "cpu"))
+    slots, forecast = look(measured)
+    assert slots == measured.slots
+    assert forecast.plan.concurrent == 4
+    assert look(measured, cpus=2)[0] == Slots(8, 1, 0.0, "cpu"), "another machine"
+    assert look(measured, concurrent=3)[0] == Slots(3, 1, 0.0, "cpu")
+    assert look(None)[0] == Slots(8, 1, 0.0, "cpu"), "a study of an earlier version"
+    slow = look(calibration(Slots(4, 2, 0.0, "cpu"), step=1.0))[1]
+    assert slow.total().expected > 3 * forecast.total().expected
+
+
+def test_a_resumed_search_learns_from_its_epochs(space: str, tmp_path: Path) -> None:
+    info = prepare(OPTIONS.data)
+    source = make_source(load_space(space), OPTIONS, info, 0, None)
+    known = first_proposals(make_source(load_space(space), OPTIONS, info, 0, None), None, 10)
+    for trial in known:
+        trial.epochs.append(EpochMetrics(1, 1.0, 0.5, 1.0, 0.5, 0.1, 50.0, 1.0, 1.0))
+        trial.status = TrialStatus.STOPPED
+    study = study_of(tmp_path / "study", calibration(Slots(1, 1, 0.0, "cpu")), 1)
+    _, fresh = look_on(study, source, OPTIONS, info, [], 0)
+    source = make_source(load_space(space), OPTIONS, info, 0, None)
+    _, taught = look_on(study, source, OPTIONS, info, known, 0)
+    assert taught.total().expected > 2 * fresh.total().expected
+
+
+def test_a_list_of_trainings_is_forecast_without_rungs(space: str, tmp_path: Path) -> None:
+    info = prepare(OPTIONS.data)
+    drawn = first_proposals(make_source(load_space(space), OPTIONS, info, 0, None), None, 3)
+    configs = [from_json(TrialConfig, trial.config) for trial in drawn]
+    source = FixedSource(configs, make_check(OPTIONS, info))
+    slots = Slots(3, 1, 0.0, "cpu")
+    like = study_of(tmp_path / "study", calibration(slots, step=2.0), 2)
+    found = forecast_of(configs, source, info, slots, like)
+    assert (tuple(found.plan.rungs(9)), found.plan.trials, found.plan.final_share) == ((), 3, 0.0)
+    assert found.total().expected > forecast_of(configs, source, info, slots, None).total().expected
+
+
+def test_a_deadline_on_the_monotonic_clock() -> None:
+    assert end_time(None) is None
+    assert seconds_to(None) is None
+    assert seconds_to(time.monotonic() - 5) == 0.0
+    assert seconds_to(end_time("90s")) == pytest.approx(90, abs=5)
+    with pytest.raises(InputError, match="--deadline 'soon'"):
+        end_time("soon")

@@ -1,0 +1,103 @@
+"""Options that several commands have, among them a YAML file of options."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from tunelab.errors import InputError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+_MAX_BYTES = 1_000_000
+
+
+def read_options(context: click.Context, _parameter: click.Parameter, path: Path | None) -> None:
+    """Takes defaults from a YAML file; its names are the options', with `-` or `_`. Some may have a list of values."""
+    if path is None:
+        return
+    values = _load_yaml(path)
+    options = [option for option in context.command.params if isinstance(option, click.Option)]
+    known = {word[2:]: option for option in options for word in option.opts if option.name != "config"}
+    defaults: dict[str, str | list[str]] = {}
+    for name, value in values.items():
+        key = str(name).replace("_", "-")
+        if key in known and known[key].multiple and isinstance(value, str):
+            value = [value]
+        if key not in known or not isinstance(value, list if known[key].multiple else str):
+            allowed = ", ".join(sorted(known))
+            raise InputError(f"{path}: {name!r} is not an option with one value; there are {allowed}")
+        if known[key].name in defaults:
+            raise InputError(f"{path}: {name!r} is given twice")
+        defaults[str(known[key].name)] = value
+    context.default_map = {**(context.default_map or {}), **defaults}
+
+
+def _load_yaml(path: Path) -> dict[str, Any]:
+    """A flat YAML mapping with every value as text, so that `07:30`, `1e-3` and `no` mean what they say."""
+    import yaml
+
+    if path.stat().st_size > _MAX_BYTES:
+        raise InputError(f"{path} is larger than {_MAX_BYTES} bytes; that is no options file")
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path} is not YAML: {error}") from error
+    if node is None:
+        return {}
+    if not isinstance(node, yaml.MappingNode):
+        raise InputError(f"{path} must hold lines such as `trials: 16`")
+    values: dict[str, Any] = {}
+    for key, value in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise InputError(f"{path} must hold lines such as `trials: 16`")
+        if key.value in values:
+            raise InputError(f"{path}: {key.value!r} is given twice")
+        values[key.value] = _plain(value)
+    return values
+
+
+def _plain(node: Any) -> str | list[str] | None:
+    """A text, or a list of texts; None of anything else."""
+    if isinstance(node.value, str):
+        return node.value
+    if any(isinstance(one, tuple) or not isinstance(one.value, str) for one in node.value):
+        return None
+    return [str(one.value) for one in node.value]
+
+
+def shared(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Several options as one decorator, in this order."""
+
+    def decorate(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return decorate
+
+
+CONFIG = click.option(
+    "--config",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    is_eager=True,
+    expose_value=False,
+    callback=read_options,
+    help="YAML file with options, e.g. `trials: 16`; the command line wins.",
+)
+JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON to standard output.")
+RUNS_DIR = click.option(
+    "--runs-dir",
+    type=click.Path(path_type=Path),
+    envvar="TUNELAB_RUNS",
+    show_envvar=True,
+    default=Path("runs"),
+    show_default=True,
+    help="Folder of studies.",
+)
+DEADLINE = click.option("--deadline", help="Pause at a time (07:30) or after a length of time (8h, 90m).")
+CONCURRENT = click.option("--concurrent", type=click.IntRange(min=1), help="Trials at once  [default: as measured]")
+STUDY = click.argument("study", type=click.Path(path_type=Path), required=False)

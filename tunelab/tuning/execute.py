@@ -1,0 +1,100 @@
+"""One run of an engine on Ray, from what is planned to its end or a pause."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, field
+
+from tunelab.errors import TunelabError
+from tunelab.journal import Journal
+from tunelab.study import Study, current, history
+from tunelab.tuning import ray_tune
+from tunelab.tuning.engine import Deadline, Engine, Stopping
+from tunelab.tuning.forecast import Forecast
+from tunelab.tuning.options import SearchOptions
+from tunelab.tuning.progress import Progress, Silent, Told
+from tunelab.tuning.ray_tune import Slots
+from tunelab.tuning.repeats import Race, Repeats
+from tunelab.tuning.sources import Source
+
+
+class PausedError(TunelabError):
+    """A search was stopped before its end and can be resumed; `study` is what there is of it."""
+
+    def __init__(self, study: Study, halted: str, left: int) -> None:
+        again = (
+            f"`tunelab resume {study.path}` goes on" if study.info["kind"] == "search" else "the same command goes on"
+        )
+        super().__init__(f"stopped before the end ({halted}): {left} trials are left; {again}")
+        self.study = study
+        self.halted = halted
+        self.exit_status = 130 if halted == "SIGINT" else 3
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What `execute` needs beside the study: where configurations come from, and how to run them."""
+
+    source: Source
+    stopping: Stopping
+    total: int
+    options: SearchOptions
+    title: str
+    show_progress: bool
+    slots: Slots
+    forecast: Forecast
+    deadline: Deadline = field(default_factory=Deadline)
+    race: Race | None = None
+    repeats: Repeats | None = None
+    in_full: tuple[str, ...] = ()
+
+
+def execute(study: Study, plan: Plan) -> Study:
+    """Runs what is planned, and returns the study at its end.
+
+    Raises:
+        PausedError: a signal or the deadline stopped it; it can be resumed.
+        TunelabError: it failed, or another process is writing the study.
+    """
+    journal = Journal.open(study.path)
+    try:
+        known = study.list_trials()
+        shown: Progress | Silent = Silent()
+        if plan.show_progress:
+            left = plan.forecast.time_left
+            counted = current(study.info, known)
+            shown = Progress(ray_tune.terminal(), plan.title, plan.total, counted, study.val_images, left)
+        engine = Engine(
+            journal,
+            known,
+            plan.source,
+            plan.stopping,
+            plan.total,
+            Told(plan.forecast, shown),
+            plan.deadline,
+            repeats=plan.repeats or plan.race,
+            pace=plan.forecast,
+            noise=None if plan.race is None else plan.race.sd,
+            history=history(study.info, known),
+            in_full=plan.in_full,
+        )
+        if engine.has_work and not engine.should_halt:
+            plan.forecast.begin()
+            with shown:
+                ray_tune.run(
+                    engine,
+                    plan.slots,
+                    folder_of=study.trial_folder,
+                    telemetry=plan.options.telemetry,
+                    log=study.path / "ray.log",
+                )
+    finally:
+        journal.close()
+    if engine.error is not None:
+        with contextlib.suppress(OSError):  # on a full disk, say, which is the error then
+            study.write_tables()
+        raise engine.error
+    study.write_tables()
+    if engine.unfinished:
+        raise PausedError(study, engine.halted or "Ray ended the run", engine.unfinished)
+    return study

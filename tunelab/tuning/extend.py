@@ -1,0 +1,142 @@
+"""More trials, more epochs or trials given by hand for a study that was begun, finished or not."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunelab.config import from_json, to_json
+from tunelab.errors import InputError
+from tunelab.records import Trial
+from tunelab.study import Study, current
+from tunelab.tuning.grid import ORIGIN, complete, read_grid
+from tunelab.tuning.lineage import Begun, best_of, carry_over, reopen, study_source
+from tunelab.tuning.options import SearchOptions
+from tunelab.tuning.preflight import check_room, make_check
+from tunelab.tuning.prospect import end_time
+from tunelab.tuning.runner import go_on
+
+
+def extend(
+    study: str | Path | Study,
+    *,
+    trials: int | None = None,
+    epochs: int | None = None,
+    grid: str | Path | None = None,
+    deadline: str | None = None,
+    concurrent: int | None = None,
+    progress: bool = True,
+) -> Study:
+    """Asks for more trials or more epochs on a study, goes on with it, and returns it at its end.
+
+    With more epochs, the trials so far are kept as history: they are ranked after those of the new length and are not
+    compared with them, and those of them that were open end. The best configurations so far are trained first.
+
+    Args:
+        study: the study or its folder.
+        trials: how many trials there are to be, all in all; with more epochs, how many of the new length (by default
+            as many as there were to be before).
+        epochs: the full length from now on.
+        grid: a file of trials to add, as for `search`.
+        deadline: as for `search`.
+        concurrent: trials at once; by default what the study was started with.
+        progress: shows the progress on standard error.
+
+    Raises:
+        InputError: there is nothing to extend, or less is asked for than before; the study is as it was then.
+        PausedError: a signal or the deadline stopped it; it can be resumed.
+        TunelabError: the search failed.
+    """
+    end_time(deadline)  # refused before anything is changed
+    begun = reopen(study, progress)
+    extended(begun.options, trials, epochs, int(grid is not None))
+    carry_over(begun, progress)
+    by_hand = [] if grid is None else _by_hand(begun, Path(grid).expanduser(), epochs)
+    longer = extended(begun.options, trials, epochs, len(by_hand))
+    check_room(begun.study.path, begun.space, _more(begun.options, longer), begun.info)
+
+    def change(info: dict[str, Any]) -> Mapping[str, Any]:
+        options = extended(from_json(SearchOptions, info["options"]), trials, epochs, len(by_hand))
+        return changes(info, begun.study.list_trials(), options, by_hand)
+
+    begun.study.update(change)
+    options = from_json(SearchOptions, begun.study.info["options"])
+    begun = Begun(begun.study, begun.space, options, begun.info)
+    return go_on(begun, deadline, concurrent, show_progress=progress)
+
+
+def extended(options: SearchOptions, trials: int | None, epochs: int | None, by_hand: int = 0) -> SearchOptions:
+    """The options with more trials or epochs.
+
+    Args:
+        options: those so far.
+        trials: how many there are to be; None leaves them, and makes room for those given by hand.
+        epochs: the full length; None leaves it.
+        by_hand: how many trials are given by hand.
+
+    Raises:
+        InputError: they are not more.
+    """
+    longer = epochs is not None and epochs != options.epochs
+    if epochs is not None and epochs < options.epochs:
+        raise InputError(f"--epochs {epochs} is less than the {options.epochs} epochs that the study has; ask for more")
+    least = by_hand if longer else options.trials + by_hand
+    if trials is not None and trials < least:
+        many = f"{options.trials} trials that the study has" if not longer else "trials of --grid"
+        many += f" and the {by_hand} of --grid" if by_hand and not longer else ""
+        raise InputError(f"--trials {trials} is less than the {many}; ask for more")
+    if not longer and not by_hand and trials in (None, options.trials):
+        raise InputError(
+            f"nothing to extend: ask for more than the study's --trials {options.trials} or --epochs {options.epochs}"
+        )
+    total = trials or max(least, options.trials)
+    return from_json(SearchOptions, {**to_json(options), "trials": total, "epochs": epochs or options.epochs})
+
+
+def changes(
+    info: Mapping[str, Any], known: Sequence[Trial], options: SearchOptions, by_hand: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """What becomes different in `study.json`: the options, the history of extensions, and what is tried first.
+
+    Args:
+        info: its present content.
+        known: all trials so far.
+        options: those from now on.
+        by_hand: parameters of trials to add.
+    """
+    before = {name: info["options"][name] for name in ("trials", "epochs")}
+    entry = {
+        "when": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "from": before,
+        "to": {"trials": options.trials, "epochs": options.epochs},
+        "grid": len(by_hand),
+    }
+    first = list(info.get("first", ()))
+    if options.epochs != before["epochs"]:
+        drawable = current({**info, "extended": ()}, known)  # of whatever length
+        first = best_of(drawable, int(info["data"]["counts"].get("val", 0)))
+    first = [*({"origin": ORIGIN, "params": dict(params)} for params in by_hand), *first]
+    return {"options": to_json(options), "extended": [*info.get("extended", ()), entry], "first": first}
+
+
+def _by_hand(begun: Begun, path: Path, epochs: int | None) -> list[dict[str, Any]]:
+    """The parameters of those trials of a file that the study does not have yet."""
+    options = dataclasses.replace(begun.options, epochs=epochs or begun.options.epochs)
+    found = complete(read_grid(path), begun.space, make_check(options, begun.info), options.seed)
+    known = [] if options.epochs != begun.options.epochs else begun.study.list_trials()
+    source = study_source(begun.study, begun.space, options, begun.info, known)
+    source.restore(known)
+    awaited = [one["params"] for one in begun.study.info.get("first", ())] if known else []
+    new = [params for params in found if source.is_new(params) and params not in awaited]
+    if not new:
+        raise InputError(f"the study {begun.study.path} has every trial of {path} already")
+    return new
+
+
+def _more(before: SearchOptions, now: SearchOptions) -> SearchOptions:
+    """The options with the number of trials that need room on the disk beside those that there are."""
+    more = now.trials if now.epochs != before.epochs else now.trials - before.trials
+    return dataclasses.replace(now, trials=more)

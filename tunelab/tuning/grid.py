@@ -1,0 +1,307 @@
+"""Trials given by hand: a file of parameters, checked against the space and completed with drawn ones.
+
+The file is YAML or JSON: a list of mappings, each of them one trial, or one mapping from names to lists of values,
+which stands for all combinations. Values are read as text and turned into what the space asks for, so that `1e-3` is a
+number and `none` a word.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import random
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from tunelab.config import TrialConfig, config_id, derive_seed
+from tunelab.data.cache import DataInfo
+from tunelab.errors import InputError, RefusedError
+from tunelab.space import SearchSpace
+from tunelab.tuning.draws import Draw
+from tunelab.tuning.options import GridRequest, SearchOptions
+from tunelab.tuning.preflight import make_check, make_source
+
+Choice = TypeVar("Choice", bound="bool | int | float | str | None")
+Entry = Mapping[str, str]
+
+ORIGIN = "grid"
+MOST = 10_000
+"""A file may ask for so many trials (our choice): more is a slip in a product."""
+_MAX_BYTES = 10_000_000
+_ATTEMPTS = 300  # to draw the rest of an entry so that all its names are asked for and the network is within limits
+_TOGETHER = 50  # to draw it so that it suits all entries
+_WORDS = {True: ("true", "yes", "on"), False: ("false", "no", "off"), None: ("null", "none", "~", "")}
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The entries of a file; in a product, names that a combination has no use for are left out of it."""
+
+    path: Path
+    entries: tuple[Entry, ...]
+    is_product: bool
+
+
+def read_grid(path: Path) -> Grid:
+    """The entries of a file.
+
+    Raises:
+        InputError: there is no such file, or it is neither of the two forms.
+    """
+    plain = _read_yaml(path)
+    if isinstance(plain, list) and plain and all(isinstance(entry, dict) and entry for entry in plain):
+        entries = plain
+        for place, entry in enumerate(entries, start=1):
+            for name, value in entry.items():
+                if not isinstance(value, str):
+                    raise InputError(f"{path}, entry {place}: {name} has {value!r}; it must be one value")
+    elif isinstance(plain, dict) and plain:
+        lists = {name: values if isinstance(values, list) else [values] for name, values in plain.items()}
+        for name, values in lists.items():
+            if not values or not all(isinstance(value, str) for value in values):
+                raise InputError(f"{path}: {name} must have a list of values, such as [0.1, 0.2]")
+        if math.prod(len(values) for values in lists.values()) > MOST:
+            raise InputError(f"{path} asks for more than {MOST} combinations; leave out values")
+        entries = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
+    else:
+        raise InputError(
+            f"{path} must hold a list of mappings such as `- {{lr: 0.1}}`, one for each trial, or one mapping "
+            "such as `lr: [0.1, 0.2]`, for all combinations"
+        )
+    if len(entries) > MOST:
+        raise InputError(f"{path} asks for {len(entries)} trials; {MOST} are allowed")
+    return Grid(path, tuple(entries), isinstance(plain, dict))
+
+
+def complete(grid: Grid, space: SearchSpace, check: Callable[[TrialConfig], object], seed: int) -> list[dict[str, Any]]:
+    """The parameters of each trial of a grid; those that it leaves out are drawn, the same for all where that works.
+
+    Args:
+        grid: from `read_grid`.
+        space: what asks for the parameters.
+        check: refuses what cannot work.
+        seed: of what is drawn.
+
+    Raises:
+        InputError: a name is unknown, a value is not allowed, a network is refused, or an entry is there twice.
+    """
+    asked = [_Asked(grid, place, space, check, seed) for place in range(len(grid.entries))]
+    for name in grid.entries[0] if grid.is_product else ():
+        if all(name not in one.wanted for one in asked):
+            raise InputError(f"{grid.path}: {_unknown(name, space, {})}")
+    for attempt in range(_TOGETHER):
+        drawn = list(itertools.takewhile(lambda one: one is not None, (one.draw(attempt) for one in asked)))
+        if len(drawn) == len(asked):
+            break
+    else:
+        drawn = [one.draw_alone() for one in asked]
+    found: dict[str, tuple[int, dict[str, Any]]] = {}
+    for place, one in enumerate(drawn, start=1):
+        assert one is not None  # those alone raise, those together are all there
+        config, params = one
+        first, _ = found.setdefault(config_id(config), (place, params))
+        if first != place and not grid.is_product:
+            raise InputError(
+                f"{grid.path}, entry {place} is the same configuration as entry {first}; --repeat trains each "
+                "several times"
+            )
+    return [params for _, params in found.values()]
+
+
+def by_hand(
+    request: GridRequest, space: SearchSpace, options: SearchOptions, info: DataInfo
+) -> tuple[SearchOptions, list[dict[str, Any]]]:
+    """The options with as many trials as there are to be, and the trials of a new study as entries of its `first`.
+
+    Raises:
+        InputError: the file cannot be used, or fewer trials are asked for than it has.
+    """
+    configurations = complete(read_grid(request.path), space, make_check(options, info), options.seed)
+    given = [(ORIGIN, params) for params in configurations]
+    opening = make_source(space, options, info, options.seed, None, first=given).opening()
+    needed = sum(origin in ("baseline", ORIGIN) for origin, _ in opening)
+    if not request.alone and options.trials < needed:
+        raise InputError(f"--trials {options.trials} is less than the {needed} of {request.path} with the baseline")
+    trials = max(options.trials, needed)
+    return dataclasses.replace(options, trials=trials), [{"origin": ORIGIN, "params": params} for _, params in given]
+
+
+class _Asked:
+    """An entry put to the space again and again, with other values for what it leaves out.
+
+    `wanted` are the names of the entry that a trial can have at once: in a product, a combination may have no use for
+    some of them.
+    """
+
+    def __init__(
+        self, grid: Grid, place: int, space: SearchSpace, check: Callable[[TrialConfig], object], seed: int
+    ) -> None:
+        self._entry = grid.entries[place]
+        self._where = f"{grid.path}, entry {place + 1}"
+        self._space = space
+        self._check = check
+        self._seed = seed
+        self._problem = ""
+        self.wanted: frozenset[str] = frozenset()
+        known: set[str] = set()
+        for attempt in range(_ATTEMPTS):
+            _, params = self._ask(attempt)
+            known |= params.keys()
+            self.wanted = max(self.wanted, frozenset(self._entry.keys() & params.keys()), key=len)
+            if len(self.wanted) == len(self._entry):
+                return
+        if grid.is_product:
+            return
+        missing = sorted(self._entry.keys() - known)
+        if missing:
+            raise InputError(f"{self._where}: {_unknown(missing[0], space, self._entry)}")
+        raise InputError(f"{self._where}: the space {space.name!r} never asks for all of {', '.join(self._entry)}")
+
+    def draw(self, attempt: int) -> tuple[TrialConfig, dict[str, Any]] | None:
+        """Configuration and parameters; None if they are refused or lack what is wanted."""
+        config, params = self._ask(attempt)
+        if not self.wanted <= params.keys():
+            return None
+        try:
+            self._check(config)
+        except RefusedError as error:
+            self._problem = str(error)
+            return None
+        return config, params
+
+    def draw_alone(self) -> tuple[TrialConfig, dict[str, Any]]:
+        """The first that is not refused."""
+        for attempt in range(_ATTEMPTS):
+            drawn = self.draw(attempt)
+            if drawn is not None:
+                return drawn
+        raise InputError(f"{self._where} is refused: {self._problem}")
+
+    def _ask(self, attempt: int) -> tuple[TrialConfig, dict[str, Any]]:
+        asker = _Asker(self._entry, self._where, derive_seed(self._seed, "grid", attempt))
+        try:
+            return self._space.draw(asker), asker.params
+        except InputError:
+            raise
+        except Exception as error:
+            what = f"the space {self._space.name!r} raised {type(error).__name__}: {error}"
+            raise InputError(f"{self._where}: {what}") from error
+
+
+def _unknown(name: str, space: SearchSpace, entry: Entry) -> str:
+    """What to say of a name that the space does not ask for, with those that it does."""
+    known: set[str] = set()
+    for number in range(50):
+        asker = _Asker({other: value for other, value in entry.items() if other != name}, "", number)
+        space.draw(asker)
+        known |= asker.params.keys()
+    given = " with these values" if len(entry) > 1 else ""
+    return f"the space {space.name!r} does not ask for {name!r}{given}; it asks for {', '.join(sorted(known))}"
+
+
+class _Asker:
+    """Answers a space with the values of an entry; the others are drawn, each from a seed of its own and its name."""
+
+    def __init__(self, entry: Entry, where: str, seed: int) -> None:
+        self.params: dict[str, Any] = {}
+        self._entry = entry
+        self._where = where
+        self._seed = seed
+
+    def suggest_categorical(self, name: str, choices: Sequence[Choice]) -> Choice:
+        """The entry's value, or one of `choices`."""
+        value = self._drawn(name).suggest_categorical(name, choices)
+        if name in self._entry:
+            given = self._entry[name]
+            matching = [choice for choice in choices if _is(choice, given)]
+            if not matching:
+                raise self._refusal(name, "one of " + ", ".join(_word(choice) for choice in choices))
+            value = matching[0]
+        self.params[name] = value
+        return value
+
+    def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
+        """The entry's value, or an integer in [low, high]."""
+        value = self._drawn(name).suggest_int(name, low, high, step=step, log=log)
+        if name in self._entry:
+            number = self._number(name, low, high, step, "a whole number")
+            value = int(number)
+        self.params[name] = value
+        return value
+
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
+        """The entry's value, or a number in [low, high]."""
+        value = self._drawn(name).suggest_float(name, low, high, step=step, log=log)
+        if name in self._entry:
+            value = self._number(name, low, high, step, "a number")
+        self.params[name] = value
+        return value
+
+    def _drawn(self, name: str) -> Draw:
+        return Draw(random.Random(derive_seed(self._seed, name)))
+
+    def _number(self, name: str, low: float, high: float, step: float | None, kind: str) -> float:
+        allowed = f"{kind} from {low:g} to {high:g}" + (f" in steps of {step:g}" if step not in (None, 1) else "")
+        try:
+            value = float(self._entry[name])
+        except ValueError:
+            raise self._refusal(name, allowed) from None
+        steps = 0.0 if step is None else (value - low) / step
+        if not low <= value <= high or abs(steps - round(steps)) > 1e-6:
+            raise self._refusal(name, allowed)
+        return value
+
+    def _refusal(self, name: str, allowed: str) -> InputError:
+        return InputError(f"{self._where}: {name} is {self._entry[name]!r}; it must be {allowed}")
+
+
+def _is(choice: bool | int | float | str | None, text: str) -> bool:
+    """True if a text means this choice."""
+    if choice is None or isinstance(choice, bool):
+        return text.lower() in _WORDS[choice]
+    if isinstance(choice, str):
+        return text == choice
+    try:
+        return float(text) == choice
+    except ValueError:
+        return False
+
+
+def _word(choice: bool | int | float | str | None) -> str:
+    return _WORDS[choice][0] if choice is None or isinstance(choice, bool) else str(choice)
+
+
+def _read_yaml(path: Path) -> Any:
+    """Lists and mappings of texts; a name that is there twice is refused."""
+    import yaml
+
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise InputError(f"{path} is larger than {_MAX_BYTES} bytes")
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"{path} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
+
+    def plain(node: yaml.Node | None) -> Any:
+        if isinstance(node, yaml.ScalarNode):
+            return str(node.value)
+        if isinstance(node, yaml.SequenceNode):
+            return [plain(one) for one in node.value]
+        if not isinstance(node, yaml.MappingNode):
+            return None
+        found: dict[str, Any] = {}
+        for key, value in node.value:
+            name = str(key.value)
+            if name in found:
+                raise InputError(f"{path}, line {key.start_mark.line + 1}: {name!r} is given twice")
+            found[name] = plain(value)
+        return found
+
+    return plain(node)

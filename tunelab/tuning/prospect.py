@@ -1,0 +1,302 @@
+"""What is known of a search before it starts: data and limits, how it will share the machine, how long it will take.
+
+The same for a search that is only asked about (`--dry-run`), one that begins, and one that goes on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import sys
+import time
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tunelab.config import DataConfig, TrialConfig, to_json
+from tunelab.data.cache import DataInfo, prepare
+from tunelab.errors import TunelabError
+from tunelab.records import Trial
+from tunelab.space import SearchSpace, load_space
+from tunelab.study import Study
+from tunelab.tuning import calibrate, memory
+from tunelab.tuning.forecast import Forecast
+from tunelab.tuning.grid import ORIGIN, by_hand, read_grid
+from tunelab.tuning.hardware import count_gpus, find_layouts, find_slots, free_memory_mib, usable_cpus
+from tunelab.tuning.model_sampler import Earlier
+from tunelab.tuning.options import LIMITS, GridRequest, SearchOptions, seconds_until
+from tunelab.tuning.preflight import absolute_paths, check_room, make_source, try_space
+from tunelab.tuning.probes import Probes
+from tunelab.tuning.progress import DecodingBar
+from tunelab.tuning.ray_tune import Slots
+from tunelab.tuning.repeats import Race
+from tunelab.tuning.simulation import Beside, Plan
+from tunelab.tuning.sources import Source
+from tunelab.tuning.speed import Speed
+from tunelab.tuning.stopping import FACTOR, rungs
+
+DRAWS = 64
+"""So many proposals stand for all; our choice."""
+_LEARNING = 1.0
+"""By so many standard deviations later trials are better. In ten searches on digits half of the trials at a rung were
+among the best third of those that had come, so much better were they than the ones before."""
+_RAY_STARTS = 1.8  # starting Ray and a worker takes so many times longer again; median of ten searches on 2 busy CPUs
+_USUAL_START = 4.0  # seconds that such a process takes; of a study without a calibration
+_USUAL_TRIAL = 0.1  # seconds for building a trial, likewise
+_STOP_SECONDS = 2.5  # from the last end to the end of everything; measured on 2 CPUs
+_TRIAL_SECONDS = 0.05  # of a trial beside its training, on its way through Ray; measured on 2 CPUs
+
+
+@dataclass(frozen=True)
+class Prospect:
+    """A search that could begin.
+
+    `has_baseline` says whether trial 0 is the space's baseline. `earlier` are the studies that it begins with, `first`
+    what of theirs is tried first, as in `study.json`.
+    """
+
+    space: SearchSpace
+    options: SearchOptions
+    info: DataInfo
+    has_baseline: bool
+    earlier: list[Earlier]
+    first: list[dict[str, Any]]
+    calibration: calibrate.Calibration
+    forecast: Forecast
+
+    @property
+    def slots(self) -> Slots:
+        """How many trials run at once, and with what."""
+        return self.calibration.slots
+
+    def describe(self, seconds: float | None, deadline: str | None) -> list[str]:
+        """The forecast and the way to share the machine, a line each; `seconds` are left until `deadline`."""
+        return [f"forecast: {self.forecast.describe(seconds, deadline or '')}", self.calibration.reason]
+
+    def to_json(self, seconds: float | None = None) -> dict[str, Any]:
+        """The forecast as plain JSON values; with the seconds until a deadline also what fits until then."""
+        found = self.forecast.to_json()
+        if seconds is not None:
+            found["seconds_until_deadline"] = round(seconds, 1)
+            found["trials_that_fit"] = self.forecast.what_fits(seconds)
+            found["epochs_that_fit"] = self.forecast.epochs_that_fit(seconds)
+        return found
+
+
+def look_ahead(
+    space_name: str,
+    options: SearchOptions,
+    show_progress: bool,
+    grid: GridRequest | None = None,
+    path: Path | None = None,
+) -> Prospect:
+    """Refuses what cannot work, opens the data, measures how fast trials train, and forecasts.
+
+    Args:
+        space_name: as `load_space` takes it.
+        options: what is asked for.
+        show_progress: says on standard error what is worth knowing of the data.
+        grid: trials by hand.
+        path: where the study is to be made, which is refused if there is no room; None if none is made.
+
+    Raises:
+        InputError: something given cannot be used.
+        TunelabError: no trial could be measured.
+    """
+    space = load_space(space_name)
+    if grid is not None:
+        read_grid(grid.path)  # a file that is none is refused before anything takes time
+    layouts = find_layouts(options)
+    device = layouts[0].device
+    max_params, max_mflops = LIMITS[device]
+    options = dataclasses.replace(
+        options,
+        data=absolute_paths(options.data),
+        max_params=options.max_params or max_params,
+        max_mflops=options.max_mflops or max_mflops,
+    )
+    gpus = count_gpus() if device == "cuda" else 0
+    limit = free_memory_mib()
+    with Probes(calibrate.processes_for(layouts, gpus)) as probes:  # they start while the data is opened
+        info = open_data(options.data, show_progress)
+        try_space(space, options, info)
+        earlier, first = memory.recall(space, options, info)
+        if grid is not None:
+            options, given_first = by_hand(grid, space, options, info)
+            first = [*given_first, *first]
+        given = [(str(one["origin"]), dict(one["params"])) for one in first]
+        source = make_source(space, options, info, options.seed, None, first=given, earlier=earlier)
+        if space.baselines and not source.has_baseline and show_progress:
+            print(
+                f"note: no baseline of the space {space.name!r} is within the limits; trial 0 is another",
+                file=sys.stderr,
+            )
+        has_baseline = source.has_baseline
+        trials = first_proposals(source, make_race(options, info, has_baseline), min(DRAWS, options.trials))
+        samples = [calibrate.Sample.of(trial.config, trial.stats) for trial in trials if trial.repeat_of is None]
+        if path is not None:
+            check_room(path, space, options, info)
+        measured = calibrate.calibrate(samples, layouts, probes, limit, gpus)
+    in_full = grid is not None and grid.in_full
+    forecast = _forecast(options, info, measured, measured.slots, trials, 0 if has_baseline else None, in_full)
+    return Prospect(space, options, info, has_baseline, earlier, first, measured, forecast)
+
+
+def forecast_search(
+    space_name: str, options: SearchOptions, deadline: str | None = None, grid: GridRequest | None = None
+) -> tuple[list[str], dict[str, Any]]:
+    """How long a search would take and what fits until the deadline, in words and as JSON values; nothing is made.
+
+    Raises:
+        InputError: something given cannot be used.
+        TunelabError: no trial could be measured.
+    """
+    ends = end_time(deadline)
+    ahead = look_ahead(space_name, options, show_progress=False, grid=grid)
+    found = {**ahead.to_json(seconds_to(ends)), "calibration": ahead.calibration.to_json()}
+    return ahead.describe(seconds_to(ends), deadline), found
+
+
+def look_on(
+    study: Study,
+    source: Source,
+    options: SearchOptions,
+    info: DataInfo,
+    known: Collection[Trial],
+    baseline: int | None,
+) -> tuple[Slots, Forecast]:
+    """How a search that was begun shares the machine from now on, and the forecast of the rest of it.
+
+    What was measured at its begin is used again; on another machine, and where nothing was measured, the usual slots.
+
+    Args:
+        study: what there is of it.
+        source: draws as it will, asked for no other purpose: it is told of nothing.
+        options: those from now on.
+        info: its data.
+        known: all its trials, to learn from.
+        baseline: the number of the trial that is the baseline, if there is one.
+    """
+    plain = study.info.get("calibration")
+    measured = None if plain is None else calibrate.Calibration.from_json(plain)
+    slots = find_slots(options)
+    same = study.info["hardware"]["cpus"] == usable_cpus() and options.concurrent is None
+    if measured is not None and same and measured.slots.device == slots.device:
+        slots = measured.slots
+    race = make_race(options, info, baseline is not None)
+    trials = first_proposals(source, race, min(DRAWS, options.trials))
+    in_full = bool(study.info.get("grid_in_full"))
+    forecast = _forecast(options, info, measured, slots, trials, baseline, in_full)
+    forecast.learn(known)
+    return slots, forecast
+
+
+def forecast_of(
+    configs: Sequence[TrialConfig], source: Source, info: DataInfo, slots: Slots, like: Study | None
+) -> Forecast:
+    """The forecast of a list of trainings; what was measured for the study `like` is used again."""
+    trials = first_proposals(source, None, min(DRAWS, len(configs)))
+    plain = None if like is None else like.info.get("calibration")
+    measured = None if plain is None else calibrate.Calibration.from_json(plain)
+    plan = Plan(len(configs), configs[0].train.epochs, slots.concurrent, beside=_beside(measured))
+    return Forecast(_speed(measured, info, slots), plan, trials)
+
+
+def make_race(options: SearchOptions, info: DataInfo, has_baseline: bool, number: int = 0) -> Race:
+    """The repeats of a search; `number` is that of its baseline."""
+    val_images = info.counts["val"]
+    return Race(options.race, options.trials, options.epochs, val_images, baseline=has_baseline, number=number)
+
+
+def first_proposals(source: Source, race: Race | None, count: int) -> list[Trial]:
+    """The trials that a search would begin with if none of them ever ended, repeats included.
+
+    A sampler draws its first proposals at random, so that these are the very ones, and stand for the later ones.
+
+    Raises:
+        TunelabError: there is not even one.
+    """
+    trials: dict[int, Trial] = {}
+    while sum(trial.repeat_of is None for trial in trials.values()) < count:
+        number = len(trials)
+        repeated = race.early(trials) if race is not None else None
+        if repeated is not None:
+            trials[number] = dataclasses.replace(trials[repeated], number=number, repeat_of=repeated)
+            continue
+        try:
+            made = source.propose(number, trials)
+        except TunelabError:
+            if not trials:
+                raise
+            break  # a space of few configurations: the search will say so when it comes to it
+        trials[number] = Trial(
+            number, to_json(made.config), dict(made.params), stats=dict(made.stats), origin=made.origin
+        )
+    return list(trials.values())
+
+
+def seconds_to(ends: float | None) -> float | None:
+    """Seconds left until a time on the monotonic clock."""
+    return None if ends is None else max(0.0, ends - time.monotonic())
+
+
+def end_time(deadline: str | None) -> float | None:
+    """The deadline on the monotonic clock, which no change of the wall clock moves."""
+    if deadline is None:
+        return None
+    return time.monotonic() + seconds_until(deadline, datetime.datetime.now().astimezone())
+
+
+def open_data(config: DataConfig, show_progress: bool) -> DataInfo:
+    """Decodes the data if it is not in the cache, and says what is worth knowing of it."""
+    if not show_progress:
+        return prepare(config)
+    with DecodingBar(sys.stderr) as bar:
+        info = prepare(config, bar)
+    for note in info.notes:
+        print(f"data: {note}", file=sys.stderr)
+    return info
+
+
+def _forecast(
+    options: SearchOptions,
+    info: DataInfo,
+    measured: calibrate.Calibration | None,
+    slots: Slots,
+    trials: Sequence[Trial],
+    baseline: int | None,
+    grid_in_full: bool,
+) -> Forecast:
+    draws = [trial for trial in trials if trial.repeat_of is None]
+    plan = Plan(
+        trials=options.trials,
+        epochs=options.epochs,
+        concurrent=slots.concurrent,
+        rungs=rungs if options.scheduler != "none" else _no_rungs,
+        factor=FACTOR,
+        least=FACTOR,
+        baseline=baseline,
+        repeats=sum(trial.repeat_of is not None for trial in trials),
+        final_share=options.race,
+        beside=_beside(measured),
+        learning=0.0 if options.sampler == "random" else _LEARNING,
+        in_full=(ORIGIN,) if grid_in_full else (),
+        again=(options.repeat - 1) * sum(trial.origin == ORIGIN for trial in draws),
+    )
+    return Forecast(_speed(measured, info, slots), plan, draws, options.seed)
+
+
+def _no_rungs(_epochs: int) -> tuple[int, ...]:
+    return ()
+
+
+def _beside(measured: calibrate.Calibration | None) -> Beside:
+    start = _USUAL_START if measured is None else measured.start
+    trial = _USUAL_TRIAL if measured is None else measured.trial
+    return Beside(start * (1 + _RAY_STARTS), _STOP_SECONDS, trial + _TRIAL_SECONDS, worker=start)
+
+
+def _speed(measured: calibrate.Calibration | None, info: DataInfo, slots: Slots) -> Speed:
+    points = () if measured is None else measured.points
+    return Speed(points, info.counts["train"], info.counts["val"], slots.device)

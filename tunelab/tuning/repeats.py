@@ -1,0 +1,180 @@
+"""When a configuration is trained again with another seed: the baseline early, the finalists at the end.
+
+The early repeats tell how far two trainings of one configuration differ before much is decided by less. The last share
+of a search's time goes to a race among its best (`tunelab.tuning.race`).
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Collection, Mapping
+from typing import Any, Protocol
+
+from tunelab.noise import Noise, full_length, noise_at
+from tunelab.records import Trial, TrialStatus
+from tunelab.tuning.race import next_repeat
+
+EARLY = (16, 60)
+"""A search of so many trials repeats its baseline once, twice (our choice)."""
+TRIALS_BETWEEN = 4
+"""An early repeat begins when so many more trials have begun (our choice)."""
+
+
+class Repeats(Protocol):
+    """Which configuration is trained again."""
+
+    def early(self, trials: Mapping[int, Trial]) -> int | None:
+        """The trial to repeat while the search goes on."""
+
+    def late(self, trials: Mapping[int, Trial]) -> int | None:
+        """The trial to repeat when the search is at its end."""
+
+    def owed(self, trials: Mapping[int, Trial]) -> int:
+        """How many repeats were asked for and have not begun; without them a search is not finished."""
+
+
+class NoRepeats:
+    """Trains everything once."""
+
+    def early(self, trials: Mapping[int, Trial]) -> int | None:
+        """Always None."""
+        return None
+
+    def late(self, trials: Mapping[int, Trial]) -> int | None:
+        """Always None."""
+        return None
+
+    def owed(self, trials: Mapping[int, Trial]) -> int:
+        """Always 0."""
+        return 0
+
+
+class Race:
+    """Repeats the baseline early and the finalists late.
+
+    Args:
+        share: of a search's whole time, for the finalists; in [0, 1).
+        total: how many trials the search is to have.
+        epochs: the full length; trials of another one do not take part.
+        val_images: on how many images scores are measured.
+        baseline: whether the space's baseline is tried.
+        number: of the trial that is the baseline.
+    """
+
+    def __init__(
+        self, share: float, total: int, epochs: int, val_images: int, *, baseline: bool, number: int = 0
+    ) -> None:
+        self._share = share
+        self._early = sum(total >= least for least in EARLY) if baseline and share > 0 else 0
+        self._epochs = epochs
+        self._val_images = val_images
+        self._baseline = number
+
+    def early(self, trials: Mapping[int, Trial]) -> int | None:
+        """The baseline, whenever some more trials have begun."""
+        first = trials.get(self._baseline)
+        if not self._early or first is None or first.status in (TrialStatus.DIVERGED, TrialStatus.FAILED):
+            return None
+        if full_length(first) != self._epochs:
+            return None
+        had = sum(trial.repeat_of == first.number for trial in trials.values())
+        begun = sum(trial.repeat_of is None for trial in trials.values())
+        return first.number if had < self._early and begun >= TRIALS_BETWEEN * (had + 1) else None
+
+    def late(self, trials: Mapping[int, Trial]) -> int | None:
+        """As the race says, while there is time for it."""
+        mine = {number: trial for number, trial in trials.items() if full_length(trial) == self._epochs}
+        scores: dict[int, list[float]] = {
+            number: [trial.epochs[-1].score]
+            for number, trial in mine.items()
+            if trial.repeat_of is None and trial.status is TrialStatus.COMPLETED
+        }
+        running: dict[int, int] = {}
+        for trial in mine.values():
+            if trial.repeat_of in scores:
+                if trial.status is TrialStatus.COMPLETED:
+                    scores[trial.repeat_of].append(trial.epochs[-1].score)
+                else:  # under way, or failed: not asked for again
+                    running[trial.repeat_of] = running.get(trial.repeat_of, 0) + 1
+        if len(scores) < 2:
+            return None
+        return next_repeat(scores, running, self.noise(trials, self._epochs), self._runs_left(mine, list(scores)))
+
+    def owed(self, trials: Mapping[int, Trial]) -> int:
+        """Always 0: there are as many as there is time for."""
+        return 0
+
+    def noise(self, trials: Mapping[int, Trial], epoch: int) -> Noise:
+        """Between runs of one configuration, after `epoch` epochs."""
+        return noise_at(trials.values(), epoch, self._val_images)
+
+    def sd(self, trials: Mapping[int, Trial], epoch: int) -> float:
+        """The standard deviation between runs of one configuration, after `epoch` epochs."""
+        return self.noise(trials, epoch).sd
+
+    def _runs_left(self, trials: Mapping[int, Trial], complete: list[int]) -> int:
+        """How many more trainings of the best there is time for, in the share of all time that is theirs."""
+        best = sorted(complete, key=lambda number: -trials[number].epochs[-1].score)[:5]
+        full = statistics.fmean(_seconds(trials[number]) for number in best)
+        searched = sum(_seconds(trial) for trial in trials.values() if trial.repeat_of is None)
+        repeats = [trial for trial in trials.values() if trial.repeat_of is not None]
+        early = [trial.number for trial in repeats if trial.repeat_of == self._baseline][: self._early]
+        late = [trial for trial in repeats if trial.number not in early]
+        spent = sum(max(full, _seconds(trial)) if not trial.status.ended else _seconds(trial) for trial in late)
+        budget = searched * self._share / (1 - self._share)
+        return round((budget - spent) / full) if full > 0 else 0
+
+
+class Again:
+    """Trains each of some configurations as often as was asked for, before anything else but their first trainings.
+
+    Args:
+        times: how often each is trained, the first time included.
+        configurations: their parameters.
+        begun: True when none of them is still to be proposed.
+        others: what else is repeated.
+    """
+
+    def __init__(
+        self, times: int, configurations: Collection[Mapping[str, Any]], begun: Callable[[], bool], others: Repeats
+    ) -> None:
+        self._times = times
+        self._configurations = configurations
+        self._begun = begun
+        self._others = others
+
+    def early(self, trials: Mapping[int, Trial]) -> int | None:
+        """The configuration that was trained least often, when each has begun once; then what others ask for."""
+        missing = self._missing(trials) if self._begun() else {}
+        if not missing:
+            return self._others.early(trials)
+        return max(missing, key=lambda number: (missing[number], -number))
+
+    def late(self, trials: Mapping[int, Trial]) -> int | None:
+        """As `early`."""
+        missing = self._missing(trials)
+        return max(missing, key=lambda number: (missing[number], -number)) if missing else self._others.late(trials)
+
+    def owed(self, trials: Mapping[int, Trial]) -> int:
+        """How many trainings are missing."""
+        return sum(self._missing(trials).values()) + self._others.owed(trials)
+
+    def _missing(self, trials: Mapping[int, Trial]) -> dict[int, int]:
+        """How many trainings each configuration lacks; one that was stopped, diverged or failed lacks none."""
+        had: dict[int, int] = {}
+        for trial in trials.values():
+            if trial.repeat_of is not None:
+                had[trial.repeat_of] = had.get(trial.repeat_of, 0) + 1
+        lost = (TrialStatus.STOPPED, TrialStatus.DIVERGED, TrialStatus.FAILED)
+        return {
+            number: self._times - 1 - had.get(number, 0)
+            for number, trial in trials.items()
+            if trial.repeat_of is None
+            and trial.status not in lost
+            and trial.params in self._configurations
+            and had.get(number, 0) < self._times - 1
+        }
+
+
+def _seconds(trial: Trial) -> float:
+    return sum(metrics.seconds for metrics in trial.epochs)
