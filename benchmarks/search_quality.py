@@ -14,12 +14,17 @@ is inactive.
 Cost is counted in full trainings: the seconds of one median full run. Regret is normalised: 0 is the best value
 anywhere in the table, 1 the final value of the median configuration. With transfer, random searches of 20 full
 trainings on each other benchmark of the same space came before; where there is none, it is the search without.
+
+A table is a coarse grid: a sampler that settles on one region is answered by the same few rows again and again, while
+tunelab trains nothing twice. With `--fresh` every proposal, whoever makes it, is answered by the nearest row that the
+run has not had yet, as in a space where no two proposals are equal.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import copy
 import dataclasses
 import functools
 import heapq
@@ -67,6 +72,8 @@ class Curves:
     """
 
     def __init__(self, folder: Path, name: str) -> None:
+        self.fresh = False
+        self._had: set[int] = set()
         self._folder = folder
         self.name = name
         self.info = json.loads((folder / f"{name}.json").read_text(encoding="utf-8"))
@@ -106,7 +113,7 @@ class Curves:
 
     def nearest(self, params: Mapping[str, Any]) -> int:
         """The row of the recorded configuration nearest to `params`; a parameter that is left out is inactive."""
-        point: list[float] = []
+        point: list[float] = []  # of the space in which distance means difference
         for weight, one in zip(self._weights, self.space, strict=True):
             if _is_categorical(one):
                 chosen = params.get(one["name"])
@@ -114,7 +121,26 @@ class Curves:
             else:
                 scaled = self._scaled(one, params)
                 point.append(weight * (-1.0 if math.isnan(scaled) else scaled))
-        return int(self._tree.query(point)[1])
+        nearest = int(self._tree.query(point)[1])
+        count = 1
+        while nearest in self._had and count < self.rows:
+            count = min(4 * count, self.rows)
+            places = self._tree.query(point, count)[1]
+            nearest = next((int(place) for place in places if int(place) not in self._had), nearest)
+        return nearest
+
+    def take(self, params: Mapping[str, Any]) -> int:
+        """The row that answers a proposal; with `fresh` it answers no other one."""
+        row = self.nearest(params)
+        if self.fresh:
+            self._had.add(row)
+        return row
+
+    def begin(self, *, fresh: bool) -> Curves:
+        """The same benchmark for one run."""
+        mine = copy.copy(self)
+        mine.fresh, mine._had = fresh, set()
+        return mine
 
     def draw(self, suggest: Suggest) -> dict[str, Any]:
         """Asks for every active parameter of the space."""
@@ -342,7 +368,7 @@ class Tunelab:
 
     def tell(self, key: Any, epoch: int, value: float, last: bool) -> bool:
         """Goes on as the engine says."""
-        row = self._curves.nearest(self._engine.trials[key].params)
+        row = int(self._engine.trials[key].config["data"]["name"].split()[1])
         seconds = float(self._curves.sec[row, epoch - 1])
         metrics = EpochMetrics(epoch, 1.0, 0.0, 1.0 - value, value, 0.1, seconds, 1.0, 1.0)
         return self._engine.report(key, metrics)
@@ -351,8 +377,9 @@ class Tunelab:
 @functools.cache
 def _study_on(curves: Curves, seed: int) -> Earlier:
     """An earlier search of the benchmark, as a user would have it: random configurations, tunelab's stopping rule."""
-    method = Tunelab(curves, derive_seed(seed, "earlier", curves.name), sampler="random")
-    simulate(curves, method, [EARLIER_BUDGET])
+    mine = curves.begin(fresh=True)
+    method = Tunelab(mine, derive_seed(seed, "earlier", curves.name), sampler="random")
+    simulate(mine, method, [EARLIER_BUDGET])
     return Earlier(curves.name, method.trials, curves.epochs)
 
 
@@ -381,6 +408,7 @@ def simulate(curves: Curves, method: Method, budgets: Sequence[float]) -> dict[s
     ends = [budget * curves.full_seconds for budget in budgets]
     events: list[tuple[float, int, Any, int, int]] = []  # when, order, trial, row, the epoch that ends then
     idle, order, now = WORKERS, 0, 0.0
+    rows: dict[Any, int] = {}
     best, incumbent = -math.inf, -1
     found: dict[str, list[float]] = {"seen": [], "incumbent": []}
 
@@ -395,7 +423,10 @@ def simulate(curves: Curves, method: Method, budgets: Sequence[float]) -> dict[s
             if asked is None:
                 break
             key, params, epochs = asked
-            begin(key, curves.nearest(params), epochs + 1)
+            row = rows.setdefault(key, -1)
+            if row < 0:
+                row = rows[key] = curves.take(params)
+            begin(key, row, epochs + 1)
             idle -= 1
         # A small table can be exhausted: a method that trains nothing twice has nothing left, and the budget is over.
         now, _, key, row, epoch = heapq.heappop(events) if events else (math.inf, 0, None, -1, 0)
@@ -416,13 +447,13 @@ def simulate(curves: Curves, method: Method, budgets: Sequence[float]) -> dict[s
             idle += 1
 
 
-def _run(task: tuple[str, str, str, int, tuple[float, ...]]) -> dict[str, Any]:
-    folder, name, method, seed, budgets = task
+def _run(task: tuple[str, str, str, int, tuple[float, ...], bool]) -> dict[str, Any]:
+    folder, name, method, seed, budgets, fresh = task
     threadpool_limits(1)  # one process per core, and one thread in each
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    curves = load(Path(folder), name)
+    curves = load(Path(folder), name).begin(fresh=fresh)
     began = time.perf_counter()
     found = simulate(curves, METHODS[method](curves, derive_seed(name, method, seed)), budgets)
     return {"curves": name, "method": method, "seed": seed, "wall": time.perf_counter() - began, **found}
@@ -452,6 +483,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", choices=list(METHODS), help="default: all")
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--budgets", type=float, nargs="*", default=BUDGETS, help="in full trainings")
+    parser.add_argument("--fresh", action="store_true", help="no two proposals of a run have the same row")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path, help="writes every figure to this file")
     asked = parser.parse_args()
@@ -460,7 +492,7 @@ def main() -> None:
         parser.error(f"there are no curves in {asked.curves}")
     budgets = tuple(sorted(asked.budgets))
     tasks = [
-        (str(asked.curves), name, method, seed, budgets)
+        (str(asked.curves), name, method, seed, budgets, asked.fresh)
         for method in asked.methods or METHODS
         for seed in range(asked.seeds)
         for name in names
@@ -482,7 +514,9 @@ def main() -> None:
             cells = "  ".join(f"{row[f'{one:g}']:.3f} +- {row[f'{one:g}_se']:.3f}" for one in budgets)
             print(f"{row['method']:<36}{cells}")
     if asked.json:
-        asked.json.write_text(json.dumps({"budgets": budgets, "runs": runs}, indent=1) + "\n", encoding="utf-8")
+        asked.json.write_text(
+            json.dumps({"budgets": budgets, "fresh": asked.fresh, "runs": runs}, indent=1) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -342,3 +342,30 @@ def test_a_trial_that_waits_is_open_and_goes_on(tmp_path: Path) -> None:
     seen = optunas_view(path)
     assert (seen[0].state, seen[0].intermediate_values) == (TrialState.COMPLETE, {1: 0.1, 2: 0.2})
     assert len(seen) == 1
+
+
+def test_a_refused_draw_can_be_emptied() -> None:
+    """A sampler that learns from the others goes on as if it had kept its values."""
+    kept, emptied = Ledger(InMemoryStorage(), "test"), Ledger(InMemoryStorage(), "test")
+
+    def search(ledger: Ledger, forget: bool) -> list[dict[str, Any]]:
+        study = optuna.load_study(study_name="test", storage=ledger.storage)
+        drawn = []
+        for number in range(30):
+            study.sampler = optuna.samplers.TPESampler(seed=number)
+            asked = study.ask()
+            drawn.append({"x": asked.suggest_float("x", 0.0, 1.0)})
+            if number % 3:
+                study.tell(asked, asked.params["x"])
+                continue
+            study.tell(asked, state=TrialState.FAIL)
+            if forget:
+                ledger.forget(asked._trial_id)
+        return drawn
+
+    assert search(kept, False) == search(emptied, True)
+    for one, other in zip(kept.trials(), emptied.trials(), strict=True):
+        assert one.state is other.state
+        assert (other.params, other.distributions) == (
+            ({}, {}) if one.number % 3 == 0 else (one.params, one.distributions)
+        )

@@ -31,7 +31,7 @@ def given(folder: Path, config: TrialConfig | dict[str, Any], known_epochs: int 
     """What Ray hands to a worker."""
     return {
         "number": 7,
-        "trial_config": config if isinstance(config, dict) else to_json(config),
+        "trial_config": json.dumps(config if isinstance(config, dict) else to_json(config)),
         "folder": str(folder),
         "known_epochs": known_epochs,
         "device": "cpu",

@@ -56,6 +56,11 @@ class Ledger:
         """Calls a trial that Optuna made by tunelab's number."""
         self._ids[number] = trial_id
 
+    def forget(self, trial_id: int) -> None:
+        """Empties a refused draw in memory; Optuna cannot remove a trial, and would keep all the values of each."""
+        draw = self.storage.get_trial(trial_id)
+        draw.params, draw.distributions = {}, {}
+
     def start(self, number: int, params: Mapping[str, Any], distributions: Mapping[str, BaseDistribution]) -> None:
         """Adds a trial that has begun."""
         template = optuna.create_trial(

@@ -66,7 +66,7 @@ class EngineSearcher(Searcher):
             return None if here.engine.waits else Searcher.FINISHED
         return {
             "number": trial.number,
-            "trial_config": trial.config,
+            "trial_config": json.dumps(trial.config),  # as a text: Ray keeps several copies of every value in it
             "folder": str(here.folder_of(trial.number)),
             "known_epochs": len(trial.epochs),
             **here.settings,

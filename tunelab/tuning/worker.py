@@ -28,8 +28,8 @@ _NO_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 class TrialWorker(tune.Trainable):
     """Trains the configuration that it is given, epoch by epoch, from the trial's last checkpoint if there is one.
 
-    Its config: `number`; `trial_config`, a TrialConfig as JSON; `folder`, the trial's; `known_epochs`, how many epochs
-    the record holds; `device`, `threads`, `telemetry` as `Trainer` takes them.
+    Its config: `number`; `trial_config`, the JSON text of a TrialConfig; `folder`, the trial's; `known_epochs`, how
+    many epochs the record holds; `device`, `threads`, `telemetry` as `Trainer` takes them.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -77,7 +77,7 @@ class TrialWorker(tune.Trainable):
 
     def _begin(self) -> Trainer:
         trainer = Trainer(
-            from_json(TrialConfig, self._config["trial_config"]),
+            from_json(TrialConfig, json.loads(self._config["trial_config"])),
             folder=Path(self._config["folder"]),
             device=self._config["device"],
             threads=self._config["threads"],
