@@ -17,8 +17,11 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import optuna
 import psutil
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tunelab.config import DataConfig
@@ -225,6 +228,14 @@ def test_every_trial_has_ended_as_it_must(finished: subprocess.CompletedProcess[
         if trial.status is TrialStatus.STOPPED:
             assert re.fullmatch(r"epoch [13]: place \d of \d, \d go on", trial.reason)
     assert trials[0].status is TrialStatus.COMPLETED, "the baseline always runs its full length"
+
+
+def test_optunas_journal_tells_the_truth(finished: subprocess.CompletedProcess[str]) -> None:
+    path = Path(finished.args[0])
+    storage = JournalStorage(JournalFileBackend(str(path / "optuna.journal")))
+    states = [trial.state.name for trial in optuna.load_study(study_name="small", storage=storage).trials]
+    told = {"COMPLETED": "COMPLETE", "STOPPED": "PRUNED", "DIVERGED": "FAIL", "FAILED": "FAIL"}
+    assert states == [told[trial.status.value] for trial in load(path).list_trials()]
 
 
 def test_the_terminal_shows_trials_and_nothing_of_ray(finished: subprocess.CompletedProcess[str]) -> None:

@@ -1,0 +1,97 @@
+"""What Ray Tune is told; searches on real Ray are in test_search_on_ray.py."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from ray.tune.search import Searcher
+
+from tunelab.config import ArchSpec, BlockSpec, StemSpec, TrainConfig, TrialConfig, to_json
+from tunelab.records import EpochMetrics, TrialStatus
+from tunelab.tuning.engine import Engine
+from tunelab.tuning.progress import Silent
+from tunelab.tuning.ray_pieces import EngineCallback, EngineScheduler, EngineSearcher, EngineStopper, bridge
+from tunelab.tuning.sources import FixedSource
+from tunelab.tuning.stopping import NeverStop
+
+CONFIGS = [
+    TrialConfig(ArchSpec(StemSpec(4), ((BlockSpec("basic", 4),),)), TrainConfig(epochs=2), seed=seed)
+    for seed in range(2)
+]
+
+
+class Memory:
+    def append(self, event: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def engine() -> Engine:
+    source = FixedSource(CONFIGS, lambda config: {"params": 1})
+    return Engine(Memory(), [], source, NeverStop(), 2, Silent())  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def key(engine: Engine) -> Iterator[str]:
+    with bridge(engine, lambda number: Path(f"/trials/{number}"), {"device": "cpu", "threads": 1}) as made:
+        yield made
+
+
+def tell(key: str, number: int, **content: Any) -> str:
+    scheduler = EngineScheduler(key)
+    trial: Any = SimpleNamespace(config={"number": number})
+    return scheduler.on_trial_result(None, trial, {"report": json.dumps(content)})
+
+
+def epoch(number: int) -> dict[str, Any]:
+    return EpochMetrics(number, 1.0, 0.5, 1.0, 0.5, 0.1, 1.0, 1.0, 1.0).to_json()
+
+
+def test_a_search_is_finished_only_when_nothing_runs(key: str, engine: Engine) -> None:
+    """Ray never asks again after FINISHED; a paused trial or a repeat may still be to come."""
+    searcher = EngineSearcher(key)
+    given = [searcher.suggest("a"), searcher.suggest("b")]
+    assert [one["number"] for one in given] == [0, 1]
+    assert json.loads(given[1]["trial_config"]) == to_json(CONFIGS[1])
+    del given[1]["trial_config"]
+    assert given[1] == {"number": 1, "folder": "/trials/1", "known_epochs": 0, "device": "cpu", "threads": 1}
+    assert searcher.suggest("c") is None
+    assert [tell(key, 0, metrics=epoch(number)) for number in (1, 2)] == ["CONTINUE", "STOP"]
+    assert searcher.suggest("c") is None
+    assert tell(key, 1, status="FAILED", reason="x") == "STOP"
+    assert searcher.suggest("c") == Searcher.FINISHED
+    assert engine.unfinished == 0
+
+
+def test_a_trial_that_goes_on_tells_what_is_known(key: str, engine: Engine) -> None:
+    engine.trials.clear()
+    known = engine.next_trial()
+    assert known is not None
+    engine.report(0, EpochMetrics(**epoch(1)))
+    again = Engine(Memory(), [known], FixedSource(CONFIGS, dict), NeverStop(), 2, Silent())  # type: ignore[arg-type]
+    with bridge(again, lambda number: Path("/"), {}) as other:
+        assert EngineSearcher(other).suggest("a")["known_epochs"] == 1
+
+
+def test_a_halted_search_is_finished_and_stops_all(key: str, engine: Engine) -> None:
+    searcher, stopper = EngineSearcher(key), EngineStopper(key)
+    searcher.suggest("a")
+    assert not stopper.stop_all()
+    assert tell(key, 0, halt="the trials' storage: No space left on device") == "STOP"
+    assert searcher.suggest("b") == Searcher.FINISHED
+    assert stopper.stop_all()
+    assert not stopper("a", {}), "a single trial is stopped by the scheduler"
+    assert engine.halted == "the trials' storage: No space left on device"
+
+
+def test_a_trial_that_ray_gives_up_has_failed(key: str, engine: Engine) -> None:
+    EngineSearcher(key).suggest("a")
+    trial: Any = SimpleNamespace(config={"number": 0}, run_metadata=SimpleNamespace(num_failures=3))
+    EngineCallback(key).on_trial_error(1, [], trial)
+    assert engine.trials[0].status is TrialStatus.FAILED
+    assert engine.trials[0].reason == "the trial's process died 3 times"
