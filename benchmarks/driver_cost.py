@@ -76,18 +76,17 @@ class Watch:
         self.times: list[float] = []
         self.processor: list[float] = []
         self.memory = {"before": 0, "after": 0}
-        self.counted = 0
 
     def reported(self, number: int) -> None:
         """Trial `number` has reported."""
         self.times.append(time.monotonic())
         self.processor.append(time.process_time())
+        self.memory["after"] = resident_bytes()
         if number == self.from_trial and not self.memory["before"]:
-            self.memory["before"] = resident_bytes()
+            self.memory["before"] = self.memory["after"]
 
     def figures(self, trials: int) -> dict[str, float]:
         """Milliseconds per report, and KB of memory per trial; `trials` ran."""
-        self.memory["after"] = resident_bytes()
         reports = len(self.times)
         grown = (self.memory["after"] - self.memory["before"]) / (trials - self.from_trial)
         return {

@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from tunelab.config import ArchSpec, BlockSpec, StemSpec, TrainConfig, TrialConfig, derive_seed, to_json
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.space import SearchSpace, Suggest
+from tunelab.tuning import ledger as ledger_module
 from tunelab.tuning.ledger import STATES, Ledger, journal_storage, open_mirror
 from tunelab.tuning.searcher import OptunaSource
 
@@ -255,7 +256,7 @@ def test_an_optuna_journal_that_cannot_be_written_does_not_end_a_search(
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(JournalFileBackend, "append_logs", full)
+        patch.setattr(ledger_module._Derived, "append_logs", full)
         run.add(TrialStatus.STOPPED, 0.1)
     make_source(tmp_path / "optuna.journal", run.trials)
     storage = JournalStorage(JournalFileBackend(str(tmp_path / "optuna.journal")))

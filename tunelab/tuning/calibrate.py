@@ -176,20 +176,28 @@ class _Work:
     ) -> list[Layout]:
         """Times three configurations, each in all processes of each layout at once.
 
-        A layout that is far slower on the first of them is not measured on the others.
+        A layout that is far slower on the first of them is not measured on the others. A configuration that fails with
+        every layout is left out: the fault is its own.
         """
         live = sorted(candidates, key=lambda slots: -self._at_once(slots))
         memory = _Memory(candidates[0].device)
+        causes: dict[Slots, str] = {}
         for sample in three:
+            before = {slots: list(rates) for slots, rates in self._rates.items()}
             self._measure_on_all(sample, live, memory)
+            if not any(slots in self._rates for slots in live):
+                causes = {slots: self._failed.pop(slots) for slots in live}
+                self._rates = before
+                continue
             rates = {slots: self._rates[slots][0] for slots in live if slots in self._rates}
             live = [slots for slots in live if slots in rates and rates[slots] > _FAR_SLOWER * max(rates.values())]
-        whole = {slots: self._gpus / statistics.fmean(1 / rate for rate in self._rates[slots]) for slots in live}
-        best = max(live, key=lambda slots: whole[slots], default=None)
+        known = [slots for slots in live if slots in self._rates]
+        whole = {slots: self._gpus / statistics.fmean(1 / rate for rate in self._rates[slots]) for slots in known}
+        best = max(known, key=lambda slots: whole[slots], default=None)
         found = []
         for slots in candidates:
             if slots in self._failed or best is None:
-                found.append(Layout(slots, failed=self._failed.get(slots, "")))
+                found.append(Layout(slots, failed=self._failed.get(slots, causes.get(slots, ""))))
                 continue
             images = whole.get(slots, whole[best] * self._rates[slots][0] / self._rates[best][0])
             found.append(Layout(slots, images, memory.most(samples)))

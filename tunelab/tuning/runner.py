@@ -16,6 +16,7 @@ from typing import Any, Literal
 from tunelab.config import DataConfig, TrialConfig, from_json, to_json
 from tunelab.data.cache import DataInfo
 from tunelab.errors import InputError
+from tunelab.journal import Journal
 from tunelab.space import SearchSpace
 from tunelab.study import Study, current
 from tunelab.study import runs_dir as find_runs_dir
@@ -234,6 +235,7 @@ def go_on(begun: Begun, deadline: str | None, concurrent: int | None, *, show_pr
     study, options = begun.study, begun.options
     if concurrent is not None:
         options = from_json(SearchOptions, {**to_json(options), "concurrent": concurrent})
+    Journal.open(study.path).close()  # refused at once if another process writes it
     known = study.list_trials()
     source = study_source(study, begun.space, options, begun.info, known)
     baseline = baseline_number(study.info, known) if source.has_baseline else None
