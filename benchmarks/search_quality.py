@@ -59,7 +59,6 @@ BUDGETS = (5, 10, 20, 50)
 EARLIER_BUDGET = 20
 _TRIALS = 100_000  # never reached: the budget ends a run
 _NETWORK = ArchSpec(stem=StemSpec(), branches=((BlockSpec("basic", 16),),))
-_ANY = TrialConfig(arch=_NETWORK)
 
 
 class Curves:
@@ -146,14 +145,12 @@ class Curves:
         """Asks for every active parameter of the space."""
         params: dict[str, Any] = {}
         for place, one in enumerate(self.space):
-            if self._active(place, one, params):
+            if self._always[place] or self._active(place, one, params):
                 params[one["name"]] = _suggest(suggest, one)
         return params
 
     def _active(self, place: int, one: Mapping[str, Any], params: Mapping[str, Any]) -> bool:
         """Whether a conditional parameter is asked for: by the `when` of the space, else as in the nearest rows."""
-        if self._always[place]:
-            return True
         if "when" in one:
             return all(params.get(name) in allowed for name, allowed in one["when"].items())
         inactive = np.isnan(self._x[:, place])
@@ -314,6 +311,13 @@ class _RayDraw:
         self._curves.draw(trial)
 
 
+class _Drawn(TrialConfig):
+    """What a proposal asks for: nothing is checked, hundreds are drawn for each trial."""
+
+    def __init__(self, params: Mapping[str, Any]) -> None:
+        object.__setattr__(self, "params", params)
+
+
 class _NoJournal:
     """A record in no file: nothing of a simulation is kept."""
 
@@ -331,11 +335,11 @@ class Tunelab:
         studies = [_study_on(other, seed) for other in curves.related()] if transfer else []
 
         def draw(suggest: Suggest) -> TrialConfig:
-            data = DataConfig(name=json.dumps(curves.draw(suggest)))
-            return dataclasses.replace(_ANY, data=data)
+            return _Drawn(curves.draw(suggest))
 
         def complete(config: TrialConfig, _number: int) -> TrialConfig:
-            return config_of(curves.nearest(json.loads(config.data.name)))  # what would be trained, and never twice
+            assert isinstance(config, _Drawn)
+            return config_of(curves.nearest(config.params))  # what would be trained, and never twice
 
         @functools.cache
         def config_of(row: int) -> TrialConfig:
@@ -487,9 +491,12 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--json", type=Path, help="writes every figure to this file")
     asked = parser.parse_args()
-    names = asked.only or sorted(path.stem for path in asked.curves.glob("*.npz"))
+    every = sorted(path.stem for path in asked.curves.glob("*.npz"))
+    names = asked.only or every
     if not names:
         parser.error(f"there are no curves in {asked.curves}")
+    if absent := [name for name in names if not (asked.curves / f"{name}.npz").exists()]:
+        parser.error(f"{asked.curves} has no {absent[0]}.npz; it has {', '.join(every)}")
     budgets = tuple(sorted(asked.budgets))
     tasks = [
         (str(asked.curves), name, method, seed, budgets, asked.fresh)

@@ -6,6 +6,7 @@ the first trials of a number that grows in steps, once these have ended.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -226,5 +227,10 @@ def _is_size(value: object) -> bool:
 
 
 def _seen(scale: _Scale, trials: Sequence[Trial], ranked: Array, noise: Array) -> Seen:
-    seconds = [np.mean([metrics.seconds for metrics in trial.epochs]) if trial.epochs else np.nan for trial in trials]
-    return Seen(scale.rows(trials), ranked, noise, np.log(np.maximum(np.array(seconds, dtype=float), 1e-6)))
+    seconds = np.array([_mean_seconds(trial) for trial in trials], dtype=float)
+    return Seen(scale.rows(trials), ranked, noise, np.log(np.maximum(seconds, 1e-6)))
+
+
+def _mean_seconds(trial: Trial) -> float:
+    """Of an epoch; NaN if there was none."""
+    return sum(metrics.seconds for metrics in trial.epochs) / len(trial.epochs) if trial.epochs else math.nan

@@ -7,6 +7,7 @@ scores of the ranks, which no outlier and no scale of another data set disturbs.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
@@ -52,11 +53,13 @@ def outcomes(trials: Mapping[int, Trial], epochs: int) -> Outcomes:
     for number, trial in trials.items():
         if trial.repeat_of is not None:
             continue
-        final = float(np.mean(finals[number])) if number in finals else np.nan
-        row = [trial.epochs[rung - 1].score if len(trial.epochs) >= rung else np.nan for rung in levels]
-        if trial.status is TrialStatus.DIVERGED or not np.all(np.isnan([*row, final])):
-            numbers.append(number)
-            rows.append([*row, final])
+        reached = len(trial.epochs)
+        if reached < levels[0] and trial.status is not TrialStatus.DIVERGED and number not in finals:
+            continue
+        row = [trial.epochs[rung - 1].score if reached >= rung else math.nan for rung in levels]
+        final = sum(finals[number]) / len(finals[number]) if number in finals else math.nan
+        numbers.append(number)
+        rows.append([*row, final])
     if not numbers:
         return Outcomes((), np.zeros(0), np.zeros(0), np.zeros(0))
     scores = np.array(rows)

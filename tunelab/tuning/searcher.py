@@ -191,6 +191,7 @@ class OptunaSource:
                 continue
             for draw in refused:
                 self._study.tell(draw, state=TrialState.FAIL)
+                self._memory.forget(draw._trial_id)
             self._memory.adopt(number, asked._trial_id)
             proposal = Proposal(config, dict(asked.params), stats, chosen)
             return self._start(number, proposal, asked.distributions)
