@@ -13,6 +13,7 @@ Run it on a machine that does nothing else.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -20,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -57,10 +59,20 @@ def search(folder: Path, trials: int, epochs: int, images: int | None, seed: int
     return run(*words, "--study", str(folder), *more)
 
 
-def measure(trials: int, epochs: int, images: int | None, seed: int) -> dict[str, Any]:
-    """One search: its forecast and the truth."""
+@contextlib.contextmanager
+def new_study(keep: Path | None, name: str) -> Iterator[Path]:
+    """Where a study can be made: in `keep`, else in a folder that is gone afterwards."""
+    if keep is not None:
+        keep.mkdir(parents=True, exist_ok=True)
+        yield keep / name
+        return
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "study"
+        yield Path(folder) / name
+
+
+def measure(trials: int, epochs: int, images: int | None, seed: int, keep: Path | None) -> dict[str, Any]:
+    """One search: its forecast and the truth."""
+    with new_study(keep, f"digits-{trials}-{epochs}-{images or 'all'}-{seed}") as path:
         _, took = search(path, trials, epochs, images, seed)
         end = time.time()
         said = json.loads((path / "study.json").read_text())["forecast"]
@@ -69,12 +81,12 @@ def measure(trials: int, epochs: int, images: int | None, seed: int) -> dict[str
     return row | {name: said[name] for name in ("low", "expected", "high")} | {"real": real}
 
 
-def accuracy(count: int, seed: int) -> list[dict[str, Any]]:
+def accuracy(count: int, seed: int, keep: Path | None) -> list[dict[str, Any]]:
     """A table of searches."""
     print(f"{'trials':>6} {'epochs':>6} {'images':>6} {'forecast':>9} {'range':>13} {'real':>7} {'forecast/real':>14}")
     rows = []
     for index in range(count):
-        row = measure(*SIZES[index % len(SIZES)], seed + index)
+        row = measure(*SIZES[index % len(SIZES)], seed + index, keep)
         rows.append(row)
         ratio = row["expected"] / row["real"]
         span = f"{row['low']:.0f} to {row['high']:.0f}"
@@ -90,31 +102,29 @@ def accuracy(count: int, seed: int) -> list[dict[str, Any]]:
     return rows
 
 
-def deadlines(count: int, seed: int, length: str, resume: bool) -> list[dict[str, Any]]:
+def deadlines(count: int, seed: int, length: str, resume: bool, keep: Path | None) -> list[dict[str, Any]]:
     """A table of searches that are too long for their deadline."""
     seconds = float(length[:-1]) * {"s": 1, "m": 60, "h": 3600}[length[-1]]
     print(f"{'deadline':>8} {'command':>8} {'off':>6} {'trials ended':>13}")
     rows = []
     for index in range(count):
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder) / "study"
+        with new_study(keep, f"digits-{length}-{seed + index}") as path:
             status, took = search(path, 1000, 30, None, seed + index, "--deadline", length)
             ended = (path / "trials.jsonl").read_text().count("\n")
             rows.append({"deadline": seconds, "command": took, "status": status, "ended": ended})
             kept = "" if abs(took - seconds) <= KEPT else "  not kept"
             print(f"{seconds:8.0f} {took:8.1f} {took - seconds:6.1f} {ended:13}{kept}", flush=True)
     if resume:
-        rows.append(finish(seed, length))
+        rows.append(finish(seed, length, keep))
     print(
         f"kept within {KEPT:.0f} s: {sum(abs(row['command'] - row['deadline']) <= KEPT for row in rows)} of {len(rows)}"
     )
     return rows
 
 
-def finish(seed: int, length: str) -> dict[str, Any]:
+def finish(seed: int, length: str, keep: Path | None) -> dict[str, Any]:
     """A search that a deadline pauses, gone on with to its end."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "study"
+    with new_study(keep, f"digits-{length}-{seed}-resumed") as path:
         status, took = search(path, 60, 12, None, seed, "--deadline", length)
         seconds = float(length[:-1]) * {"s": 1, "m": 60, "h": 3600}[length[-1]]
         again, _ = run("resume", str(path))
@@ -135,12 +145,13 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="one more, which is resumed")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the studies in this folder")
     options = parser.parse_args()
     print(f"{os.cpu_count()} CPUs, {platform.machine()}, load {os.getloadavg()[0]:.1f}")
     if options.deadlines or options.resume:
-        rows = deadlines(options.deadlines, options.seed, options.deadline, options.resume)
+        rows = deadlines(options.deadlines, options.seed, options.deadline, options.resume, options.keep)
     else:
-        rows = accuracy(options.searches, options.seed)
+        rows = accuracy(options.searches, options.seed, options.keep)
     if options.json:
         options.json.write_text(json.dumps(rows, indent=2), encoding="utf-8")
 

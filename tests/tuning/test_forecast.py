@@ -177,6 +177,23 @@ def test_more_of_anything_takes_longer() -> None:
     assert make(16, 9, 2, final_share=0.4).total().expected > 1.15 * one
 
 
+def test_what_a_model_proposes_is_cheaper_as_usual_and_then_as_seen(clock: Clock) -> None:
+    usual, draws = make(40, 9, 1), loads(64)
+    thrifty = make(40, 9, 1, thrift=0.5, by_model=8)
+    assert thrifty.total().expected < 0.8 * usual.total().expected
+    assert make(8, 9, 1, thrift=0.5, by_model=8).total() == make(8, 9, 1).total(), "none is proposed by the model"
+
+    def left(cost: float) -> float:
+        begun = []
+        for number in range(20):
+            load = draws[0] if number < 8 else Load(cost * 1.0, cost * 22026.0, 60, 64)
+            begun.append(trial(number, load, 9, status="COMPLETED"))
+            begun[-1].origin = "model" if number >= 8 else "random"
+        return make(40, 9, 1, thrift=0.5, by_model=8).time_left(begun).expected
+
+    assert left(5.0) > 1.3 * left(0.2), "proposals that turn out dear are expected to go on so"
+
+
 def test_trials_by_hand_run_in_full_and_as_often_as_asked(clock: Clock) -> None:
     by_hand = [trial(number, load) for number, load in enumerate(loads(10))]
     for one in by_hand[1:]:

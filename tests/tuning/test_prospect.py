@@ -6,7 +6,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import psutil
 import pytest
@@ -180,6 +180,19 @@ def test_a_resumed_search_learns_from_its_epochs(space: str, tmp_path: Path) -> 
     source = make_source(load_space(space), OPTIONS, info, 0, None)
     _, taught = look_on(study, source, OPTIONS, info, known, 0)
     assert taught.total().expected > 2 * fresh.total().expected
+
+
+@pytest.mark.parametrize(("sampler", "number"), [("model", 8), ("tpe", 0), ("random", 0)])
+def test_the_models_proposals_are_told_from_those_before(
+    space: str, tmp_path: Path, sampler: Literal["model", "tpe", "random"], number: int
+) -> None:
+    info = prepare(OPTIONS.data)
+    options = dataclasses.replace(OPTIONS, sampler=sampler)
+    study = study_of(tmp_path / "study", calibration(Slots(1, 1, 0.0, "cpu")), 1)
+    given = [("grid", {"width": 4, "lr": 0.1 + place / 100}) for place in range(1, 11)]
+    for first, expected in ((given[:2], number), (given, number and 11)):
+        source = make_source(load_space(space), options, info, 0, None, first=first)
+        assert look_on(study, source, options, info, [], 0)[1].plan.by_model == expected
 
 
 def test_a_list_of_trainings_is_forecast_without_rungs(space: str, tmp_path: Path) -> None:

@@ -291,7 +291,7 @@ def test_a_disk_without_room_is_refused(
     with pytest.raises(InputError, match=r"no room for the study: it needs about 0\.1 GiB.*has 0\.1 GiB free"):
         search(space, **SMALL)
     assert not runs_dir.exists()
-    assert runs_dir.is_relative_to(asked[0])
+    assert any(runs_dir.is_relative_to(place) for place in asked)
 
 
 # Interrupted, and gone on with.

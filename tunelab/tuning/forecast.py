@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from tunelab.records import Trial, TrialStatus
+from tunelab.tuning.model_sampler import BY_MODEL
 from tunelab.tuning.simulation import Job, Plan, Play, Rungs, finals
 from tunelab.tuning.speed import Load, Speed, load_of
 
@@ -26,6 +27,7 @@ _PLAYS = 100
 _FEWER_PLAYS = 40  # where many questions are asked of them
 _OWN_SPREAD = 0.05  # standard deviation of log(real / expected) of a trial whose own epochs are known; our choice
 _LEARNT_AFTER = 15  # trials; our choice
+_THRIFT_WEIGHT = 10  # the usual thrift of the model counts as so many of its proposals; our choice
 _REPEATS_FROM = 3  # the first trial is repeated after so many others have begun
 _START_SPREAD = 0.2  # standard deviation of log(real / expected) of what is no training; our choice
 
@@ -188,6 +190,7 @@ class Forecast:
         baseline_again = sum(trial.repeat_of == plan.baseline for trial in known)
         repeats = max(0, plan.repeats - baseline_again)
         again = max(0, plan.again - sum(trial.repeat_of is not None for trial in known) + baseline_again)
+        plan = replace(plan, thrift=self._thrift(plan, known))
         luck = random.Random(self._seed)
         played = min(new, _PLAYED)
         found = []
@@ -226,6 +229,15 @@ class Forecast:
     def _job(self, load: Load, full: bool) -> Job:
         return Job(self.speed.predict(load), self.speed.spread(load), full, self.plan.beside.trial)
 
+    def _thrift(self, plan: Plan, known: Iterable[Trial]) -> float:
+        """What a proposal of the model costs as a part of one drawn anywhere, as seen so far."""
+        seen = [load_of(trial.config, trial.stats) for trial in known if trial.origin == BY_MODEL]
+        if not seen:
+            return plan.thrift
+        usual = sum(self.speed.predict(load) for load, _ in self._draws) / len(self._draws)
+        parts = sum(self.speed.predict(load) for load in seen) / usual
+        return (_THRIFT_WEIGHT * plan.thrift + parts) / (_THRIFT_WEIGHT + len(seen))
+
     def _finals(self, plan: Plan, known: Iterable[Trial], play: Play) -> float:
         spent, held, completed = 0.0, 0, []
         for trial in known:
@@ -242,7 +254,9 @@ class Forecast:
 def _new_jobs(plan: Plan, draws: Sequence[Job], numbers: range, repeats: int, luck: random.Random) -> Iterator[Job]:
     """The trials that have not begun, and the early repeats of the baseline, which is the first."""
     for number in numbers:
-        job = draws[number] if number < len(draws) else luck.choice(draws)
+        by_model = 0 < plan.by_model <= number
+        job = draws[number] if number < len(draws) and not by_model else luck.choice(draws)
+        job = replace(job, seconds=job.seconds * plan.thrift) if by_model else job
         promise = plan.learning * min(1.0, number / _LEARNT_AFTER)
         yield replace(job, full=job.full or (number == 0 and plan.baseline is not None), promise=promise)
         if repeats and number >= _REPEATS_FROM:

@@ -35,6 +35,8 @@ from tunelab.tuning.surrogate import (
 
 Array = npt.NDArray[np.float64]
 
+BY_MODEL = "model"
+"""The origin of its proposals."""
 FIRST_RANDOM = 8
 """So many configurations come before the model is asked, unless there are earlier studies (our choice)."""
 ANYWHERE = 200

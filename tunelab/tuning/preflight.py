@@ -87,13 +87,14 @@ def try_space(space: SearchSpace, options: SearchOptions, info: DataInfo) -> Non
 
 
 def check_room(path: Path, space: SearchSpace, options: SearchOptions, info: DataInfo) -> None:
-    """Raises InputError if the disk has no room for the checkpoints of as many trials of the first one's size.
+    """Raises InputError if the disk has no room for the checkpoints of all trials and repeats, of the first one's size.
 
     Nor is there any where a folder of `path` is a file.
     """
     source = make_source(space, options, info, options.seed, None)
     params = int(source.propose(0, {}).stats["params"])
-    needed = options.trials * params * _BYTES_PER_PARAMETER + 100 * 2**20
+    trainings = options.trials * options.repeat / (1 - options.race)  # those of the race are in full: rather fewer
+    needed = int(trainings * params * _BYTES_PER_PARAMETER) + 100 * 2**20
     parent = next(folder for folder in path.absolute().parents if folder.exists())
     if not parent.is_dir():
         raise InputError(f"the study {path} cannot be made: {parent} is a file")

@@ -27,7 +27,7 @@ from tunelab.records import Trial, TrialStatus
 from tunelab.space import SearchSpace
 from tunelab.tuning.draws import Draw
 from tunelab.tuning.ledger import STATES, Ledger, journal_storage, open_mirror
-from tunelab.tuning.model_sampler import Candidate, Earlier, ModelSampler
+from tunelab.tuning.model_sampler import BY_MODEL, Candidate, Earlier, ModelSampler
 from tunelab.tuning.objectives import FIRST, NO_COSTS, costs_of
 from tunelab.tuning.sources import Check, Proposal
 
@@ -95,7 +95,7 @@ class OptunaSource:
         self._file = storage
         self._mirror: Ledger | None = None
         self._model = (
-            ModelSampler(seed, epochs, self._candidate, earlier, objectives[1:]) if sampler == "model" else None
+            ModelSampler(seed, epochs, self._candidate, earlier, objectives[1:]) if sampler == BY_MODEL else None
         )
         self._seen: set[str] = set()
         self._scores: dict[int, dict[int, float]] = {}
@@ -156,7 +156,7 @@ class OptunaSource:
             config = self._complete(found.config, number)
             if config_id(config) not in self._seen:
                 self._memory.start(number, found.params, found.distributions)
-                return self._start(number, Proposal(config, found.params, found.stats, "model"), found.distributions)
+                return self._start(number, Proposal(config, found.params, found.stats, BY_MODEL), found.distributions)
         return None
 
     def _candidate(self, draw: Draw) -> Candidate | None:

@@ -47,7 +47,7 @@ class Plan:
     draws, always runs its full length, and is trained again `repeats` times early. `final_share` of the time that the
     trials take goes to trainings of the best at the end, when all others have ended. Trials of an origin in `in_full`
     run their full length too, and `again` times one of them is trained once more. By `learning` standard deviations
-    later trials are better than the first.
+    later trials are better than the first, and from the one numbered `by_model` on they cost `thrift` times as much.
     """
 
     trials: int
@@ -63,6 +63,8 @@ class Plan:
     in_full: tuple[str, ...] = ()
     again: int = 0
     learning: float = 0.0
+    thrift: float = 1.0
+    by_model: int = 0
 
 
 @dataclass(frozen=True)
