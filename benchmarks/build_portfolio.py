@@ -8,7 +8,8 @@ The best and most different configurations of each search are candidates, and so
 them are then trained in full on the data of every search (`tunelab search --grid`), so that like is compared with like.
 The portfolio is chosen greedily: each time the candidate that adds most to the sum, over data sets, of the best value
 chosen so far, where 0 is the median candidate of a data set and 1 its best one. When nothing adds any more, the sum
-begins anew with what is left. The file names the searches, the data and every score.
+begins anew with what is left. The file names the searches, the data and every score; how well such a choice does on
+data that had no part in it is printed, and in the file.
 
 Trainings that a stopped run has finished are found again in --work.
 """
@@ -159,6 +160,29 @@ def choose(values: np.ndarray, size: int) -> list[int]:
     return chosen
 
 
+def held_out(values: np.ndarray, origins: Sequence[str], names: Sequence[str], size: int) -> list[dict[str, Any]]:
+    """How good the choice is on data that had no part in it: for each data set a portfolio from all the others.
+
+    Beside it, the best of what the space begins with anyway, and of as many candidates as luck would choose.
+    """
+    rows = []
+    plain = [place for place, origin in enumerate(origins) if origin in ("baseline", "starter")]
+    for at, name in enumerate(names):
+        others = [place for place, origin in enumerate(origins) if not origin.endswith(f" of {name}")]
+        chosen = [others[place] for place in choose(np.delete(values, at, axis=0)[:, others], size)]
+        luck = np.random.default_rng(0)
+        draws = [values[at, luck.choice(others, min(size, len(others)), replace=False)].max() for _ in range(1000)]
+        rows.append(
+            {
+                "data": name,
+                "portfolio": float(values[at, chosen].max()),
+                "space's own": float(values[at, plain].max()),
+                "random": float(np.mean(draws)),
+            }
+        )
+    return rows
+
+
 def normalise(scores: Sequence[Sequence[float | None]]) -> np.ndarray:
     """Scores by data set and candidate as values: 0 for the median candidate, 1 for the best, at least -1."""
     rows = []
@@ -208,7 +232,10 @@ def main() -> None:
         scores = [train(space, task, families, asked.work, asked.repeat) for task in tasks]
     except InputError as error:
         parser.error(str(error))
-    chosen = choose(normalise(scores), asked.size)
+    values = normalise(scores)
+    chosen = choose(values, asked.size)
+    origins, names = [origin for origin, _ in candidates], [task.name for task in tasks]
+    held = held_out(values, origins, names, asked.size) if len(tasks) > 1 else []
     configurations = [
         {
             "from": candidates[place][0],
@@ -226,10 +253,14 @@ def main() -> None:
         "candidates": len(candidates),
         "trainings_of_each": asked.repeat,
         "searches": [describe(task) for task in tasks],
+        "best_value_on_held_out_data": held,
     }
     asked.out.write_text(json.dumps({**made, "configurations": configurations}, indent=1) + "\n", encoding="utf-8")
     for place in chosen:
         print(candidates[place][0], *(f"{row[place] or 0:.3f}" for row in scores))
+    print("best value (0: the median candidate, 1: the best) on data that had no part in the choice")
+    for row in held:
+        print(*(f"{name} {cell if isinstance(cell, str) else f'{cell:.2f}'}" for name, cell in row.items()), sep="  ")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,9 @@ _FEWER_PLAYS = 40  # where many questions are asked of them
 _OWN_SPREAD = 0.05  # standard deviation of log(real / expected) of a trial whose own epochs are known; our choice
 _LEARNT_AFTER = 15  # trials; our choice
 _THRIFT_WEIGHT = 10  # the usual thrift of the model counts as so many of its proposals; our choice
+_THRIFT_SPREAD = 0.35
+"""Standard deviation of the logarithm of what the model's proposals cost, between searches: measured on digits, where
+it went for networks of half the usual cost, or of nearly twice."""
 _REPEATS_FROM = 3  # the first trial is repeated after so many others have begun
 _START_SPREAD = 0.2  # standard deviation of log(real / expected) of what is no training; our choice
 
@@ -197,7 +200,7 @@ class Forecast:
         for _ in range(max(10, min(plays, 20_000 // (played + 1)))):
             jobs = itertools.chain(
                 open_jobs,
-                _new_jobs(plan, draws, range(begun, begun + played), repeats, luck),
+                _new_jobs(self._with_luck(plan, known, luck), draws, range(begun, begun + played), repeats, luck),
                 _again(draws, again, luck),
             )
             play = Play(jobs, plan, rungs.for_play(luck), luck)
@@ -237,6 +240,12 @@ class Forecast:
         usual = sum(self.speed.predict(load) for load, _ in self._draws) / len(self._draws)
         parts = sum(self.speed.predict(load) for load in seen) / usual
         return (_THRIFT_WEIGHT * plan.thrift + parts) / (_THRIFT_WEIGHT + len(seen))
+
+    def _with_luck(self, plan: Plan, known: Collection[Trial], luck: random.Random) -> Plan:
+        """The plan of one play, in which the model goes for cheap networks or for dear ones."""
+        seen = sum(trial.origin == BY_MODEL for trial in known)
+        spread = _THRIFT_SPREAD * math.sqrt(_THRIFT_WEIGHT / (_THRIFT_WEIGHT + seen))
+        return replace(plan, thrift=plan.thrift * math.exp(luck.gauss(0.0, spread))) if plan.by_model else plan
 
     def _finals(self, plan: Plan, known: Iterable[Trial], play: Play) -> float:
         spent, held, completed = 0.0, 0, []
