@@ -8,7 +8,7 @@ from typing import Any
 
 from tunelab.noise import half_width, noise_at
 from tunelab.records import Trial
-from tunelab.standings import Place, places
+from tunelab.standings import Place
 from tunelab.study import Study
 from tunelab.tuning.objectives import FIRST, costs_of, non_dominated
 
@@ -62,10 +62,16 @@ def front(
 
 
 def write_plot(study: Study) -> Path | None:
-    """Draws `pareto.png` into the study; None if it has one objective alone, or nothing to draw."""
+    """Draws `pareto.png` into the study; None if it has one objective alone, or nothing to draw.
+
+    Raises:
+        OSError: it cannot be written.
+    """
     objectives = objectives_of(study)
+    if len(objectives) < 2:
+        return None
     trials = study.list_trials()
-    ranked = places(trials, study.val_images)
+    ranked = study.places_of(trials)
     rows = front(trials, ranked, objectives, study.val_images)
     if not rows:
         return None

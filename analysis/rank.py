@@ -32,7 +32,7 @@ def ranking(ranked: Sequence[Place], top: int) -> list[dict[str, Any]]:
             "expected": place.standing.expected,
             "low": place.standing.low,
             "high": place.standing.high,
-            "runs": place.standing.runs,
+            "runs": len(place.runs),
             "tied": place.trial.number in same,
             "trials": list(place.runs),
             "lost": list(place.lost),

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from tunelab.errors import TunelabError
 from tunelab.records import Trial
-from tunelab.standings import Place, places
+from tunelab.standings import Place
 from tunelab.study import Study, count_statuses, current, describe_repeats, proposed
 
 from .rank import describe_config, noise_row, ranking, rung_table, tied
@@ -133,7 +133,7 @@ def study_rows(studies: Sequence[Study]) -> list[dict[str, Any]]:
         trials, damaged = _trials_or_damage(study)
         counted = current(study.info, trials)
         own = proposed(counted)
-        ranked = places(trials, study.val_images)
+        ranked = study.places_of(trials)
         rows.append(
             {
                 "study": study.name,
@@ -162,7 +162,7 @@ def study_summary(study: Study) -> dict[str, Any]:
     trials = study.list_trials()
     counted = current(study.info, trials)
     own = proposed(counted)
-    ranked = places(trials, study.val_images)
+    ranked = study.places_of(trials)
     return {
         **study.info,
         "path": str(study.path),
@@ -246,7 +246,7 @@ def print_trial(study: Study, trial: Trial) -> None:
             f"({decision['why']}; the last that goes on has {percent(decision['cutoff'])}{noise})"
         )
     trials = study.list_trials()
-    place = next((one for one in places(trials, study.val_images) if trial.number in one.runs), None)
+    place = next((one for one in study.places_of(trials) if trial.number in one.runs), None)
     if place is not None and len(place.runs) + len(place.lost) > 1:
         out.print(_all_runs(trials, place))
 

@@ -22,6 +22,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,14 +33,17 @@ import optuna
 import yaml
 
 import tunelab
-from tunelab.config import DataConfig, TrialConfig
+from tunelab.config import DataConfig, TrialConfig, config_id
 from tunelab.data.cache import DataInfo, prepare
 from tunelab.errors import InputError, RefusedError
+from tunelab.noise import configuration_of, full_length
+from tunelab.records import Trial, TrialStatus
 from tunelab.space import SearchSpace, load_space
-from tunelab.study import Study, current, load
+from tunelab.study import Study, load
 from tunelab.tuning import memory
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.preflight import make_check, make_source
+from tunelab.tuning.runner import resume
 from tunelab.tuning.sources import Check
 
 Params = Mapping[str, Any]
@@ -88,11 +92,10 @@ def open_task(path: Path) -> Task:
 
 
 def variants(space: SearchSpace, params: Params) -> Family:
-    """The parameter set, and the same with a narrower stem, for images or limits that it does not fit."""
-    widths = sorted({family_member["stem_width"] for family in space.starters for family_member in family})
-    if "stem_width" not in params:
-        return (dict(params),)
-    return tuple({**params, "stem_width": width} for width in reversed(widths) if width <= params["stem_width"])
+    """The parameter set, and what its space has in place of it for images or limits that it does not fit."""
+    module = sys.modules[space.draw.__module__]
+    narrower = getattr(module, "narrower", None)
+    return (dict(params),) if narrower is None else tuple(narrower(params))
 
 
 def collect(space: SearchSpace, tasks: Sequence[Task], each: int) -> list[tuple[str, Family]]:
@@ -104,12 +107,20 @@ def collect(space: SearchSpace, tasks: Sequence[Task], each: int) -> list[tuple[
         for origin, params in memory.tried_first(memory.collect([task.study], source.ranges), source.ranges)[:each]:
             families.append((origin, variants(space, params)))
     for origin, family in families:
+        if not family:  # a space may have no baselines
+            continue
         found.setdefault(json.dumps(family[0], sort_keys=True), (origin, family))
     return list(found.values())
 
 
 def train(space: SearchSpace, task: Task, families: Sequence[Family], work: Path, repeat: int) -> list[float | None]:
-    """The scores of the candidates in full on one data set, means over seeds; None for one that does not fit."""
+    """The scores of the candidates in full on one data set, means over seeds.
+
+    None for one that does not fit, and for one of which no training came to its end.
+
+    Raises:
+        InputError: the folder of the trainings was begun with other candidates.
+    """
     wanted = [task.fitting(space, family) for family in families]
     unique: list[dict[str, Any]] = []
     for params in wanted:
@@ -117,9 +128,7 @@ def train(space: SearchSpace, task: Task, families: Sequence[Family], work: Path
             unique.append(params)
     folder = work / task.name
     if folder.exists():
-        study = load(folder)
-        if not current(study.info, study.list_trials()):
-            raise InputError(f"{folder} has no trials; remove it")
+        study = resume(folder)
     else:
         work.mkdir(parents=True, exist_ok=True)
         file = work / f"{task.name}.yaml"
@@ -135,13 +144,26 @@ def train(space: SearchSpace, task: Task, families: Sequence[Family], work: Path
             seed=1,  # not the seed of the searches: their luck is not had again
             **limits,
         )
-    scores: dict[int, list[float]] = {}
-    trials = {trial.number: trial for trial in study.list_trials()}
-    for trial in trials.values():
-        number = trial.number if trial.repeat_of is None else trial.repeat_of
-        scores.setdefault(number, []).append(trial.score if trial.score is not None else 0.0)
-    by_params = [(trials[number].params, float(np.mean(found))) for number, found in scores.items()]
-    return [None if one is None else next((s for params, s in by_params if params == one), None) for one in wanted]
+    scores = scores_of(space, study.list_trials(), task.options.epochs)
+    made = [None if params is None else identity(space, params) for params in wanted]
+    if any(one is not None and one not in scores for one in made):
+        raise InputError(f"{folder} was begun with other candidates; remove it, or name another folder with --work")
+    return [None if one is None else scores[one] for one in made]
+
+
+def identity(space: SearchSpace, params: Params) -> str:
+    """Of what the space makes of a parameter set: two of them may be the same network and recipe."""
+    return config_id(space.draw(optuna.trial.FixedTrial(dict(params))))
+
+
+def scores_of(space: SearchSpace, trials: Sequence[Trial], epochs: int) -> dict[str, float | None]:
+    """The mean score of each configuration over its completed trainings of this length; None where there is none."""
+    params = {trial.number: trial.params for trial in trials if trial.repeat_of is None}
+    found: dict[str, list[float]] = {identity(space, one): [] for one in params.values()}
+    for trial in trials:
+        if trial.status is TrialStatus.COMPLETED and full_length(trial) == epochs and trial.score is not None:
+            found[identity(space, params[configuration_of(trial)])].append(trial.score)
+    return {one: float(np.mean(scores)) if scores else None for one, scores in found.items()}
 
 
 def choose(values: np.ndarray, size: int) -> list[int]:
@@ -168,7 +190,8 @@ def held_out(values: np.ndarray, origins: Sequence[str], names: Sequence[str], s
     rows = []
     plain = [place for place, origin in enumerate(origins) if origin in ("baseline", "starter")]
     for at, name in enumerate(names):
-        others = [place for place, origin in enumerate(origins) if not origin.endswith(f" of {name}")]
+        own = re.compile(rf"trial \d+ of {re.escape(name)}(, \d+ epochs)?")
+        others = [place for place, origin in enumerate(origins) if not own.fullmatch(origin)]
         chosen = [others[place] for place in choose(np.delete(values, at, axis=0)[:, others], size)]
         luck = np.random.default_rng(0)
         draws = [values[at, luck.choice(others, min(size, len(others)), replace=False)].max() for _ in range(1000)]
@@ -176,7 +199,7 @@ def held_out(values: np.ndarray, origins: Sequence[str], names: Sequence[str], s
             {
                 "data": name,
                 "portfolio": float(values[at, chosen].max()),
-                "space's own": float(values[at, plain].max()),
+                "space's own": float(values[at, plain].max()) if plain else None,
                 "random": float(np.mean(draws)),
             }
         )
@@ -187,7 +210,7 @@ def normalise(scores: Sequence[Sequence[float | None]]) -> np.ndarray:
     """Scores by data set and candidate as values: 0 for the median candidate, 1 for the best, at least -1."""
     rows = []
     for row in scores:
-        known = [score for score in row if score is not None]
+        known = [score for score in row if score is not None] or [0.0]
         best, middle = max(known), float(np.median(known))
         width = max(best - middle, 1e-9)
         rows.append([-1.0 if score is None else max(-1.0, (score - middle) / width) for score in row])
@@ -232,6 +255,8 @@ def main() -> None:
         scores = [train(space, task, families, asked.work, asked.repeat) for task in tasks]
     except InputError as error:
         parser.error(str(error))
+    except tunelab.TunelabError as error:  # interrupted, say; the same command goes on
+        sys.exit(f"build_portfolio.py: {error}")
     values = normalise(scores)
     chosen = choose(values, asked.size)
     origins, names = [origin for origin, _ in candidates], [task.name for task in tasks]
@@ -260,7 +285,7 @@ def main() -> None:
         print(candidates[place][0], *(f"{row[place] or 0:.3f}" for row in scores))
     print("best value (0: the median candidate, 1: the best) on data that had no part in the choice")
     for row in held:
-        print(*(f"{name} {cell if isinstance(cell, str) else f'{cell:.2f}'}" for name, cell in row.items()), sep="  ")
+        print(*(f"{name} {f'{cell:.2f}' if isinstance(cell, float) else cell}" for name, cell in row.items()), sep="  ")
 
 
 if __name__ == "__main__":

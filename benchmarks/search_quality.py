@@ -2,8 +2,9 @@
 
 A folder holds benchmarks as `NAME.json` (the space) and `NAME.npz` (`X` (n, p), configurations scaled to [0, 1]; `val`
 and `sec` (n, epochs); `len` and `ok` (n,)). Four simulated workers take configurations from a method, run the recorded
-epochs of the nearest recorded configuration, and stop when the method says so. tunelab's own engine, stopping rule and
-sampler decide as in a real search; beside them stand random search, Ray's and Optuna's own classes.
+epochs of the nearest recorded configuration, and stop when the method says so. tunelab's own engine, stopping rule,
+noise margin and sampler decide as in a real search up to its race, which a table of one run each cannot replay; beside
+them stand random search, Ray's and Optuna's own classes.
 
     python benchmarks/search_quality.py --curves FOLDER --seeds 10 --json quality.json
 
@@ -45,6 +46,7 @@ from scipy.spatial import cKDTree
 from threadpoolctl import threadpool_limits
 
 from tunelab.config import ArchSpec, BlockSpec, DataConfig, StemSpec, TrainConfig, TrialConfig, derive_seed
+from tunelab.noise import noise_at
 from tunelab.records import EpochMetrics, Trial
 from tunelab.space import SearchSpace, Suggest
 from tunelab.tuning import memory
@@ -356,7 +358,15 @@ class Tunelab:
             space, seed, sampler, complete, check, first=first, epochs=curves.epochs, earlier=studies
         )
         stopping = SuccessiveHalving(curves.epochs, promote=scheduler == "promote")
-        self._engine = Engine(_NoJournal(), [], self._source, stopping, _TRIALS, Silent())  # type: ignore[arg-type]
+        self._engine = Engine(
+            _NoJournal(),  # type: ignore[arg-type]
+            [],
+            self._source,
+            stopping,
+            _TRIALS,
+            Silent(),
+            noise=lambda trials, epoch: noise_at(trials.values(), epoch, 0).sd,
+        )
 
     @property
     def trials(self) -> Mapping[int, Trial]:

@@ -240,6 +240,12 @@ def fast_start(width: int, pool: bool, kinds: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def narrower(params: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """A parameter set and the same with ever narrower stems, for images or limits that it does not fit."""
+    widths = [width for width in reversed(STEM_WIDTHS) if width <= params["stem_width"]]
+    return tuple({**params, "stem_width": width} for width in widths)
+
+
 def _widest_first(kinds: Sequence[str]) -> tuple[Mapping[str, Any], ...]:
     """One family of starters: with a pool, or where the images are too small for one, without."""
     return tuple(fast_start(width, pool, kinds) for pool in (True, False) for width in reversed(STEM_WIDTHS))

@@ -37,8 +37,8 @@ ROOMS = [
     Room(
         "tunelab.cli",
         "parse, call, print; errors become one line here and nowhere else",
-        "tunelab.__init__ tunelab.tuning.extend tunelab.tuning.runner tunelab.tuning.prospect tunelab.tuning.options"
-        " tunelab.study tunelab.space tunelab.records tunelab.config tunelab.shared_options",
+        "tunelab.__init__ tunelab.tuning.extend tunelab.tuning.runner tunelab.tuning.execute tunelab.tuning.prospect"
+        " tunelab.tuning.options tunelab.study tunelab.space tunelab.records tunelab.config tunelab.shared_options",
     ),
     Room(
         "tunelab.analysis",
@@ -64,7 +64,7 @@ ROOMS = [
         "a search from its options to its end: space, check, record, Ray; and 'run these configs' for all else",
         "tunelab.tuning.lineage tunelab.tuning.memory tunelab.tuning.grid tunelab.tuning.execute"
         " tunelab.tuning.prospect tunelab.tuning.preflight tunelab.tuning.progress tunelab.tuning.forecast"
-        " tunelab.tuning.hardware tunelab.tuning.ray_tune tunelab.tuning.engine tunelab.tuning.repeats"
+        " tunelab.tuning.hardware tunelab.tuning.ray_tune tunelab.tuning.deadline tunelab.tuning.repeats"
         " tunelab.tuning.searcher tunelab.tuning.sources tunelab.tuning.stopping tunelab.tuning.options"
         " tunelab.study tunelab.journal tunelab.space tunelab.models.check tunelab.data tunelab.records"
         " tunelab.config",
@@ -73,8 +73,8 @@ ROOMS = [
         "tunelab.tuning.execute",
         "one run of an engine on Ray, from what is planned to its end or a pause",
         "tunelab.tuning.progress tunelab.tuning.forecast tunelab.tuning.ray_tune tunelab.tuning.engine"
-        " tunelab.tuning.repeats tunelab.tuning.searcher tunelab.tuning.sources tunelab.tuning.options tunelab.study"
-        " tunelab.journal",
+        " tunelab.tuning.repeats tunelab.tuning.deadline tunelab.tuning.stopping tunelab.tuning.searcher"
+        " tunelab.tuning.sources tunelab.tuning.options tunelab.study tunelab.journal",
     ),
     Room(
         "tunelab.tuning.lineage",
@@ -97,7 +97,7 @@ ROOMS = [
         "tunelab.tuning.memory",
         "what earlier studies know, and which configurations of theirs come first",
         "tunelab.tuning.preflight tunelab.tuning.model_sampler tunelab.tuning.outcomes tunelab.tuning.draws"
-        " tunelab.tuning.options tunelab.study tunelab.space tunelab.data tunelab.records",
+        " tunelab.tuning.options tunelab.study tunelab.noise tunelab.space tunelab.data tunelab.records",
         "optuna",
     ),
     Room(
@@ -159,7 +159,8 @@ ROOMS = [
         "tunelab.tuning.engine",
         "what happens next in a search, without Ray: proposals, results and ends, each recorded before it is acted on",
         "tunelab.tuning.repeats tunelab.tuning.searcher tunelab.tuning.sources tunelab.tuning.stopping"
-        " tunelab.tuning.options tunelab.tuning.objectives tunelab.study tunelab.journal tunelab.noise"
+        " tunelab.tuning.deadline tunelab.tuning.options tunelab.tuning.objectives tunelab.study tunelab.journal"
+        " tunelab.noise"
         " tunelab.records tunelab.config",
     ),
     Room(
@@ -204,6 +205,9 @@ ROOMS = [
         "tunelab.tuning.race tunelab.noise tunelab.records",
     ),
     Room("tunelab.tuning.stopping", "when a trial stops early; plain arithmetic"),
+    Room(
+        "tunelab.tuning.deadline", "when a search is to pause, and how long trials take until then", "tunelab.records"
+    ),
     Room(
         "tunelab.tuning.race",
         "which finalist is trained again, and who has won; plain arithmetic",
@@ -483,7 +487,7 @@ def test_no_module_has_the_name_of_a_public_function() -> None:
 FLOOR = {"tunelab.__init__": "", "tunelab.config": "", "tunelab.data.__init__": "", "tunelab.models.check": ""}
 FLOOR |= {"tunelab.analysis.__init__": "", "tunelab.analysis.rank": "", "tunelab.study": "", "tunelab.cli": ""}
 FLOOR |= {"tunelab.tuning.runner": "", "tunelab.search_spaces.arch": "", "tunelab.training.loop": ""}
-FLOOR |= {"tunelab.tuning.engine": ""}
+FLOOR |= {"tunelab.tuning.engine": "", "tunelab.tuning.deadline": ""}
 
 
 @pytest.mark.parametrize(
@@ -535,7 +539,10 @@ def test_the_checker_finds(module: str, source: str, expected: str) -> None:
     ("module", "source"),
     [
         ("tunelab.tuning.worker", "import ray\nfrom tunelab.training.loop import fit"),
-        ("tunelab.tuning.runner", "from tunelab.models.check import check\nfrom tunelab.tuning.engine import Engine"),
+        (
+            "tunelab.tuning.runner",
+            "from tunelab.models.check import check\nfrom tunelab.tuning.deadline import Deadline",
+        ),
         ("tunelab.models.blocks", "import torch\nfrom tunelab import __version__\nfrom . import check"),
         ("tunelab.data.cache", "import importlib\nimportlib.import_module('torchvision.datasets')"),
         ("tunelab.cli", "import importlib\nimportlib.import_module('tunelab.analysis.rank')\nimport tunelab"),

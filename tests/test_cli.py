@@ -352,6 +352,63 @@ def test_spaces_and_an_empty_list(capfd: pytest.CaptureFixture[str]) -> None:
     assert "there are no studies" in Asked(["list"], capfd).out
 
 
+# The plot of several objectives.
+
+TWO = {"objective": ["val_accuracy", "mflops"], "trials": 2, "epochs": 4, "device": "cpu"}
+
+
+def test_best_draws_the_plot_of_several_objectives(
+    capfd: pytest.CaptureFixture[str], make_study: MakeStudy, tmp_path: Path
+) -> None:
+    scores = [("COMPLETED", [0.1, 0.2, 0.3, 0.4]), ("COMPLETED", [0.2, 0.3, 0.4, 0.5])]
+    one, two = make_study(scores), make_study(scores, path=tmp_path / "two", info={"options": TWO})
+    for study, drawn in ((one, False), (two, True)):
+        assert Asked(["best", str(study.path)], capfd).status == 0
+        assert (study.path / "pareto.png").exists() == drawn
+
+
+def test_a_plot_that_cannot_be_written_is_said_and_no_error(
+    capfd: pytest.CaptureFixture[str], make_study: MakeStudy
+) -> None:
+    study = make_study([("COMPLETED", [0.1, 0.2, 0.3, 0.4])], info={"options": TWO})
+    (study.path / "pareto.png").mkdir()
+    asked = Asked(["best", "--json"], capfd)
+    assert asked.status == 0
+    assert json.loads(asked.out)["ranking"]
+    assert asked.err == f"tunelab: the plot of {study.path} cannot be written: Is a directory\n"
+
+
+@pytest.mark.parametrize("why", ["deadline", "SIGINT"])
+def test_a_search_that_was_stopped_leaves_its_plot(
+    why: str, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, make_study: MakeStudy
+) -> None:
+    from tunelab.tuning.execute import PausedError
+
+    study = make_study([("COMPLETED", [0.1, 0.2, 0.3, 0.4])], info={"options": TWO})
+
+    def stop(*_given: Any, **_options: Any) -> None:
+        raise PausedError(study, why, 1)
+
+    monkeypatch.setattr("tunelab.tuning.runner.start_search", stop)
+    monkeypatch.setattr("tunelab.tuning.runner.resume", stop)
+    monkeypatch.setattr("tunelab.tuning.extend.extend", stop)
+    for command in (["search", "arch"], ["resume"], ["extend", "--trials", "3"]):
+        asked = Asked(command, capfd)
+        assert asked.status == (130 if why == "SIGINT" else 3)
+        assert len(asked.err.splitlines()) == 1
+        (study.path / "pareto.png").unlink()
+
+
+def test_an_earlier_study_is_found_by_name_and_counts_once(
+    capfd: pytest.CaptureFixture[str], started: list[Any], runs_dir: Path
+) -> None:
+    words = ["--warm-start", "study", "--warm-start", str(runs_dir / "study"), "--warm-start", f"{runs_dir}/./study"]
+    assert Asked(["search", "arch", *words], capfd).status == 0
+    assert started[0][1].warm_start == (str(runs_dir / "study"),)
+    asked = Asked(["search", "arch", "--grid", "rates.yaml", *words], capfd)
+    assert_one_line(asked, "--warm-start changes nothing with --grid alone", "give --trials")
+
+
 # Options from a file. `started` is what the search would have been started with.
 
 
@@ -416,6 +473,7 @@ def test_a_file_of_something_else_is_one_line(
         ("? [trials, epochs]\n: 3\n", ["`trials: 16`"]),
         ("trials: 3\n---\ntrials: 4\n", ["not YAML"]),
         ("trials: &many [*many]\n", ["'trials'", "one value"]),
+        ("trials: " + "[" * 5000, ["nested too deeply"]),
         ("trials:\n", ["--trials"]),
         ("config: other.yaml\n", ["'config'"]),
         ("help: yes\n", ["'help'"]),

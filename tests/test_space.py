@@ -165,6 +165,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (SPACE + "BASELINES = {'width': 8}", "BASELINES and each of STARTERS must be a sequence of dicts"),
         (SPACE + "BASELINES = ['width']", "BASELINES and each of STARTERS must be a sequence of dicts"),
         (SPACE + "STARTERS = ({'width': 8},)", "each of STARTERS must be a sequence of dicts"),
+        (SPACE + "STARTERS = None", "each of STARTERS must be a sequence of dicts"),
+        (SPACE + "STARTERS = 5", "each of STARTERS must be a sequence of dicts"),
+        (SPACE + "STARTERS = {}", "each of STARTERS must be a sequence of dicts"),
     ],
 )
 def test_a_file_that_is_no_space_is_refused(tmp_path: Path, text: str, said: str) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunelab.noise import Noise
+from tunelab.noise import Noise, measured
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.standings import FEWEST_TO_DRAW, expected, places, standings, true_share
 
@@ -108,7 +108,7 @@ def test_a_repeat_has_no_place_of_its_own() -> None:
     ]
 
 
-def test_runs_that_came_to_nothing_are_named_and_not_counted() -> None:
+def test_a_run_that_diverged_counts_as_nothing_and_others_that_failed_are_named() -> None:
     trials = [
         trial(0, [0.5]),
         trial(1, [0.9], repeat_of=0, status="DIVERGED"),
@@ -116,7 +116,29 @@ def test_runs_that_came_to_nothing_are_named_and_not_counted() -> None:
         trial(3, [0.9], repeat_of=0, status="PAUSED"),
     ]
     (place,) = places(trials)
-    assert (place.runs, place.lost, place.standing.mean) == ((0,), (1, 2), 0.5)
+    assert (place.runs, place.lost, place.standing.mean) == ((0,), (1, 2), 0.25)
+
+
+def test_a_configuration_that_trains_at_times_only_is_not_the_best() -> None:
+    trials = [trial(0, [0.95]), trial(1, [0.94])]
+    trials += [trial(number, [0.2], repeat_of=0, status="DIVERGED") for number in (2, 3)]
+    trials += [trial(number, [0.94 + number / 1e4], repeat_of=1) for number in (4, 5, 6)]
+    first, second = places(trials)
+    assert first.trial.number == 1
+    assert (second.standing.runs, second.runs, second.lost) == (3, (0,), (2, 3))
+    assert not second.standing.tied_with_best
+
+
+def test_an_unstable_configuration_has_an_interval_of_its_own() -> None:
+    """Its runs differ more than those of others, whose noise says nothing about it; it is no winner."""
+    steady = {number: [0.9 + number / 1e3, 0.901 + number / 1e3, 0.899 + number / 1e3] for number in range(1, 6)}
+    scores = {0: [0.96, 0.80, 0.97, 0.97], **steady}
+    noise = measured(scores.values(), Noise(0.01, 2.0, "guess"))
+    assert "left out" in noise.source
+    rows = {row.number: row for row in standings(scores, noise)}
+    assert rows[0].high - rows[0].low > 0.1
+    assert all(row.tied_with_best for row in rows.values())
+    assert rows[1].high - rows[1].low < 0.03
 
 
 def test_a_repeat_stands_for_a_configuration_whose_own_trial_failed() -> None:

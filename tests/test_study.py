@@ -404,3 +404,12 @@ def test_one_damaged_study_does_not_hide_the_others(make_study: MakeStudy, runs_
     assert newest_study(runs_dir).path == good.path
     assert len(left_out) == 1
     assert "bad" in left_out[0]
+
+
+def test_what_a_changed_space_set_aside_is_ranked_last(make_study: MakeStudy) -> None:
+    study = make_study([("COMPLETED", [score] * 4) for score in (0.9, 0.5, 0.7)])
+    assert [place.trial.number for place in study.standings()] == [0, 2, 1]
+    study.update(lambda info: {"spaces": [{"from": 1, "to": 2, "set_aside": [0]}]})
+    assert [place.trial.number for place in study.standings()] == [2, 1, 0]
+    assert [one.number for one in study.ranked()] == [2, 1, 0]
+    assert study.best().number == 2

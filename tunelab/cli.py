@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import sys
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -168,15 +170,18 @@ def search(
     data = {"name": options.pop("data")}
     for name in ("data_dir", "download", "skip_unreadable", "image_size", "limit_train", "val_fraction"):
         data[name] = options.pop(name)
-    options["warm_start"] = [str(_find(one, runs_dir).path.absolute()) for one in options["warm_start"]]
+    options["warm_start"] = list(
+        dict.fromkeys(str(_find(one, runs_dir).path.resolve()) for one in options["warm_start"])
+    )
     options, request = fill_in(options, grid)
     checked = from_json(SearchOptions, {**options, "data": data})
     if dry_run:
         lines, forecast = forecast_search(space, checked, deadline, request)
         click.echo(json.dumps(forecast) if as_json else "\n".join(lines))
         return
-    found = start_search(space, checked, study, runs_dir, deadline, grid=request)
-    _print_found(found, as_json)
+    with _plotted():
+        found = start_search(space, checked, study, runs_dir, deadline, grid=request)
+    _print_best(found, 5, as_json)
 
 
 @tunelab.command()
@@ -191,7 +196,9 @@ def resume(study: Path | None, as_json: bool, runs_dir: Path, deadline: str | No
     """
     from tunelab.tuning.runner import resume as go_on
 
-    _print_found(go_on(_find(study, runs_dir), deadline=deadline, concurrent=concurrent), as_json)
+    with _plotted():
+        found = go_on(_find(study, runs_dir), deadline=deadline, concurrent=concurrent)
+    _print_best(found, 5, as_json)
 
 
 @tunelab.command()
@@ -221,8 +228,9 @@ def extend(
     from tunelab.tuning.extend import extend as more
 
     opened = _find(study, runs_dir)
-    found = more(opened, trials=trials, epochs=epochs, grid=grid, deadline=deadline, concurrent=concurrent)
-    _print_found(found, as_json)
+    with _plotted():
+        found = more(opened, trials=trials, epochs=epochs, grid=grid, deadline=deadline, concurrent=concurrent)
+    _print_best(found, 5, as_json)
 
 
 @tunelab.command()
@@ -351,13 +359,29 @@ def _find(path: Path | None, runs_dir: Path) -> Study:
     )
 
 
-def _print_found(study: Study, as_json: bool) -> None:
-    """What a search came to, with a plot where it has several objectives."""
-    importlib.import_module("tunelab.analysis.front").write_plot(study)
-    _print_best(study, 5, as_json)
+@contextlib.contextmanager
+def _plotted() -> Iterator[None]:
+    """Around a search: one that is stopped before its end leaves the plot of what there is of it, too."""
+    from tunelab.tuning.execute import PausedError
+
+    try:
+        yield
+    except PausedError as paused:
+        _plot(paused.study)
+        raise
+
+
+def _plot(study: Study) -> None:
+    """Draws the plot of a study with several objectives; where it cannot be written, that is said, and is no error."""
+    try:
+        importlib.import_module("tunelab.analysis.front").write_plot(study)
+    except OSError as error:
+        click.echo(f"tunelab: the plot of {study.path} cannot be written: {error.strerror or error}", err=True)
 
 
 def _print_best(study: Study, top: int, as_json: bool) -> None:
+    """The ranking, with a plot where there are several objectives."""
+    _plot(study)
     rank = importlib.import_module("tunelab.analysis.rank")
     shown = rank.summary(study, top)
     if as_json:

@@ -19,5 +19,9 @@ class RefusedError(InputError):
     """A configuration that cannot work, or is beyond the limits, found out before any time is spent on it."""
 
 
+class ExhaustedError(InputError):
+    """A space has no configuration left that was not tried."""
+
+
 class DivergedError(TunelabError):
     """Training left the finite numbers; the message says in which epoch and with which learning rate."""

@@ -34,6 +34,10 @@ UNSTABLE = 5.0
 """A configuration whose runs differ by so many times the noise of others is unstable and no measure (our choice)."""
 
 
+DIVERGED = 0.0
+"""The score of a run that diverged beside others of its configuration: no accuracy at all (our choice)."""
+
+
 @dataclass(frozen=True)
 class Noise:
     """The standard deviation between runs, how well it is known, and what it was found from.
@@ -100,6 +104,20 @@ def measured(groups: Iterable[Sequence[float]], guess: Noise) -> Noise:
     if len(pooled) < found:
         source += f", {_counted(found - len(pooled), 'unstable configuration')} left out"
     return Noise(math.sqrt(variance), degrees, source, repeats)
+
+
+def noise_of(scores: Sequence[float], noise: Noise) -> Noise:
+    """The noise of one configuration: its own if its runs show it to be UNSTABLE, which others say nothing about.
+
+    Runs that diverged are no part of it.
+    """
+    group = [score for score in scores if score != DIVERGED]
+    if len(group) < 3:
+        return noise
+    variance = _squares(group) / (len(group) - 1)
+    if variance <= UNSTABLE**2 * noise.sd**2:
+        return noise
+    return Noise(math.sqrt(variance), float(len(group) - 1), "its own runs", len(group) - 1)
 
 
 def interval(scores: Sequence[float], noise: Noise, confidence: float = CONFIDENCE) -> tuple[float, float, float]:
@@ -174,6 +192,16 @@ def jitter(scores: Sequence[float]) -> float:
     """
     thirds = [d - 3 * c + 3 * b - a for a, b, c, d in zip(scores, scores[1:], scores[2:], scores[3:], strict=False)]
     return math.sqrt(statistics.fmean(third**2 for third in thirds) / 20)
+
+
+def margin_between(one: Sequence[float], other: Sequence[float], noise: Noise, confidence: float = CONFIDENCE) -> float:
+    """By how much the means of two configurations may differ by chance at this confidence.
+
+    With two noises the fewer degrees of freedom count, which is on the safe side of Welch's test.
+    """
+    first, second = noise_of(one, noise), noise_of(other, noise)
+    spread = math.sqrt(first.sd**2 / len(one) + second.sd**2 / len(other))
+    return student_t(confidence, min(first.degrees, second.degrees)) * spread
 
 
 def _guess(reached: Sequence[Trial], epoch: int, val_images: int) -> Noise:

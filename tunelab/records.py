@@ -6,6 +6,9 @@ import enum
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+BY_MODEL = "model"
+"""The origin of trials that the model of all trials proposed."""
+
 
 class TrialStatus(str, enum.Enum):
     """How a trial stands. COMPLETED means full length; only such trials are ranked."""

@@ -46,6 +46,8 @@ def _load_yaml(path: Path) -> dict[str, Any]:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is not YAML: {error}") from error
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply; it must hold lines such as `trials: 16`") from None
     if node is None:
         return {}
     if not isinstance(node, yaml.MappingNode):

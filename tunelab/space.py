@@ -127,10 +127,11 @@ def _from_module(module: ModuleType, name: str, source: str) -> SearchSpace:
         )
     if not callable(module.draw) or not isinstance(module.VERSION, int):
         raise InputError(f"the space {source!r}: draw must be a function and VERSION an integer")
-    families = [module.BASELINES, *getattr(module, "STARTERS", ())]
+    starters = getattr(module, "STARTERS", ())
+    families = [module.BASELINES, *(starters if isinstance(starters, Sequence) else (starters,))]
     if not all(isinstance(family, Sequence) and all(isinstance(one, Mapping) for one in family) for family in families):
         raise InputError(
             f"the space {source!r}: BASELINES and each of STARTERS must be a sequence of dicts from names to values"
         )
-    baselines, *starters = (tuple(family) for family in families)
-    return SearchSpace(name, source, module.VERSION, str(module.SUMMARY), module.draw, baselines, tuple(starters))
+    baselines, *others = (tuple(family) for family in families)
+    return SearchSpace(name, source, module.VERSION, str(module.SUMMARY), module.draw, baselines, tuple(others))

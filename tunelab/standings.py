@@ -12,7 +12,16 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tunelab.noise import CONFIDENCE, Noise, configuration_of, half_width, noise_at
+from tunelab.noise import (
+    CONFIDENCE,
+    DIVERGED,
+    Noise,
+    configuration_of,
+    half_width,
+    margin_between,
+    noise_at,
+    noise_of,
+)
 from tunelab.records import Trial, TrialStatus
 
 FEWEST_TO_DRAW = 8
@@ -75,10 +84,10 @@ def standings(scores: Mapping[int, Sequence[float]], noise: Noise, confidence: f
     order = sorted(scores, key=lambda number: (-found[number], -means[number]))
     rows = []
     for number in order:
-        variance, best = 1 / len(scores[number]), order[0]
-        margin = half_width(noise, variance, confidence)
+        own, best = scores[number], order[0]
+        margin = half_width(noise_of(own, noise), 1 / len(own), confidence)
         behind = found[best] - found[number]
-        tied = number == best or behind <= half_width(noise, variance + 1 / len(scores[best]), confidence)
+        tied = number == best or behind <= margin_between(own, scores[best], noise, confidence)
         bounds = (found[number] - margin, found[number] + margin)
         rows.append(Standing(number, means[number], found[number], *bounds, len(scores[number]), tied))
     return rows
@@ -114,7 +123,8 @@ def places(trials: Iterable[Trial], val_images: int = 0) -> list[Place]:
     """The configurations with runs of full length, best first; of equal ones the lower loss, then the earlier trial.
 
     Only like is compared with like: configurations of the longest full length come first, those of shorter ones (from
-    before a study was extended) follow, and each length has its own standings.
+    before a study was extended) follow, and each length has its own standings. A run that diverged counts as a score of
+    0: a configuration that trains at times only is not the best one.
 
     Args:
         trials: all trials of a study, repeats included.
@@ -122,16 +132,21 @@ def places(trials: Iterable[Trial], val_images: int = 0) -> list[Place]:
     """
     trials = list(trials)
     lost: dict[int, list[int]] = {}
+    diverged: dict[int, list[int]] = {}
     lengths: dict[int, dict[int, list[Trial]]] = {}
     for trial in sorted(trials, key=lambda trial: trial.number):
         if trial.status is TrialStatus.COMPLETED:
             lengths.setdefault(len(trial.epochs), {}).setdefault(configuration_of(trial), []).append(trial)
         elif trial.status in (TrialStatus.DIVERGED, TrialStatus.FAILED):
             lost.setdefault(configuration_of(trial), []).append(trial.number)
+            if trial.status is TrialStatus.DIVERGED:
+                diverged.setdefault(configuration_of(trial), []).append(trial.number)
     rows = []
     for epochs, runs in sorted(lengths.items(), reverse=True):
         order = sorted(runs, key=lambda number: (statistics.fmean(run.epochs[-1].loss for run in runs[number]), number))
         scores = {number: [run.epochs[-1].score for run in runs[number]] for number in order}
+        for number in order:
+            scores[number] += [DIVERGED] * len(diverged.get(number, ()))
         rows += [
             Place(
                 runs[standing.number][0],

@@ -117,11 +117,18 @@ class Study:
 
     def standings(self) -> list[Place]:
         """The configurations with runs of full length, best first, with means, intervals and ties."""
-        return places(self.list_trials(), self.val_images)
+        return self.places_of(self.list_trials())
+
+    def places_of(self, trials: Sequence[Trial]) -> list[Place]:
+        """As `standings`, of these trials; those that are no part of the search any more come last."""
+        aside = history(self.info, trials)
+        present = [trial for trial in trials if trial.number not in aside]
+        past = [trial for trial in trials if trial.number in aside]
+        return places(present, self.val_images) + places(past, self.val_images)
 
     def ranked(self) -> list[Trial]:
         """One trial per configuration of full length, best configuration first; see `rank`."""
-        return rank(self.list_trials(), self.val_images)
+        return [place.trial for place in self.standings()]
 
     def best(self) -> Trial:
         """The trial that the best configuration was proposed in.
@@ -130,7 +137,7 @@ class Study:
             InputError: no trial has run its full length yet.
         """
         trials = self.list_trials()
-        ranked = rank(trials, self.val_images)
+        ranked = [place.trial for place in self.places_of(trials)]
         if not ranked:
             raise InputError(f"no trial of {self.path} has run its full length yet ({describe_counts(trials)})")
         return ranked[0]

@@ -7,13 +7,23 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 
 from tunelab.config import DataConfig
+from tunelab.errors import InputError
+from tunelab.journal import encode
+from tunelab.records import EpochMetrics
+from tunelab.space import SearchSpace, load_space
+from tunelab.study import Study
+from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.runner import search
+
+if TYPE_CHECKING:
+    from tests.conftest import MakeStudy
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "build_portfolio.py"
 
@@ -49,6 +59,76 @@ def test_data_that_is_held_out_has_no_part_in_the_choice(script: ModuleType) -> 
     assert first["portfolio"] == 0.4, "the best of b, among those that are not a's"
     assert second["portfolio"] == 0.3
     assert (first["space's own"], second["space's own"]) == (0.0, 0.2)
+
+
+def test_a_space_may_begin_with_nothing(script: ModuleType) -> None:
+    space = SearchSpace("empty", "empty.py", 1, "", load_space("arch").draw, (), ((), ({"a": 1},)))
+    assert script.collect(space, [], 8) == [("starter", ({"a": 1},))]
+    (row, _) = script.held_out(np.array([[0.5, 1.0], [0.2, 0.3]]), ["trial 1 of x", "trial 2 of x"], ["a", "b"], 1)
+    assert row["space's own"] is None
+
+
+def test_every_length_of_a_study_is_its_own_data(script: ModuleType) -> None:
+    origins = ["trial 1 of a, 9 epochs", "trial 1 of a b", "trial 2 of b"]
+    (row, _) = script.held_out(np.array([[1.0, 0.4, 0.2], [0.1, 0.2, 0.3]]), origins, ["a", "b"], 2)
+    assert row["portfolio"] == 0.4, "what is of a has no part in it"
+
+
+BASELINES = [one for one in load_space("arch").baselines if one["stem_width"] in (8, 16, 32)]
+
+
+@pytest.fixture
+def begun(make_study: MakeStudy, tmp_path: Path) -> Study:
+    """Trainings of two candidates, both again: stopped in the second of them, which was the best by then."""
+    study = make_study(path=tmp_path / "work" / "few")
+    lines = []
+    for number, (status, scores) in enumerate([("COMPLETED", [0.1, 0.5]), ("RUNNING", [0.9])]):
+        config = {"train": {"epochs": 2}}
+        common = {"params": dict(BASELINES[number]), "stats": {}, "arch_id": "", "config": config}
+        lines.append({"event": "proposed", "trial": number, **common})
+        lines += results(number, scores, status)
+    lines.append({**lines[0], "trial": 2, "repeat_of": 0})
+    lines += results(2, [0.2, 0.7], "COMPLETED")
+    (study.path / "journal.jsonl").write_bytes(b"".join(encode(line) for line in lines))
+    return study
+
+
+def results(number: int, scores: list[float], status: str) -> list[dict[str, Any]]:
+    metrics = [EpochMetrics(n, 1.0, one, 1.0, one, 0.1, 1.0, 1.0, 1.0) for n, one in enumerate(scores, start=1)]
+    lines: list[dict[str, Any]] = [{"event": "result", "trial": number, "metrics": one.to_json()} for one in metrics]
+    return (
+        lines if status == "RUNNING" else [*lines, {"event": "ended", "trial": number, "status": status, "reason": ""}]
+    )
+
+
+def ask(script: ModuleType, work: Path, families: list[Any], monkeypatch: pytest.MonkeyPatch, resumed: Any) -> Any:
+    searched = SimpleNamespace(path=Path("few"))
+    task = script.Task(searched, SearchOptions(epochs=2), None, lambda config: {})
+    monkeypatch.setattr(script, "resume", resumed)
+    return script.train(load_space("arch"), task, families, work, 2)
+
+
+def test_unfinished_trainings_go_on(script: ModuleType, begun: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def resumed(path: Path) -> Study:
+        assert path == begun.path
+        with (path / "journal.jsonl").open("ab") as file:
+            for line in results(1, [0.9, 0.8], "COMPLETED")[1:]:
+                file.write(encode(line))
+        return begun
+
+    families = [(BASELINES[0],), (BASELINES[1],)]
+    found = ask(script, begun.path.parent, families, monkeypatch, resumed)
+    assert found == [pytest.approx(0.6), pytest.approx(0.8)]
+
+
+def test_only_trainings_that_came_to_their_end_count(
+    script: ModuleType, begun: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    families = [(BASELINES[0],), (BASELINES[1],)]
+    found = ask(script, begun.path.parent, families, monkeypatch, lambda path: begun)
+    assert found == [pytest.approx(0.6), None]
+    with pytest.raises(InputError, match="was begun with other candidates; remove it"):
+        ask(script, begun.path.parent, [*families, (BASELINES[2],)], monkeypatch, lambda path: begun)
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -9,7 +10,17 @@ import pytest
 from tunelab.config import ArchSpec, BlockSpec, DataConfig, StemSpec, TrainConfig, TrialConfig, to_json
 from tunelab.errors import TunelabError
 from tunelab.tuning import calibrate as module
-from tunelab.tuning.calibrate import Calibration, Layout, Sample, calibrate, choose, explain, processes_for
+from tunelab.tuning.calibrate import (
+    Calibration,
+    Layout,
+    Sample,
+    calibrate,
+    choose,
+    explain,
+    processes_for,
+    startable,
+    within,
+)
 from tunelab.tuning.probes import ProbeError, Probes, TooSlowError
 from tunelab.tuning.ray_tune import Slots
 from tunelab.tuning.speed import Load, Point
@@ -220,6 +231,25 @@ def test_gpus_are_shared_as_measured_on_one_of_them() -> None:
 def test_processes_are_as_many_as_the_largest_layout() -> None:
     assert processes_for(FOUR, 0) == 4
     assert processes_for(FOUR[1:], 0) == 2
+
+
+def test_no_more_processes_are_started_than_memory_carries() -> None:
+    """Each loads torch before anything is measured."""
+    assert startable(FOUR, 9000) == list(FOUR)
+    assert startable(FOUR, 800 + 2 * 300) == [slots for slots in FOUR if slots.concurrent <= 2]
+    only = startable([Slots(8, 1, 0.0, "cpu")], 800 + 3 * 300)
+    assert only == [Slots(3, 1, 0.0, "cpu")]
+    assert startable([Slots(8, 1, 0.0, "cpu")], 10)[0].concurrent == 1
+
+
+def test_trials_that_go_on_stay_within_memory() -> None:
+    slots = Slots(8, 1, 0.0, "cpu")
+    layouts = (Layout(slots, 800.0, 1500.0), Layout(Slots(1, 8, 0.0, "cpu"), 0.0, 9000.0, failed="far slower"))
+    measured = Calibration(slots, layouts, (), 1.0, 0.1, 16000.0, "")
+    assert within(slots, measured, 16000.0) == slots
+    assert within(slots, measured, 4000.0).concurrent == 2
+    assert within(slots, measured, 100.0).concurrent == 1
+    assert within(slots, dataclasses.replace(measured, layouts=()), 100.0) == slots, "nothing is known"
 
 
 def test_none_that_fits_is_made_smaller() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+from typing import Any
 
 import numpy as np
 import optuna
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FixedTrial
 
+from tunelab.errors import InputError
 from tunelab.space import Suggest, load_space
-from tunelab.tuning.draws import Draw, Encoder, Scale, reflect
+from tunelab.tuning.draws import Draw, Encoder, Scale, reflect, require_same_choices
 
 RANGES = [
     FloatDistribution(-2.0, 5.0),
@@ -162,3 +164,42 @@ def test_optuna_takes_what_was_drawn() -> None:
     study = optuna.create_study()
     study.add_trial(optuna.create_trial(params=draw.params, distributions=draw.distributions, value=0.0))
     assert study.trials[0].params == draw.params
+
+
+@pytest.mark.parametrize("choices", [(0, 1), (False, True), (0.0, 1.0), (1, True), (1.0, 2), (1, 2.0)])
+def test_equal_choices_of_other_types_are_others(choices: tuple[Any, ...]) -> None:
+    for other in ((0, 1), (False, True), (0.0, 1.0), (True, 1), (1, 2)):  # asked for before
+        Draw(random.Random(0)).suggest_categorical("x", other)
+    draw = Draw(random.Random(0))
+    value = draw.suggest_categorical("x", choices)
+    (distribution,) = draw.distributions.values()
+    assert isinstance(distribution, CategoricalDistribution)
+    assert [type(one) for one in distribution.choices] == [type(one) for one in choices]
+    assert type(value) in [type(one) for one in choices]
+
+
+@pytest.mark.parametrize(
+    ("known", "value", "said"),
+    [
+        (CategoricalDistribution((8, 16)), 32, "'x' the choices (8, 16) in one configuration and the value 32 in"),
+        (CategoricalDistribution((8, 16)), "wide", "'x' the choices (8, 16) in one configuration and the value 'wide'"),
+        (CategoricalDistribution(("a", "b", "c")), "d", "the choices ('a', 'b', 'c') in one configuration and the val"),
+        (CategoricalDistribution(("a", "b")), None, "the choices ('a', 'b') in one configuration and the value None"),
+        (FloatDistribution(0.0, 1.0), "none", "'x' a range of numbers in one configuration and the value 'none' in"),
+    ],
+)
+def test_a_value_that_is_no_choice_is_named(known: Any, value: Any, said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        Encoder({"x": known}, pooled=False).rows([{"x": value}, {}])
+    assert said in str(refused.value)
+    assert "a name must always come with the same choices" in str(refused.value)
+
+
+def test_choices_that_change_are_named_with_both_lists() -> None:
+    one, other = CategoricalDistribution((8, 16)), CategoricalDistribution((8, 16, 32))
+    require_same_choices("x", one, CategoricalDistribution((8, 16)))
+    require_same_choices("x", FloatDistribution(0.0, 1.0), FloatDistribution(0.0, 2.0))
+    with pytest.raises(InputError, match=r"'x' the choices \(8, 16\) .* and the choices \(8, 16, 32\) in another"):
+        require_same_choices("x", one, other)
+    with pytest.raises(InputError, match=r"'x' the choices \(8, 16\) .* and a range of numbers in another"):
+        require_same_choices("x", one, FloatDistribution(0.0, 1.0))

@@ -15,7 +15,8 @@ from tunelab.config import ArchSpec, BlockSpec, StemSpec, TrainConfig, TrialConf
 from tunelab.errors import InputError, TunelabError
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.study import replay
-from tunelab.tuning.engine import FAILURES_IN_A_ROW, Deadline, Engine
+from tunelab.tuning.deadline import Deadline
+from tunelab.tuning.engine import FAILURES_IN_A_ROW, Engine
 from tunelab.tuning.sources import FixedSource, Proposal
 from tunelab.tuning.stopping import Decision, NeverStop, SuccessiveHalving
 

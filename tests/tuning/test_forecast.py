@@ -309,6 +309,21 @@ def test_what_is_left_counts_what_is_done(clock: Clock) -> None:
     assert forecast.time_left(ended).expected == pytest.approx(2.0, rel=0.3), "Ray ends"
 
 
+def test_a_repeat_takes_as_long_as_what_it_repeats(clock: Clock) -> None:
+    load = loads(1)[0]
+    forecast = make(draws=[load] * 4)
+    first = trial(0, load, 3, seconds=100.0)
+    for _ in range(3):
+        forecast.reported(first)
+    again = trial(5, load)
+    unknown = forecast.seconds(again, 3)
+    again.repeat_of = 0
+    assert forecast.seconds(again, 3) == pytest.approx(300, rel=0.01)
+    assert unknown < 150
+    left = forecast.time_left([first, again])
+    assert left.expected > 9 * 90, "it is played so too"
+
+
 def test_trials_that_wait_at_a_rung_do_not_go_on(clock: Clock) -> None:
     forecast = make(2, 9, 1, beside=Beside(0.0, 0.0, 0.0))
     load = loads(64)[0]

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import optuna
 import pytest
 
 from tunelab.config import TrialConfig
@@ -74,6 +76,12 @@ def test_a_name_that_is_asked_for_only_sometimes_decides_the_rest(tmp_path: Path
         ("- lr", "must hold a list of mappings"),
         ("{", "neither YAML nor JSON"),
         ("- {lr_sgd: 0.1, lr_sgd: 0.2}", "line 1: 'lr_sgd' is given twice"),
+        ("- norm: batch\n- {[norm]: batch}", "line 2: a name must be one word, not a list or a mapping"),
+        ("? {norm: batch}\n: [1, 2]", "line 1: a name must be one word, not a list or a mapping"),
+        ("&a [*a]", "line 1: a list or a mapping contains itself"),
+        ("- norm: &a\n    norm: *a", "a list or a mapping contains itself"),
+        ("[" * 5000, "nested too deeply"),
+        ("[" * 300 + "]" * 300, "must hold a list of mappings"),
         ([{"lr_sgd": [0.1, 0.2]}], "entry 1: lr_sgd has ['0.1', '0.2']; it must be one value"),
         ({"lr_sgd": []}, "lr_sgd must have a list of values"),
         ({"lr_sgd": [{"a": 1}]}, "lr_sgd must have a list of values"),
@@ -102,8 +110,6 @@ def test_a_whole_number_in_steps(tmp_path: Path) -> None:
         return load_space("arch").draw(suggest) if width < 0 else plain
 
     (one,) = load_space("arch").baselines[:1]
-    import optuna
-
     plain = load_space("arch").draw(optuna.trial.FixedTrial(dict(one)))
     space = SearchSpace("steps", "steps.py", 1, "", draw, ())
     for given, expected in ({"width": 8, "bias": "no"}, {"width": 8, "bias": False}), ({"bias": None}, {"bias": None}):
@@ -126,6 +132,80 @@ def test_what_is_drawn_is_drawn_so_that_it_fits(tmp_path: Path) -> None:
     assert [one["norm"] for one in fitting] == [one["norm"] for one in wide]
     with pytest.raises(InputError, match="entry 1 is refused: too wide"):
         completed(tmp_path, [{"stem_width": 64}], check=narrow)
+
+
+def test_what_an_alias_repeats_is_made_once(tmp_path: Path) -> None:
+    """Thirty lists of two, each of the one before, stand for a billion values."""
+    lists = ["- &l0 [a, a]", *(f"- &l{place} [*l{place - 1}, *l{place - 1}]" for place in range(1, 31))]
+    with pytest.raises(InputError, match="must hold a list of mappings"):
+        read_grid(make_file(tmp_path, "\n".join(lists)))
+    with pytest.raises(InputError) as refused:
+        read_grid(make_file(tmp_path, "- lists:\n" + "\n".join(f"    {line}" for line in lists)))
+    assert len(str(refused.value)) < 1000
+    (one, other) = read_grid(make_file(tmp_path, "- &a {norm: batch}\n- *a")).entries
+    assert one == other == {"norm": "batch"}
+
+
+def dice(sides: int) -> SearchSpace:
+    """It asks for `x_N` only if die N shows 0, and for one of two more names."""
+    (one,) = load_space("arch").baselines[:1]
+    plain = load_space("arch").draw(optuna.trial.FixedTrial(dict(one)))
+
+    def draw(suggest: Any) -> TrialConfig:
+        rate = suggest.suggest_float("rate", 0.1, 0.2)
+        for place in range(3):
+            if suggest.suggest_categorical(f"die_{place}", tuple(range(sides))) == 0:
+                rate += suggest.suggest_float(f"x_{place}", 0.001, 0.5)
+        kind = suggest.suggest_categorical("kind", ("a", "b"))
+        rate += suggest.suggest_float(f"only_{kind}", 0.001, 0.5)
+        return dataclasses.replace(plain, train=dataclasses.replace(plain.train, lr=rate))
+
+    return SearchSpace("dice", "dice.py", 1, "", draw, ())
+
+
+def test_one_draw_is_looked_for_long_enough(tmp_path: Path) -> None:
+    """One of 216 draws suits them."""
+    told: list[str] = []
+    file = make_file(tmp_path, [{"x_0": 0.1}, {"x_1": 0.2}, {"x_2": 0.3}])
+    for seed in range(5):
+        found = complete(read_grid(file), dice(6), accept, seed, told.append)
+        assert [one.pop(f"x_{place}") for place, one in enumerate(found)] == [0.1, 0.2, 0.3]
+        others = [{name: value for name, value in one.items() if name[0] != "x"} for one in found]
+        assert others[0] == others[1] == others[2]
+    assert not told
+
+
+def test_where_no_draw_suits_all_that_is_said(tmp_path: Path) -> None:
+    told: list[str] = []
+    file = make_file(tmp_path, [{"only_a": 0.1}, {"only_b": 0.2}])
+    found = complete(read_grid(file), dice(2), accept, 0, told.append)
+    assert [one["kind"] for one in found] == ["a", "b"]
+    assert told == [f"no draw of what {file} leaves out suits all its entries; it differs between trials"]
+
+
+def test_looking_for_one_draw_ends(tmp_path: Path) -> None:
+    """After so many questions to the space, however many entries there are."""
+    asked = []
+    space = dice(2)
+
+    def draw(suggest: Any) -> TrialConfig:
+        asked.append(suggest)
+        return space.draw(suggest)
+
+    file = make_file(tmp_path, [{"only_a": rate / 100} for rate in range(1, 40)] + [{"only_b": 0.45}])
+    complete(read_grid(file), dataclasses.replace(space, draw=draw), accept, 0)
+    assert len(asked) < 3000
+
+
+def test_a_name_that_is_asked_for_twice_has_one_value(tmp_path: Path) -> None:
+    space = dice(2)
+
+    def draw(suggest: Any) -> TrialConfig:
+        config = space.draw(suggest)
+        assert suggest.suggest_float("rate", 0.001, 0.5) == suggest.suggest_float("rate", 0.001, 0.5)
+        return config
+
+    assert complete(read_grid(make_file(tmp_path, [{"kind": "a"}])), dataclasses.replace(space, draw=draw), accept, 0)
 
 
 # A search.
@@ -171,7 +251,7 @@ def test_a_scheduler_that_is_asked_for_stops_them_too(played: Played, space: Pat
 
 def test_each_is_trained_several_times_and_an_interrupt_forgets_none(played: Played, space: Path, rates: Path) -> None:
     played.halt = lambda trial, epoch: "SIGTERM" if trial.number == 6 else ""
-    with pytest.raises(PausedError, match="4 trials are left"):
+    with pytest.raises(PausedError, match="repeats are left"):
         search(str(space), grid=rates, repeat=3, **SMALL)
     played.halt = lambda trial, epoch: ""
     (study_path,) = [file.parent for file in space.parent.glob("runs/*/study.json")]
@@ -187,6 +267,7 @@ def test_each_is_trained_several_times_and_an_interrupt_forgets_none(played: Pla
     [
         ({"trials": 3}, "--trials 3 is less than the 4 of"),
         ({"grid": None, "repeat": 2}, "--repeat 2 can only be used with --grid"),
+        ({"warm_start": ["old"]}, "--warm-start changes nothing with --grid alone, .*; give --trials"),
         ({"grid": "nowhere.yaml"}, "nowhere.yaml cannot be read: No such file"),
     ],
 )
@@ -221,3 +302,72 @@ def test_trials_by_hand_come_first_at_a_new_length(played: Played, space: Path, 
     origins = [trial.origin for trial in study.list_trials()[3:]]
     assert origins[:4] == ["baseline", "grid", "grid", "grid"]
     assert origins[4].startswith("extended from trial")
+
+
+def test_a_grid_goes_on_at_a_new_length(played: Played, space: Path, rates: Path) -> None:
+    """With what it had not begun yet, as often as was asked for, and in full."""
+    played.halt = lambda trial, epoch: "SIGTERM" if trial.number == 3 else ""
+    with pytest.raises(PausedError) as paused:
+        search(str(space), grid=rates, repeat=2, **SMALL)
+    played.halt = lambda trial, epoch: ""
+    study = extend(paused.value.study, epochs=27, progress=False)
+    new = [trial for trial in study.list_trials() if trial.config["train"]["epochs"] == 27]
+    assert trained([trial for trial in new if trial.repeat_of is None]) == [
+        ("baseline", 0.1, None),
+        ("grid", 0.2, None),
+        ("grid", 0.05, None),
+        ("grid", 0.01, None),
+    ]
+    again = [trial for trial in new if trial.repeat_of is not None]
+    assert sorted(trial.params["lr"] for trial in again) == [0.01, 0.05, 0.2]
+    assert {trial.status for trial in new} == {TrialStatus.COMPLETED}
+    assert [one["origin"] for one in study.info["first"]] == ["grid"] * 3 + ["extended from trial 0"]
+
+
+def test_a_longer_grid_has_room_for_another(played: Played, space: Path, rates: Path) -> None:
+    study = search(str(space), grid=rates, **SMALL)
+    more = make_file(rates.parent, [{"lr": 0.3, "width": 4}, {"lr": 0.2, "width": 4}])
+    new = extend(study, epochs=12, grid=more, progress=False).list_trials()[4:]
+    assert trained(new) == [
+        ("baseline", 0.1, None),
+        ("grid", 0.3, None),
+        ("grid", 0.2, None),
+        ("grid", 0.05, None),
+        ("grid", 0.01, None),
+    ]
+
+
+def test_it_is_said_where_trials_differ_in_more(
+    played: Played, space: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = space.read_text().replace(
+        "    arch =", '    width = suggest.suggest_int(f"only_{width}", 4, 8) if width > 4 else width\n    arch ='
+    )
+    space.write_text(text)
+    grid = make_file(tmp_path, [{"only_8": 5}, {"only_16": 5}])
+    search(str(space), grid=grid, **{**SMALL, "progress": True})
+    said = f"note: no draw of what {grid} leaves out suits all its entries; it differs between trials\n"
+    assert capsys.readouterr().err.count(said) == 1
+    study = search(str(space), trials=2, race=0.0, study=tmp_path / "other", **SMALL)
+    extend(study, grid=grid, progress=True)
+    assert capsys.readouterr().err.count(said) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("- {", "neither YAML nor JSON"),
+        ([{"rate": 0.1}], "does not ask for 'rate'"),
+        ([{"lr": 0.1, "width": 4}], "has every trial of"),
+    ],
+)
+def test_a_bad_grid_changes_nothing_though_the_space_has_changed(
+    played: Played, space: Path, tmp_path: Path, content: Any, said: str
+) -> None:
+    study = search(str(space), trials=3, race=0.0, **SMALL)
+    space.write_text(space.read_text().replace("VERSION = 1", "VERSION = 2"))
+    before = {file.name: file.read_bytes() for file in study.path.iterdir() if file.is_file()}
+    with pytest.raises(InputError, match=said):
+        extend(study, grid=make_file(tmp_path, content), progress=False)
+    assert {file.name: file.read_bytes() for file in study.path.iterdir() if file.is_file()} == before
+    assert extend(study, trials=4, progress=False).info["space"]["version"] == 2

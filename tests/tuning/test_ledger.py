@@ -258,6 +258,8 @@ def test_an_optuna_journal_that_cannot_be_written_does_not_end_a_search(
     with monkeypatch.context() as patch:
         patch.setattr(ledger_module._Derived, "append_logs", full)
         run.add(TrialStatus.STOPPED, 0.1)
+        resumed = make_source(tmp_path / "optuna.journal", run.trials)  # nor the beginning of another start
+        resumed.observe(0, 4, 0.4)
     make_source(tmp_path / "optuna.journal", run.trials)
     storage = JournalStorage(JournalFileBackend(str(tmp_path / "optuna.journal")))
     states = [one.state for one in optuna.load_study(study_name="test", storage=storage).trials]

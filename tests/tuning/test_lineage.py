@@ -11,9 +11,15 @@ import pytest
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 
+from tunelab.config import from_json
+from tunelab.data.cache import prepare
+from tunelab.errors import InputError
 from tunelab.records import TrialStatus
+from tunelab.space import load_space
 from tunelab.study import Study, current
 from tunelab.tuning.extend import extend
+from tunelab.tuning.lineage import TAKEN_OVER, baseline_number, best_first, best_of, study_source
+from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.runner import PausedError, resume, search
 
 if TYPE_CHECKING:
@@ -102,6 +108,22 @@ def test_where_nothing_is_the_same_the_search_begins_anew(begun: Study, space: P
     assert [trial.origin for trial in trials[10:12]] == ["baseline", "tpe"]
 
 
+def test_another_baseline_takes_the_place_of_the_one_before(begun: Study, space: Path) -> None:
+    """It alone is spared by the rungs from now on, though the old one is still a configuration of the space."""
+    first = begun.info["options"]
+    change(space, '"lr": 0.1', '"lr": 0.2')
+    options = from_json(SearchOptions, first)
+    info = prepare(options.data)
+    known = begun.list_trials()
+    source = study_source(begun, load_space(str(space)), options, info, known)
+    assert baseline_number(begun.info, known, source) == len(known)
+    study = resume(begun.path, progress=False)
+    trials = study.list_trials()
+    (new,) = [trial for trial in trials if trial.origin == "baseline" and trial.number >= 10]
+    assert new.params["lr"] == 0.2
+    assert baseline_number(study.info, trials, source) == new.number
+
+
 def test_a_version_alone_changes_nothing_but_its_number(begun: Study, space: Path) -> None:
     change(space, "SUMMARY", "SUMMARY")
     study = resume(begun.path, progress=False)
@@ -138,3 +160,27 @@ def test_repeats_of_what_is_gone_are_gone_too(played: Played, space: Path, tmp_p
     study = resume(study.path, progress=False)
     assert study.info["spaces"][0]["set_aside"] == [1, 3]
     assert [trial.number for trial in current(study.info, study.list_trials())] == [0, 2, 4, 5]
+
+
+def test_what_earlier_studies_knew_is_missed_when_it_is_gone(played: Played, space: Path, tmp_path: Path) -> None:
+    old = search(str(space), trials=3, study=tmp_path / "old", **SMALL)
+    study = search(str(space), trials=2, study=tmp_path / "new", warm_start=[old.path], **SMALL)
+    kept = study.path / "earlier.jsonl"
+    content = kept.read_text()
+    kept.unlink()
+    for go_on in (lambda: resume(study.path, progress=False), lambda: extend(study.path, trials=3, progress=False)):
+        with pytest.raises(InputError, match=rf"{kept} is missing, .* of {old.path}; put it back, or an empty file"):
+            go_on()
+    kept.write_text(content)
+    assert len(extend(study.path, trials=3, progress=False).list_trials()) == 3
+
+
+def test_the_best_is_taken_over_beside_what_is_tried_anyway(played: Played, space: Path) -> None:
+    trials = search(str(space), trials=12, **{**SMALL, "scheduler": "none"}).list_trials()
+    best = [one["params"] for one in best_of(trials, 100)]
+    assert len(best) == TAKEN_OVER
+    others = [one["params"] for one in best_of(trials, 100, best[:3])]
+    assert others[:5] == best[3:]
+    assert len(others) == TAKEN_OVER
+    entries = [{"origin": "grid", "params": params} for params in ({"lr": 9.0}, best[2], {"lr": 8.0}, best[0])]
+    assert best_first(entries, trials, 100) == [entries[3], entries[1], entries[0], entries[2]]

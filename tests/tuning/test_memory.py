@@ -1,19 +1,23 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-from optuna.distributions import BaseDistribution, FloatDistribution
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
 
+from tunelab.config import DataConfig
+from tunelab.data.cache import prepare
 from tunelab.errors import InputError
 from tunelab.journal import encode
 from tunelab.records import EpochMetrics, Trial, TrialStatus
+from tunelab.space import load_space
 from tunelab.study import Study
 from tunelab.tuning import memory
 from tunelab.tuning.model_sampler import Earlier
+from tunelab.tuning.options import SearchOptions
 
 
 def redraw(params: Mapping[str, Any]) -> Mapping[str, BaseDistribution]:
@@ -70,15 +74,23 @@ def test_without_earlier_studies_no_file_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["{", '{"study": "one"}\n', "[]\n"])
 def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
     (tmp_path / memory.FILE).write_text(text)
-    with pytest.raises(InputError, match=r"earlier\.jsonl is damaged .*remove it to go on"):
+    with pytest.raises(InputError, match=r"earlier\.jsonl is damaged .*empty it to go on"):
         memory.read(tmp_path)
 
 
-def write_study(path: Path, params: list[dict[str, float]]) -> Study:
-    study = Study.create(path, {"kind": "search", "options": {"epochs": 1}})
+def test_a_file_that_is_gone_is_missed(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"earlier\.jsonl is missing, .* of /old; put it back, or an empty file"):
+        memory.read(tmp_path, ["/old"])
+    (tmp_path / memory.FILE).touch()
+    assert memory.read(tmp_path, ["/old"]) == []
+
+
+def write_study(path: Path, params: list[dict[str, float]], lengths: Sequence[int] = ()) -> Study:
+    study = Study.create(path, {"kind": "search", "options": {"epochs": max(lengths, default=1)}})
     lines = []
     for number, one in enumerate(params):
         made = trial(number, 0.0, 0.5)
+        made.config["train"]["epochs"] = lengths[number] if lengths else 1
         common = {"arch_id": "", "stats": {}, "config": made.config}
         lines.append({"event": "proposed", "trial": number, "params": one, **common})
         lines.append({"event": "result", "trial": number, "metrics": made.epochs[0].to_json()})
@@ -104,3 +116,57 @@ def test_the_file_is_json_lines(tmp_path: Path) -> None:
     memory.write(tmp_path, [study_of(trial(0, 0.1, 0.5), trial(1, 0.2, 0.6))])
     lines = (tmp_path / memory.FILE).read_text().splitlines()
     assert [json.loads(line)["number"] for line in lines] == [0, 1]
+
+
+def test_each_length_of_a_study_that_was_extended_is_a_study_of_its_own(tmp_path: Path) -> None:
+    """A score of 3 epochs says little of one of 9."""
+    study = write_study(tmp_path / "old", [{"x": 0.1}, {"x": 0.2}, {"x": 0.3}], [3, 9, 3])
+    found = memory.collect([study], redraw)
+    assert [(one.epochs, list(one.trials)) for one in found] == [(9, [1]), (3, [0, 2])]
+    assert [one.name for one in found] == [str(study.path), f"{study.path}, 3 epochs"]
+    memory.write(tmp_path, found)
+    assert [(one.name, one.epochs, list(one.trials)) for one in memory.read(tmp_path)] == [
+        (one.name, one.epochs, list(one.trials)) for one in found
+    ]
+    assert "trial 0 of old, 3 epochs" in [origin for origin, _ in memory.tried_first(found, redraw)]
+
+
+def test_a_parameter_with_other_choices_is_named() -> None:
+    def changing(params: Mapping[str, Any]) -> Mapping[str, BaseDistribution]:
+        return {"x": CategoricalDistribution((0.1, 0.2, 0.3) if params["x"] < 0.3 else (0.2, 0.3))}
+
+    with pytest.raises(InputError, match=r"'x' the choices \(0.1, 0.2, 0.3\) .* the choices \(0.2, 0.3\) in another"):
+        memory.tried_first([study_of(trial(0, 0.1, 0.9), trial(1, 0.3, 0.8))], changing)
+
+
+# What is meant by the names of studies.
+
+
+def test_one_name_is_one_study_here_or_in_the_folder_of_studies(
+    tmp_path: Path, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for folder in (runs_dir, tmp_path / "others", tmp_path / "here"):
+        folder.mkdir()
+    inside, other = write_study(runs_dir / "old", [{"x": 0.1}]).path, write_study(tmp_path / "others/b", []).path
+    here = write_study(tmp_path / "here" / "a", []).path
+    monkeypatch.chdir(tmp_path / "here")
+    assert memory.find_studies("old") == [str(inside)]
+    assert memory.find_studies(Path("b"), tmp_path / "others") == [str(other)]
+    assert memory.find_studies(["a", inside, "old", "./a", f"{here}/"]) == [str(here), str(inside)]
+    assert memory.find_studies(()) == []
+    for nothing in ("nothing", ["old", "nothing"], "b"):
+        with pytest.raises(InputError, match=r"there is no study (nothing|b) to start from, neither here nor in "):
+            memory.find_studies(nothing)
+
+
+def test_a_study_that_is_given_twice_counts_once(tmp_path: Path) -> None:
+    plain = load_space("arch")
+    baseline = next(one for one in plain.baselines if one["stem_width"] == 8)
+    study = write_study(tmp_path / "old", [dict(baseline)])
+    (tmp_path / "link").symlink_to(study.path)
+    given = (str(study.path), f"{tmp_path}/./old", str(tmp_path / "link"))
+    config = DataConfig(limit_train=100)
+    options = SearchOptions(warm_start=given, data=config, max_params=10**6, max_mflops=40.0)
+    earlier, first = memory.recall(plain, options, prepare(config))
+    assert [one.name for one in earlier] == [str(study.path)]
+    assert [one["origin"] for one in first] == ["trial 0 of old"]

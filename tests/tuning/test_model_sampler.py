@@ -14,6 +14,7 @@ from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.space import SearchSpace, Suggest
 from tunelab.tuning.draws import Draw
 from tunelab.tuning.model_sampler import FIRST_RANDOM, Candidate, Earlier, ModelSampler
+from tunelab.tuning.outcomes import outcomes
 from tunelab.tuning.searcher import OptunaSource
 
 ARCH = ArchSpec(StemSpec(4), ((BlockSpec("basic", 4),),))
@@ -91,12 +92,70 @@ def test_equal_searches_propose_the_same_and_others_do_not() -> None:
     assert one != other
 
 
-@pytest.mark.parametrize("broken_at", [3, 9, 13])
-def test_a_resumed_search_proposes_what_the_unbroken_one_would_have(broken_at: int) -> None:
-    whole = Search(make_source())
-    expected = whole.run(18)
-    begun = {number: trial for number, trial in whole.trials.items() if number < broken_at}
-    assert Search(make_source(), begun).run(18) == expected
+@pytest.mark.parametrize("broken_at", [3, 6, 9, 13])
+@pytest.mark.parametrize("warm", [False, True])
+def test_a_resumed_search_proposes_what_the_unbroken_one_would_have(broken_at: int, warm: bool) -> None:
+    """After a warm start too, when the model is asked from the first trial on."""
+    before = Search(make_source(7))
+    before.run(12)
+    earlier = (Earlier("before", before.trials, EPOCHS),) if warm else ()
+    for seed in (0, 1):
+        whole = Search(make_source(seed, earlier))
+        expected = whole.run(18)
+        begun = {number: trial for number, trial in whole.trials.items() if number < broken_at}
+        assert Search(make_source(seed, earlier), begun).run(18) == expected
+
+
+def test_networks_of_one_size_tell_of_those_of_another() -> None:
+    """In a space of recipes all networks have one size, and on other data another one: no reason to forget it all."""
+
+    def sized(params: int) -> ModelSampler:
+        def make(one: Draw) -> Candidate | None:
+            config = draw(one)
+            return Candidate(config, one.params, one.distributions, {"params": params})
+
+        return ModelSampler(0, EPOCHS, make, (Earlier("before", before.trials, EPOCHS),))
+
+    before = Search(make_source(7))
+    before.run(30)
+    for trial in before.trials.values():
+        trial.stats = {"params": 1000}
+    chosen = [sized(params).candidates(1, {}) for params in (1000, 2000)]
+    for found in chosen:
+        assert np.median([quality(to_json(one.config)) for one in found or ()][:5]) > 0.75
+
+
+def test_one_epoch_is_a_full_length_too() -> None:
+    def make(one: Draw) -> Candidate | None:
+        return Candidate(draw(one), one.params, one.distributions, {})
+
+    done = {
+        number: Trial(number, {"train": {"epochs": 1}}, {"rate": 0.1, "kind": "plain"}, TrialStatus.COMPLETED)
+        for number in range(9)
+    }
+    for trial in done.values():
+        trial.epochs.append(EpochMetrics(1, 1.0, 0.0, 1.0, 0.5 + trial.number / 100, 0.1, 1.0, 1.0, 1.0))
+    assert any(ModelSampler(seed, 1, make).candidates(9, done) for seed in range(3))
+
+
+@pytest.mark.parametrize("cost", ["seconds", "params"])
+def test_what_diverged_is_the_worst_however_little_it_cost(cost: str) -> None:
+    trials = {}
+    for number in range(6):
+        trial = Trial(number, {}, {"rate": 0.1 * (number + 1), "kind": "plain"}, TrialStatus.COMPLETED)
+        trial.stats = {"params": 1000 * (number + 1)}
+        trial.epochs = [
+            EpochMetrics(n, 1.0, 0.0, 1.0, 0.5 + 0.05 * number, 0.1, 1.0 + number, 1.0, 1.0)
+            for n in range(1, EPOCHS + 1)
+        ]
+        trials[number] = trial
+    trials[6] = Trial(6, {}, {"rate": 0.9, "kind": "plain"}, TrialStatus.DIVERGED, stats={"params": 1})
+    sampler = ModelSampler(0, EPOCHS, lambda one: None, costs=[cost])
+    found = outcomes(trials, EPOCHS)
+    for seed in range(10):
+        ranked = sampler._ranked(random.Random(seed), found, trials)
+        assert ranked.argmin() == found.numbers.index(6)
+        assert len(set(ranked[:6])) > 1
 
 
 def test_nothing_is_proposed_twice_nor_beyond_the_limits() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 from typing import Any
 
 import pytest
@@ -40,6 +41,19 @@ def test_anything_else_is_refused(deadline: str) -> None:
     with pytest.raises(InputError, match="neither a length such as 8h, 90m or 45s nor a time of day") as refused:
         seconds_until(deadline, NOON)
     assert repr(deadline) in str(refused.value)
+
+
+@pytest.mark.parametrize(("night", "hours"), [((2027, 3, 27), 8.5), ((2027, 10, 30), 10.5), ((2027, 6, 1), 9.5)])
+def test_the_clock_may_be_put_forward_or_back_at_night(
+    monkeypatch: pytest.MonkeyPatch, night: tuple[int, int, int], hours: float
+) -> None:
+    monkeypatch.setenv("TZ", "Europe/Berlin")
+    time.tzset()
+    try:
+        assert seconds_until("07:30", datetime.datetime(*night, 22, 0)) == hours * 3600
+    finally:
+        monkeypatch.undo()
+        time.tzset()
 
 
 def test_a_time_of_another_zone_is_refused() -> None:

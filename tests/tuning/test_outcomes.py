@@ -73,3 +73,10 @@ def test_normal_scores_follow_the_ranks_and_share_ties() -> None:
     tied = normal_scores([2.0, 2.0, 9.0])
     assert tied[0] == tied[1] < tied[2]
     assert normal_scores([4.0]) == pytest.approx([0.0])
+
+
+def test_a_full_length_of_one_epoch_has_no_rungs() -> None:
+    ended = [trial(number, [score], TrialStatus.COMPLETED) for number, score in enumerate((0.2, 0.6))]
+    found = outcomes(of(*ended, trial(2, [], TrialStatus.RUNNING), trial(3, [], TrialStatus.DIVERGED)), 1)
+    assert found.numbers == (0, 1, 3)
+    assert found.expected == pytest.approx([0.2, 0.6, 0.2])

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 
 from tunelab.config import ArchSpec, BlockSpec, StemSpec, TrainConfig, TrialConfig, from_json, to_json
-from tunelab.errors import InputError
+from tunelab.errors import ExhaustedError, InputError
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.study import replay
+from tunelab.tuning import deadline as deadline_module
 from tunelab.tuning import engine as engine_module
-from tunelab.tuning.engine import Deadline, Engine
+from tunelab.tuning.deadline import Deadline
+from tunelab.tuning.engine import Engine
 from tunelab.tuning.sources import FixedSource, Proposal
 from tunelab.tuning.stopping import Decision, NeverStop, SuccessiveHalving
 
@@ -230,7 +232,7 @@ def test_who_waits_for_a_place_in_vain_is_stopped_when_all_have_run() -> None:
     pause(engine)
     assert (engine.next_trial(), engine.waits) == (None, True)
     for number in (0, 1):
-        engine.end(number, TrialStatus.DIVERGED, "nan")
+        engine.end(number, TrialStatus.FAILED, "x")
         assert [engine.trials[n].status.value for n in (2, 3)] == ["PAUSED", "PAUSED"]
     before = len(said)
     assert (engine.next_trial(), engine.waits, engine.unfinished) == (None, False, 0)
@@ -425,6 +427,7 @@ def make_clock(monkeypatch: pytest.MonkeyPatch) -> MakeClock:
         clock = Clock(*given, **other)
         fake = SimpleNamespace(monotonic=lambda: clock.now, time=lambda: 0.0)
         monkeypatch.setattr(engine_module, "time", fake)
+        monkeypatch.setattr(deadline_module, "time", fake)
         return clock
 
     return make
@@ -501,8 +504,8 @@ def test_a_race_without_time_is_left_for_another_start(make_clock: MakeClock) ->
     begin(engine)
     finish(engine, 0)
     clock.now = 71.0
-    assert (engine.next_trial(), engine.waits, engine.halted) == (None, False, "")
-    assert (engine.unfinished, engine.has_work) == (0, True)
+    assert (engine.next_trial(), engine.waits, engine.halted) == (None, False, "deadline"), "and the caller is told"
+    assert (engine.unfinished, engine.trials_left, engine.has_work) == (0, 0, True)
     again, _, _ = make_engine(1, known=replay(record.events), pace=clock, repeats=Wanted([], [0]))
     assert begin(again).repeat_of == 0
 
@@ -522,6 +525,69 @@ def test_an_open_repeat_without_time_keeps_nobody_waiting(make_clock: MakeClock)
     soon = dataclasses.replace(repeat, status=TrialStatus.PAUSED)
     engine, _, _ = make_engine(3, known=[first, soon, third], deadline=Deadline(105.1), pace=clock)
     assert begin(engine).number == 1, "two epochs are left of it"
+
+
+def test_a_slow_open_trial_keeps_nobody_waiting(make_clock: MakeClock) -> None:
+    """Others that are open go on, and so does the race; nothing more is proposed, to wait as well."""
+    done = [
+        Trial(number, to_json(one), status=TrialStatus.COMPLETED, epochs=[epoch(1), epoch(2), epoch(3)])
+        for number, one in enumerate(configs(2))
+    ]
+    slow, fast = (Trial(number, to_json(configs(4)[number]), status=TrialStatus.PAUSED) for number in (2, 3))
+    clock = make_clock(1.0, trial_2=50.0)
+    deadline = Deadline(20.0, race_begins=10.0)
+    engine, record, _ = make_engine(
+        9, known=[*done, slow, fast], deadline=deadline, pace=clock, repeats=Wanted([], [0])
+    )
+    assert begin(engine).number == 3
+    assert (engine.next_trial(), engine.halted) == (None, "")
+    assert record.events == []
+    clock.now = 11.0
+    finish(engine, 3)
+    assert begin(engine).repeat_of == 0
+    finish(engine, 4)
+    assert (engine.next_trial(), engine.halted, engine.trials_left) == (None, "deadline", 6)
+
+
+def test_a_space_without_configurations_left_ends_the_search_well() -> None:
+    """The trials that there are run to their end, paused ones are decided, and the race is held."""
+
+    class Few(ListedSource):
+        def propose(self, number: int, trials: Mapping[int, Trial]) -> Proposal:
+            if len(trials) == 4:
+                raise ExhaustedError("no configuration left")
+            return super().propose(number, trials)
+
+    record: Any = Record()
+    engine = Engine(record, [], Few(record, 9), CountingRule(), 20, record, repeats=Wanted([], [0]))
+    pause(engine)
+    assert (engine.next_trial(), engine.waits, engine.error, engine.exhausted) == (
+        None,
+        True,
+        None,
+        "no configuration left",
+    )
+    for number in (0, 1):
+        finish(engine, number, 9)
+    assert begin(engine).repeat_of == 0
+    finish(engine, 4, 9)
+    assert (engine.next_trial(), engine.unfinished, engine.has_work, engine.begun) == (None, 0, False, 4)
+
+
+def test_a_diverged_trial_is_the_worst_at_every_rung() -> None:
+    engine, record, _ = make_engine(9, SuccessiveHalving(9), epochs=9)
+    for number in range(4):
+        assert begin(engine).number == number
+    engine.report(0, epoch(1, 0.9))
+    engine.end(0, TrialStatus.DIVERGED, "nan")
+    engine.end(1, TrialStatus.DIVERGED, "nan")
+    assert engine.report(2, epoch(1, 0.1)), "one of the best third of three"
+    assert [(d["rank"], d["rivals"]) for d in engine.trials[2].decisions] == [(1, 3)]
+    again, _, _ = make_engine(9, SuccessiveHalving(9), replay(record.events), epochs=9)
+    begin(again)
+    again.report(2, epoch(2))
+    again.report(2, epoch(3, 0.2))
+    assert [(d["rank"], d["rivals"]) for d in again.trials[2].decisions] == [(1, 3), (1, 3)]
 
 
 def test_a_promoted_trial_without_time_is_kept_for_another_start(make_clock: MakeClock) -> None:

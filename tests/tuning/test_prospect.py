@@ -151,18 +151,24 @@ def test_what_was_measured_before_is_used_again(space: str, tmp_path: Path, monk
     info = prepare(OPTIONS.data)
     numbers = itertools.count()
 
-    def look(measured: calibrate.Calibration | None, cpus: int = 8, concurrent: int | None = None) -> Any:
+    def look(
+        measured: calibrate.Calibration | None, cpus: int = 8, concurrent: int | None = None, again: bool = False
+    ) -> Any:
         source = make_source(load_space(space), OPTIONS, info, 0, None)
         study = study_of(tmp_path / f"study-{next(numbers)}", measured, cpus)
         options = dataclasses.replace(OPTIONS, concurrent=concurrent)
-        return look_on(study, source, options, info, [], 0)
+        return look_on(study, source, options, info, [], 0, again=again or concurrent is None)
 
     measured = calibration(Slots(4, 2, 0.0, "cpu"))
     slots, forecast = look(measured)
     assert slots == measured.slots
     assert forecast.plan.concurrent == 4
     assert look(measured, cpus=2)[0] == Slots(8, 1, 0.0, "cpu"), "another machine"
-    assert look(measured, concurrent=3)[0] == Slots(3, 1, 0.0, "cpu")
+    assert look(measured, concurrent=3)[0] == Slots(3, 2, 0.0, "cpu"), "asked for now: as many threads in all"
+    assert look(measured, concurrent=3, again=True)[0] == measured.slots, "asked for when it was begun"
+    monkeypatch.setattr(prospect, "free_memory_mib", lambda: 2800.0)
+    layouts = (calibrate.Layout(measured.slots, 100.0, 1000.0),)
+    assert look(dataclasses.replace(measured, layouts=layouts))[0].concurrent == 2, "no more than memory carries"
     assert look(None)[0] == Slots(8, 1, 0.0, "cpu"), "a study of an earlier version"
     slow = look(calibration(Slots(4, 2, 0.0, "cpu"), step=1.0))[1]
     assert slow.total().expected > 3 * forecast.total().expected

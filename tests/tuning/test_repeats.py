@@ -217,3 +217,22 @@ def test_what_others_repeat_comes_after() -> None:
     assert again.early(trials) == 0
     trials[5] = with_params(make_trial(5), 0.1)
     assert again.early(trials) == 5
+
+
+def test_a_finalist_that_diverges_when_trained_again_does_not_lead() -> None:
+    """The race goes on among the others, and it is not taken for better for its one lucky run."""
+    ends = (0.97, 0.94, 0.9, 0.9)
+    trials = numbered(*[make_trial(number, score=score, seconds=9.0) for number, score in enumerate(ends)])
+    trials |= numbered(*[make_trial(number, "DIVERGED", of=0) for number in (4, 5)])
+    trials |= numbered(make_trial(6, score=0.941, of=1))
+    asked = set()
+    race = make_race(0.9)
+    for number in range(7, 12):
+        wanted = race.late(trials)
+        if wanted is None:
+            break
+        asked.add(wanted)
+        trials[number] = make_trial(number, score=ends[wanted], of=wanted)
+    assert asked
+    assert 1 in asked
+    assert sum(trial.repeat_of == 0 for trial in trials.values()) <= 3

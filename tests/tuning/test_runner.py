@@ -348,7 +348,7 @@ def test_an_interrupted_race_goes_on(here: HereInsteadOfRay, space: str) -> None
             engine.halt("SIGINT")
 
     here.before_epoch = halt_in_repeat
-    with pytest.raises(PausedError, match="1 trials are left") as paused:
+    with pytest.raises(PausedError, match=r"\(SIGINT\): repeats are left; `tunelab resume") as paused:
         search(space, **SMALL, scheduler="none", race=0.5, concurrent=1)
     study = paused.value.study
     *own, repeat = study.list_trials()

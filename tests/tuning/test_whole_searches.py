@@ -21,8 +21,10 @@ from tunelab.journal import Journal, read_journal
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.space import SearchSpace, Suggest
 from tunelab.study import replay
+from tunelab.tuning import deadline as deadline_module
 from tunelab.tuning import engine as engine_module
-from tunelab.tuning.engine import Deadline, Engine
+from tunelab.tuning.deadline import Deadline
+from tunelab.tuning.engine import Engine
 from tunelab.tuning.ledger import open_mirror
 from tunelab.tuning.progress import Silent
 from tunelab.tuning.repeats import Race
@@ -451,12 +453,13 @@ def test_before_a_deadline_nothing_is_begun_in_vain(
     """Each trial that is begun has an epoch at least, each repeat all of them; then the search goes on to its end."""
     clock, workers, record, source = Clock(), Workers(), Memory(), make_list(seed)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine_module, "time", SimpleNamespace(monotonic=lambda: clock.now, time=lambda: 0.0))
+        for module in (engine_module, deadline_module):
+            patch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now, time=lambda: 0.0))
         deadline = Deadline.after(ends, share)
         assert deadline == Deadline(ends, ends * (1 - share))
         engine = MODES[mode].engine(record, [], source, 16, deadline=deadline, pace=clock)
         clock.run(engine, workers, concurrent)
-        assert engine.halted == ("deadline" if engine.unfinished else "")
+        assert engine.halted == ("deadline" if engine.has_work else "")
         assert clock.now <= ends + 3
         for at, trial in clock.begun:
             least = 1 if trial.repeat_of is None else EPOCHS

@@ -26,6 +26,7 @@ _LONGEST_STEP = 0.3  # usual seconds of a step; larger batches are measured in p
 _FAR_SLOWER = 0.6  # of the best layout's images per second on the baseline; our choice
 _FAR_SLOWER_STEPS = 8  # a layout is given up when its first steps take as long as so many of the one before; our choice
 _RAY_MIB = 800.0  # what Ray's own processes hold, measured
+_PROCESS_MIB = {"cpu": 300.0, "cuda": 900.0}  # what a process holds that has loaded torch, measured
 _CONTEXT_MIB = 500.0  # what a process holds on a GPU beside tensors: context and kernels; our estimate
 _BUILT_MIB = 40.0  # what libraries take when a network is first trained, whatever its size; measured
 
@@ -121,6 +122,17 @@ def calibrate(
     )
 
 
+def startable(candidates: Sequence[Slots], limit: float, gpus: int = 0) -> list[Slots]:
+    """Those whose processes can be started in `limit` MiB of free memory; if none can, the smallest made smaller."""
+    each = _PROCESS_MIB[candidates[0].device]
+    most = max(1, int((limit - _RAY_MIB) // each))
+    found = [slots for slots in candidates if _at_once(slots, max(gpus, 1)) <= most]
+    if found:
+        return found
+    least = min(candidates, key=lambda slots: slots.concurrent)
+    return [dataclasses.replace(least, concurrent=min(least.concurrent, most * max(gpus, 1)))]
+
+
 def processes_for(candidates: Sequence[Slots], gpus: int) -> int:
     """How many processes measure these ways to divide the machine: the trials at once, of one GPU if there are any."""
     return max(_at_once(slots, max(gpus, 1)) for slots in candidates)
@@ -138,6 +150,18 @@ def choose(layouts: Sequence[Layout], limit: float, gpus: int = 1) -> Slots:
     least = min(measured, key=lambda layout: _needs(layout, gpus))
     fits = max(1, int(limit // least.memory)) if least.memory else 1
     return dataclasses.replace(least.slots, concurrent=min(least.slots.concurrent, fits * gpus))
+
+
+def within(slots: Slots, measured: Calibration, free: float, gpus: int = 0) -> Slots:
+    """The slots with only so many trials at once as `free` MiB of the machine carry; on GPUs as they are.
+
+    What a trial needs is the most that was measured in any layout.
+    """
+    needed = max((layout.memory for layout in measured.layouts if layout.images), default=0.0)
+    if gpus or not needed:
+        return slots
+    fits = max(1, int((free - _RAY_MIB) // needed))
+    return dataclasses.replace(slots, concurrent=min(slots.concurrent, fits))
 
 
 def explain(chosen: Slots, layouts: Sequence[Layout], limit: float, gpus: int = 1) -> str:

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 
+from tunelab.errors import InputError
+
 Choice = TypeVar("Choice", bound="bool | int | float | str | None")
 Array = npt.NDArray[np.float64]
 
@@ -112,8 +114,13 @@ class Scale:
         return int(value) if isinstance(one, IntDistribution) else value
 
 
-@functools.lru_cache(maxsize=10_000)
 def _categorical(choices: tuple[Any, ...]) -> CategoricalDistribution:
+    return _categorical_of(choices, tuple(type(choice) for choice in choices))
+
+
+@functools.lru_cache(maxsize=10_000)
+def _categorical_of(choices: tuple[Any, ...], _types: tuple[type, ...]) -> CategoricalDistribution:
+    """One object for equal choices of the same types: (0, 1) and (False, True) are equal."""
     return CategoricalDistribution(choices)
 
 
@@ -125,6 +132,24 @@ def _int_range(low: int, high: int, step: int, log: bool) -> Scale:
 @functools.lru_cache(maxsize=10_000)
 def _float_range(low: float, high: float, step: float | None, log: bool) -> Scale:
     return Scale(FloatDistribution(low, high, log=log, step=step))
+
+
+def require_same_choices(name: str, known: BaseDistribution, found: BaseDistribution) -> None:
+    """Raises InputError if a parameter comes with other choices than before; the ranges of numbers may differ."""
+    if getattr(known, "choices", None) != getattr(found, "choices", None):
+        raise _other_choices(name, known, _described(found))
+
+
+def _other_choices(name: str, known: BaseDistribution, found: str) -> InputError:
+    return InputError(
+        f"the space gives {name!r} {_described(known)} in one configuration and {found} in another; a name must always "
+        "come with the same choices: give each list a name of its own"
+    )
+
+
+def _described(distribution: BaseDistribution) -> str:
+    choices = getattr(distribution, "choices", None)
+    return "a range of numbers" if choices is None else f"the choices {tuple(choices)}"
 
 
 class Encoder:
@@ -154,7 +179,11 @@ class Encoder:
         return tuple(self._distributions)
 
     def rows(self, params: Sequence[Mapping[str, Any]]) -> Array:
-        """One row per configuration, (n, columns); what is inactive is NaN."""
+        """One row per configuration, (n, columns); what is inactive is NaN.
+
+        Raises:
+            InputError: a configuration has a value that is none of the choices of its parameter.
+        """
         known = {name: self._encode(name, params) for name in self._distributions}
         columns = [column for name in self._single for column in known[name]]
         for names in self._groups.values():
@@ -164,6 +193,10 @@ class Encoder:
     def _encode(self, name: str, params: Sequence[Mapping[str, Any]]) -> list[Array]:
         distribution = self._distributions[name]
         there = [name in one for one in params]
+        for value in {one[name] for one in params if name in one}:
+            choices = getattr(distribution, "choices", None)
+            if isinstance(value, (str, type(None))) if choices is None else value not in choices:
+                raise _other_choices(name, distribution, f"the value {value!r}")
         if not isinstance(distribution, CategoricalDistribution):
             assert isinstance(distribution, (IntDistribution, FloatDistribution))
             values = np.array([one.get(name, np.nan) for one in params], dtype=float)

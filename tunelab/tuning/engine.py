@@ -8,48 +8,25 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from tunelab.config import arch_id, derive_seed, to_json
-from tunelab.errors import TunelabError
+from tunelab.errors import ExhaustedError, TunelabError
 from tunelab.journal import Journal
 from tunelab.noise import full_length
 from tunelab.records import EpochMetrics, Trial, TrialStatus
+from tunelab.tuning.deadline import Deadline, Pace
 from tunelab.tuning.objectives import costs_of
 from tunelab.tuning.repeats import NoRepeats, Repeats
 from tunelab.tuning.sources import Source
-from tunelab.tuning.stopping import Decision
+from tunelab.tuning.stopping import Decision, Stopping
 
 FAILURES_IN_A_ROW = 5
 """So many failures of one kind, without a success between them, end a search (our choice)."""
-
-
-class Stopping(Protocol):
-    """The rule that stops trials early; see tunelab.tuning.stopping."""
-
-    @property
-    def rungs(self) -> Collection[int]:
-        """The epochs at which it decides."""
-
-    def report(self, number: int, epoch: int, score: float, loss: float, noise: float = 0.0) -> Decision | None:
-        """Takes a score; a decision where the epoch is a rung."""
-
-    def restore(self, number: int, epoch: int, score: float, loss: float) -> None:
-        """Puts back a score from before a restart."""
-
-    def promotable(self, paused: Collection[int], noise: float = 0.0) -> tuple[int, Decision] | None:
-        """A paused trial that is to go on."""
-
-
-class Pace(Protocol):
-    """How long trials take; see tunelab.tuning.forecast."""
-
-    def seconds(self, trial: Trial, epochs: int) -> float | None:
-        """Expected seconds of so many epochs of this trial; None if nothing is known."""
 
 
 class Listener(Protocol):
@@ -63,20 +40,6 @@ class Listener(Protocol):
 
     def ended(self, trial: Trial) -> None:
         """A trial will not go on."""
-
-
-@dataclass(frozen=True)
-class Deadline:
-    """When everything pauses, and from when on only the finalists are trained; both on the monotonic clock."""
-
-    ends: float = math.inf
-    race_begins: float = math.inf
-
-    @classmethod
-    def after(cls, seconds: float, race_share: float) -> Deadline:
-        """So many seconds from now, the last share of them for the race."""
-        now = time.monotonic()
-        return cls(now + seconds, now + seconds * (1 - race_share))
 
 
 class Engine:
@@ -118,6 +81,7 @@ class Engine:
         self._current = {trial.number: trial for trial in known if trial.number not in (history or {})}
         self.halted = ""
         self.error: TunelabError | None = None
+        self.exhausted = ""
         self._journal = journal
         self._source = source
         self._stopping = stopping
@@ -130,7 +94,7 @@ class Engine:
         self._in_full = frozenset(in_full)
         self._running: set[int] = set()
         self._paused: set[int] = set()
-        self._begun = sum(trial.repeat_of is None for trial in self._current.values())
+        self.begun = sum(trial.repeat_of is None for trial in self._current.values())
         self._ended = sum(trial.status.ended for trial in self._current.values())
         self._nothing_since = -1
         self._events = 0
@@ -141,8 +105,14 @@ class Engine:
     @property
     def unfinished(self) -> int:
         """How many trials have not ended yet, those not yet proposed and the repeats asked for included."""
-        to_come = max(0, self._total - self._begun) + self._repeats.owed(self._current)
+        to_come = max(0, self._total - self.begun) + self._repeats.owed(self._current)
         return to_come + len(self._current) - self._ended
+
+    @property
+    def trials_left(self) -> int:
+        """How many configurations have not ended yet, those not yet proposed included."""
+        ended = sum(trial.status.ended for trial in self._current.values() if trial.repeat_of is None)
+        return max(self.begun, self._total) - ended
 
     @property
     def has_work(self) -> bool:
@@ -174,7 +144,7 @@ class Engine:
             self._waiting.appendleft(trial.number)
             trial = None
         if trial is None:
-            if self.unfinished and not self._running and self.error is None:
+            if not self._running and self.error is None and self.has_work:
                 self.halt("deadline")
             # Asked again and again while trials run: nothing changes until one of them reports.
             self._nothing_since = self._events if self._running else -1
@@ -209,6 +179,7 @@ class Engine:
         trial.status = status
         trial.reason = reason
         self._ended += number in self._current
+        self._count_diverged(trial)
         self._running.discard(number)
         self._paused.discard(number)
         self._source.end(number, status, trial.score, costs_of(trial))
@@ -226,8 +197,12 @@ class Engine:
         chosen = self._repeat(repeated) or self._promote()
         if chosen is not None:
             return chosen
-        if self._begun < self._total:
-            return self._propose(len(self.trials))
+        if any(self.trials[number].repeat_of is None for number in self._waiting):  # for more time than there is
+            return None
+        if self.begun < self._total:
+            proposed = self._propose(len(self.trials))
+            if proposed is not None or self.error is not None:
+                return proposed
         if any(self.trials[number].repeat_of is None for number in self._running):
             return None
         for number in sorted(self._paused):
@@ -236,10 +211,10 @@ class Engine:
         return self._repeat(self._repeats.late(self._current))
 
     def _next_waiting(self) -> Trial | None:
-        """An open trial; a repeat that the deadline leaves no time for does not keep others from going on."""
+        """An open trial; one that the deadline leaves no time for does not keep others from going on."""
         for number in self._waiting:
             trial = self.trials[number]
-            if trial.repeat_of is None or not self._comes_too_late(trial):
+            if not self._comes_too_late(trial):
                 self._waiting.remove(number)
                 return trial
         return None
@@ -294,13 +269,16 @@ class Engine:
         if found is None:
             return None
         number, decision = found
-        self._record(self.trials[number], decision)
+        self._record(self.trials[number], dataclasses.replace(decision, noise=self._noise_at(decision.epoch)))
         self._paused.discard(number)
         return self.trials[number]
 
     def _propose(self, number: int) -> Trial | None:
         try:
             proposal = self._source.propose(number, self._current)
+        except ExhaustedError as error:
+            self._total, self.exhausted = self.begun, str(error)
+            return None
         except TunelabError as error:
             self.error = error  # the running trials go on to their end
             return None
@@ -313,7 +291,7 @@ class Engine:
             origin=proposal.origin,
         )
         self._add(trial)
-        self._begun += 1
+        self.begun += 1
         return trial
 
     def _repeat(self, of: int | None) -> Trial | None:
@@ -366,6 +344,12 @@ class Engine:
             self.error = TunelabError(f"{FAILURES_IN_A_ROW} trials in a row failed with: {reason}")
             self.halt("failures")
 
+    def _count_diverged(self, trial: Trial) -> None:
+        """A diverged trial is the worst at every rung, also where it did well before."""
+        if trial.status is TrialStatus.DIVERGED and trial.repeat_of is None and trial.number in self._current:
+            for rung in self._stopping.rungs:
+                self._stopping.restore(trial.number, rung, 0.0, sys.float_info.max)
+
     def _restore(self, known: list[Trial], history: Mapping[int, str]) -> None:
         self._source.restore(known)
         for number, reason in history.items():
@@ -373,6 +357,7 @@ class Engine:
         for trial in self._current.values():
             for decision in trial.decisions:
                 self._stopping.restore(trial.number, decision["epoch"], decision["score"], decision["loss"])
+            self._count_diverged(trial)
         for trial in list(self._current.values()):
             if not trial.status.ended and trial.epochs:
                 self._settle(trial, len(trial.epochs))

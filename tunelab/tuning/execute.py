@@ -3,29 +3,33 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from dataclasses import dataclass, field
 
 from tunelab.errors import TunelabError
 from tunelab.journal import Journal
 from tunelab.study import Study, current, history
 from tunelab.tuning import ray_tune
-from tunelab.tuning.engine import Deadline, Engine, Stopping
+from tunelab.tuning.deadline import Deadline
+from tunelab.tuning.engine import Engine
 from tunelab.tuning.forecast import Forecast
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.progress import Progress, Silent, Told
 from tunelab.tuning.ray_tune import Slots
 from tunelab.tuning.repeats import Race, Repeats
 from tunelab.tuning.sources import Source
+from tunelab.tuning.stopping import Stopping
 
 
 class PausedError(TunelabError):
     """A search was stopped before its end and can be resumed; `study` is what there is of it."""
 
-    def __init__(self, study: Study, halted: str, left: int) -> None:
+    def __init__(self, study: Study, halted: str, trials: int) -> None:
         again = (
             f"`tunelab resume {study.path}` goes on" if study.info["kind"] == "search" else "the same command goes on"
         )
-        super().__init__(f"stopped before the end ({halted}): {left} trials are left; {again}")
+        left = f"{trials} trial{' is' if trials == 1 else 's are'} left"
+        super().__init__(f"stopped before the end ({halted}): {left if trials else 'repeats are left'}; {again}")
         self.study = study
         self.halted = halted
         self.exit_status = 130 if halted == "SIGINT" else 3
@@ -95,6 +99,10 @@ def execute(study: Study, plan: Plan) -> Study:
             study.write_tables()
         raise engine.error
     study.write_tables()
-    if engine.unfinished:
-        raise PausedError(study, engine.halted or "Ray ended the run", engine.unfinished)
+    if engine.exhausted:
+        study.update(lambda info: {"options": {**info["options"], "trials": engine.begun}})
+        if plan.show_progress:
+            print(f"note: {engine.exhausted}; the study has {engine.begun} trials", file=sys.stderr)
+    if engine.unfinished or (engine.halted and engine.has_work):
+        raise PausedError(study, engine.halted or "Ray ended the run", engine.trials_left)
     return study

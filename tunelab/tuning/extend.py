@@ -12,8 +12,8 @@ from tunelab.config import from_json, to_json
 from tunelab.errors import InputError
 from tunelab.records import Trial
 from tunelab.study import Study, current
-from tunelab.tuning.grid import ORIGIN, complete, read_grid
-from tunelab.tuning.lineage import Begun, best_of, carry_over, reopen, study_source
+from tunelab.tuning.grid import ORIGIN, Grid, complete, note, read_grid
+from tunelab.tuning.lineage import Begun, best_first, best_of, carry_over, foresee, reopen, study_source
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.preflight import check_room, make_check
 from tunelab.tuning.prospect import end_time
@@ -33,12 +33,13 @@ def extend(
     """Asks for more trials or more epochs on a study, goes on with it, and returns it at its end.
 
     With more epochs, the trials so far are kept as history: they are ranked after those of the new length and are not
-    compared with them, and those of them that were open end. The best configurations so far are trained first.
+    compared with them, and those of them that were open end. The best configurations so far are trained first; those
+    given by hand all of them, as often and as far as was asked for.
 
     Args:
         study: the study or its folder.
         trials: how many trials there are to be, all in all; with more epochs, how many of the new length (by default
-            as many as there were to be before).
+            as many as there were to be before, or as there are given by hand).
         epochs: the full length from now on.
         grid: a file of trials to add, as for `search`.
         deadline: as for `search`.
@@ -46,20 +47,25 @@ def extend(
         progress: shows the progress on standard error.
 
     Raises:
-        InputError: there is nothing to extend, or less is asked for than before; the study is as it was then.
+        InputError: there is nothing to extend, less is asked for than before, `grid` cannot be used, or the study is
+            damaged; it is as it was then.
         PausedError: a signal or the deadline stopped it; it can be resumed.
         TunelabError: the search failed.
     """
     end_time(deadline)  # refused before anything is changed
+    file = None if grid is None else read_grid(Path(grid).expanduser())
     begun = reopen(study, progress)
     extended(begun.options, trials, epochs, int(grid is not None))
-    carry_over(begun, progress)
-    by_hand = [] if grid is None else _by_hand(begun, Path(grid).expanduser(), epochs)
-    longer = extended(begun.options, trials, epochs, len(by_hand))
+    ahead = foresee(begun)
+    study_source(ahead.study, begun.space, begun.options, begun.info, begun.study.list_trials())  # refuses lost files
+    by_hand = [] if file is None else _by_hand(ahead, file, epochs, progress)
+    longer = extended(begun.options, trials, epochs, len(by_hand), len(_kept(ahead.study.info, epochs, by_hand)))
     check_room(begun.study.path, begun.space, _more(begun.options, longer), begun.info)
+    carry_over(begun, progress)
 
     def change(info: dict[str, Any]) -> Mapping[str, Any]:
-        options = extended(from_json(SearchOptions, info["options"]), trials, epochs, len(by_hand))
+        kept = len(_kept(info, epochs, by_hand))
+        options = extended(from_json(SearchOptions, info["options"]), trials, epochs, len(by_hand), kept)
         return changes(info, begun.study.list_trials(), options, by_hand)
 
     begun.study.update(change)
@@ -68,7 +74,9 @@ def extend(
     return go_on(begun, deadline, concurrent, show_progress=progress)
 
 
-def extended(options: SearchOptions, trials: int | None, epochs: int | None, by_hand: int = 0) -> SearchOptions:
+def extended(
+    options: SearchOptions, trials: int | None, epochs: int | None, by_hand: int = 0, kept: int = 0
+) -> SearchOptions:
     """The options with more trials or epochs.
 
     Args:
@@ -76,6 +84,7 @@ def extended(options: SearchOptions, trials: int | None, epochs: int | None, by_
         trials: how many there are to be; None leaves them, and makes room for those given by hand.
         epochs: the full length; None leaves it.
         by_hand: how many trials are given by hand.
+        kept: how many were given by hand before and are to be trained at the new length.
 
     Raises:
         InputError: they are not more.
@@ -92,7 +101,8 @@ def extended(options: SearchOptions, trials: int | None, epochs: int | None, by_
         raise InputError(
             f"nothing to extend: ask for more than the study's --trials {options.trials} or --epochs {options.epochs}"
         )
-    total = trials or max(least, options.trials)
+    room = by_hand + kept + 1 if longer and by_hand + kept else least  # for the baseline too
+    total = trials or max(room, options.trials)
     return from_json(SearchOptions, {**to_json(options), "trials": total, "epochs": epochs or options.epochs})
 
 
@@ -117,22 +127,33 @@ def changes(
     first = list(info.get("first", ()))
     if options.epochs != before["epochs"]:
         drawable = current({**info, "extended": ()}, known)  # of whatever length
-        first = best_of(drawable, int(info["data"]["counts"].get("val", 0)))
+        val_images = int(info["data"]["counts"].get("val", 0))
+        kept = best_first(_kept(info, options.epochs, by_hand), drawable, val_images)
+        taken = [*by_hand, *(one["params"] for one in kept)]
+        first = [*kept, *best_of(drawable, val_images, taken)]
     first = [*({"origin": ORIGIN, "params": dict(params)} for params in by_hand), *first]
     return {"options": to_json(options), "extended": [*info.get("extended", ()), entry], "first": first}
 
 
-def _by_hand(begun: Begun, path: Path, epochs: int | None) -> list[dict[str, Any]]:
+def _kept(info: Mapping[str, Any], epochs: int | None, by_hand: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """The entries of `first` that were given by hand and are to be trained at a new length, but those of `by_hand`."""
+    if epochs in (None, info["options"]["epochs"]):
+        return []
+    return [one for one in info.get("first", ()) if one["origin"] == ORIGIN and one["params"] not in by_hand]
+
+
+def _by_hand(begun: Begun, grid: Grid, epochs: int | None, show_progress: bool) -> list[dict[str, Any]]:
     """The parameters of those trials of a file that the study does not have yet."""
     options = dataclasses.replace(begun.options, epochs=epochs or begun.options.epochs)
-    found = complete(read_grid(path), begun.space, make_check(options, begun.info), options.seed)
+    tell = note if show_progress else None
+    found = complete(grid, begun.space, make_check(options, begun.info), options.seed, tell)
     known = [] if options.epochs != begun.options.epochs else begun.study.list_trials()
     source = study_source(begun.study, begun.space, options, begun.info, known)
     source.restore(known)
     awaited = [one["params"] for one in begun.study.info.get("first", ())] if known else []
     new = [params for params in found if source.is_new(params) and params not in awaited]
     if not new:
-        raise InputError(f"the study {begun.study.path} has every trial of {path} already")
+        raise InputError(f"the study {begun.study.path} has every trial of {grid.path} already")
     return new
 
 

@@ -10,13 +10,13 @@ from __future__ import annotations
 import itertools
 import math
 import random
+import statistics
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tunelab.records import Trial, TrialStatus
-from tunelab.tuning.model_sampler import BY_MODEL
+from tunelab.records import BY_MODEL, Trial, TrialStatus
 from tunelab.tuning.simulation import Job, Plan, Play, Rungs, finals
 from tunelab.tuning.speed import Load, Speed, load_of
 
@@ -152,12 +152,22 @@ class Forecast:
 
     def seconds(self, trial: Trial, epochs: int) -> float:
         """The mean of the seconds that so many further epochs of a trial may take (the engine's `Pace`)."""
-        own = self.speed.own(trial.number)
+        own = self._own(trial)
         if own is not None:
-            return own * epochs
+            return own * epochs + (0.0 if trial.epochs else self.plan.beside.trial)
         load = load_of(trial.config, trial.stats)
         spread = self.speed.spread(load)
         return self.plan.beside.trial + epochs * self.speed.predict(load) * math.exp(spread**2 / 2)
+
+    def _own(self, trial: Trial) -> float | None:
+        """Seconds of an epoch of the trial, or of the one that it repeats, where there was one."""
+        own = self.speed.own(trial.number)
+        return own if own is not None or trial.repeat_of is None else self.speed.own(trial.repeat_of)
+
+    @property
+    def epoch_seconds(self) -> float:
+        """Of a usual epoch, before the start."""
+        return statistics.median(self.speed.predict(load) for load, _ in self._draws)
 
     def begin(self) -> None:
         """The search starts now."""
@@ -219,7 +229,7 @@ class Forecast:
         for trial in known:
             if not _goes_on(trial):
                 continue
-            load, own = load_of(trial.config, trial.stats), self.speed.own(trial.number)
+            load, own = load_of(trial.config, trial.stats), self._own(trial)
             seconds = self.speed.predict(load) if own is None else own
             spread = self.speed.spread(load) if own is None else _OWN_SPREAD
             gone = min(now - self._since.get(trial.number, now), 0.9 * seconds)

@@ -8,9 +8,12 @@ number and `none` a word.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import itertools
 import math
 import random
+import reprlib
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,8 +35,10 @@ MOST = 10_000
 """A file may ask for so many trials (our choice): more is a slip in a product."""
 _MAX_BYTES = 10_000_000
 _ATTEMPTS = 300  # to draw the rest of an entry so that all its names are asked for and the network is within limits
-_TOGETHER = 50  # to draw it so that it suits all entries
+_TOGETHER = 2000  # questions to the space to find a draw that suits all entries: 1.5 s of `arch` if none does
 _WORDS = {True: ("true", "yes", "on"), False: ("false", "no", "off"), None: ("null", "none", "~", "")}
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel = 2
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ def read_grid(path: Path) -> Grid:
         for place, entry in enumerate(entries, start=1):
             for name, value in entry.items():
                 if not isinstance(value, str):
-                    raise InputError(f"{path}, entry {place}: {name} has {value!r}; it must be one value")
+                    raise InputError(f"{path}, entry {place}: {name} has {_SHORT.repr(value)}; it must be one value")
     elif isinstance(plain, dict) and plain:
         lists = {name: values if isinstance(values, list) else [values] for name, values in plain.items()}
         for name, values in lists.items():
@@ -76,7 +81,13 @@ def read_grid(path: Path) -> Grid:
     return Grid(path, tuple(entries), isinstance(plain, dict))
 
 
-def complete(grid: Grid, space: SearchSpace, check: Callable[[TrialConfig], object], seed: int) -> list[dict[str, Any]]:
+def complete(
+    grid: Grid,
+    space: SearchSpace,
+    check: Callable[[TrialConfig], object],
+    seed: int,
+    tell: Callable[[str], object] | None = None,
+) -> list[dict[str, Any]]:
     """The parameters of each trial of a grid; those that it leaves out are drawn, the same for all where that works.
 
     Args:
@@ -84,6 +95,7 @@ def complete(grid: Grid, space: SearchSpace, check: Callable[[TrialConfig], obje
         space: what asks for the parameters.
         check: refuses what cannot work.
         seed: of what is drawn.
+        tell: is told where what is left out is not the same for all.
 
     Raises:
         InputError: a name is unknown, a value is not allowed, a network is refused, or an entry is there twice.
@@ -92,16 +104,13 @@ def complete(grid: Grid, space: SearchSpace, check: Callable[[TrialConfig], obje
     for name in grid.entries[0] if grid.is_product else ():
         if all(name not in one.wanted for one in asked):
             raise InputError(f"{grid.path}: {_unknown(name, space, {})}")
-    for attempt in range(_TOGETHER):
-        drawn = list(itertools.takewhile(lambda one: one is not None, (one.draw(attempt) for one in asked)))
-        if len(drawn) == len(asked):
-            break
-    else:
+    drawn = _draw_together(asked)
+    if drawn is None:
         drawn = [one.draw_alone() for one in asked]
+        if tell is not None:
+            tell(f"no draw of what {grid.path} leaves out suits all its entries; it differs between trials")
     found: dict[str, tuple[int, dict[str, Any]]] = {}
-    for place, one in enumerate(drawn, start=1):
-        assert one is not None  # those alone raise, those together are all there
-        config, params = one
+    for place, (config, params) in enumerate(drawn, start=1):
         first, _ = found.setdefault(config_id(config), (place, params))
         if first != place and not grid.is_product:
             raise InputError(
@@ -111,15 +120,23 @@ def complete(grid: Grid, space: SearchSpace, check: Callable[[TrialConfig], obje
     return [params for _, params in found.values()]
 
 
+def note(text: str) -> None:
+    """Says on standard error what is worth knowing of a grid."""
+    print(f"note: {text}", file=sys.stderr)
+
+
 def by_hand(
-    request: GridRequest, space: SearchSpace, options: SearchOptions, info: DataInfo
+    request: GridRequest, space: SearchSpace, options: SearchOptions, info: DataInfo, *, show_progress: bool = True
 ) -> tuple[SearchOptions, list[dict[str, Any]]]:
     """The options with as many trials as there are to be, and the trials of a new study as entries of its `first`.
+
+    With `show_progress` it says on standard error where trials differ in more than in what the file says.
 
     Raises:
         InputError: the file cannot be used, or fewer trials are asked for than it has.
     """
-    configurations = complete(read_grid(request.path), space, make_check(options, info), options.seed)
+    tell = note if show_progress else None
+    configurations = complete(read_grid(request.path), space, make_check(options, info), options.seed, tell)
     given = [(ORIGIN, params) for params in configurations]
     opening = make_source(space, options, info, options.seed, None, first=given).opening()
     needed = sum(origin in ("baseline", ORIGIN) for origin, _ in opening)
@@ -191,6 +208,34 @@ class _Asked:
             raise InputError(f"{self._where}: {what}") from error
 
 
+def _draw_together(asked: Sequence[_Asked]) -> list[tuple[TrialConfig, dict[str, Any]]] | None:
+    """All entries with one draw of what they leave out; None if none was found that suits them all.
+
+    Whichever entry a draw did not suit is asked first the next time, so that most draws cost one question.
+
+    Raises:
+        InputError: an entry is refused whatever is drawn.
+    """
+    order, left = list(asked), max(_TOGETHER, 2 * len(asked))
+    for attempt in itertools.count():
+        if attempt == _ATTEMPTS:
+            order[0].draw_alone()  # it may be what nothing suits
+        found: dict[_Asked, tuple[TrialConfig, dict[str, Any]]] = {}
+        for one in order:
+            drawn = one.draw(attempt)
+            left -= 1
+            if drawn is None:
+                order.remove(one)
+                order.insert(0, one)
+                break
+            found[one] = drawn
+        else:
+            return [found[one] for one in asked]
+        if left <= 0:
+            break
+    return None
+
+
 def _unknown(name: str, space: SearchSpace, entry: Entry) -> str:
     """What to say of a name that the space does not ask for, with those that it does."""
     known: set[str] = set()
@@ -202,6 +247,25 @@ def _unknown(name: str, space: SearchSpace, entry: Entry) -> str:
     return f"the space {space.name!r} does not ask for {name!r}{given}; it asks for {', '.join(sorted(known))}"
 
 
+class _Chance(random.Random):
+    """Random numbers that depend on a seed, on a name and on how many the name had before.
+
+    A generator of its own for each name would take ten times as long.
+    """
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed)
+        self._seed = seed
+        self._had: dict[str, int] = {}
+        self.name = ""
+
+    def random(self) -> float:
+        """A number in [0, 1)."""
+        self._had[self.name] = number = self._had.get(self.name, 0) + 1
+        digest = hashlib.blake2b(f"{self._seed} {number} {self.name}".encode(), digest_size=7).digest()
+        return (int.from_bytes(digest, "big") >> 3) / 2**53
+
+
 class _Asker:
     """Answers a space with the values of an entry; the others are drawn, each from a seed of its own and its name."""
 
@@ -209,7 +273,8 @@ class _Asker:
         self.params: dict[str, Any] = {}
         self._entry = entry
         self._where = where
-        self._seed = seed
+        self._chance = _Chance(seed)
+        self._draw = Draw(self._chance)
 
     def suggest_categorical(self, name: str, choices: Sequence[Choice]) -> Choice:
         """The entry's value, or one of `choices`."""
@@ -243,7 +308,8 @@ class _Asker:
         return value
 
     def _drawn(self, name: str) -> Draw:
-        return Draw(random.Random(derive_seed(self._seed, name)))
+        self._chance.name = name
+        return self._draw
 
     def _number(self, name: str, low: float, high: float, step: float | None, kind: str) -> float:
         allowed = f"{kind} from {low:g} to {high:g}" + (f" in steps of {step:g}" if step not in (None, 1) else "")
@@ -277,7 +343,7 @@ def _word(choice: bool | int | float | str | None) -> str:
 
 
 def _read_yaml(path: Path) -> Any:
-    """Lists and mappings of texts; a name that is there twice is refused."""
+    """Lists and mappings of texts; a name that is there twice is refused, and what contains itself."""
     import yaml
 
     try:
@@ -286,22 +352,43 @@ def _read_yaml(path: Path) -> Any:
         node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InputError(f"{path} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply") from None
+    made: dict[int, Any] = {}  # by node: what is there once and meant again is made once
 
     def plain(node: yaml.Node | None) -> Any:
         if isinstance(node, yaml.ScalarNode):
             return str(node.value)
-        if isinstance(node, yaml.SequenceNode):
-            return [plain(one) for one in node.value]
-        if not isinstance(node, yaml.MappingNode):
+        if not isinstance(node, yaml.CollectionNode):
             return None
+        if id(node) not in made:
+            made[id(node)] = _Unfinished
+            made[id(node)] = listed(node) if isinstance(node, yaml.SequenceNode) else named(node)
+        if made[id(node)] is _Unfinished:
+            raise InputError(f"{path}, line {node.start_mark.line + 1}: a list or a mapping contains itself")
+        return made[id(node)]
+
+    def listed(node: yaml.SequenceNode) -> list[Any]:
+        return [plain(one) for one in node.value]
+
+    def named(node: yaml.Node) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in node.value:
-            name = str(key.value)
-            if name in found:
-                raise InputError(f"{path}, line {key.start_mark.line + 1}: {name!r} is given twice")
-            found[name] = plain(value)
+            where = f"{path}, line {key.start_mark.line + 1}"
+            if not isinstance(key, yaml.ScalarNode):
+                raise InputError(f"{where}: a name must be one word, not a list or a mapping")
+            if key.value in found:
+                raise InputError(f"{where}: {key.value!r} is given twice")
+            found[str(key.value)] = plain(value)
         return found
 
-    return plain(node)
+    try:
+        return plain(node)
+    except RecursionError:
+        raise InputError(f"{path} is nested too deeply") from None
+
+
+class _Unfinished:
+    """Stands for a list or a mapping that is being made."""

@@ -53,7 +53,7 @@ def find_slots(options: SearchOptions) -> Slots:
         if concurrent * share > gpus + 1e-6:
             raise InputError(f"--concurrent {concurrent} trials with {share:g} GPUs each need more than {gpus} GPUs")
         return Slots(concurrent, options.cpus_per_trial or max(1, cpus // concurrent), share, "cuda")
-    per_trial = options.cpus_per_trial or max(1, cpus // options.trials)
+    per_trial = options.cpus_per_trial or max(1, cpus // max(options.trials, options.concurrent or 1))
     if per_trial > cpus:
         raise InputError(f"--cpus-per-trial {per_trial} is more than the {cpus} processors of this machine")
     return Slots(options.concurrent or min(cpus // per_trial, options.trials), per_trial, 0.0, "cpu")

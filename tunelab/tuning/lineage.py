@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import sys
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from tunelab.noise import full_length
 from tunelab.records import Trial
 from tunelab.space import SearchSpace, load_space
 from tunelab.standings import places
-from tunelab.study import Study, current, history
+from tunelab.study import Study, current, history, proposed
 from tunelab.tuning import memory
 from tunelab.tuning.grid import ORIGIN as GRID
 from tunelab.tuning.model_sampler import Earlier
@@ -76,21 +76,7 @@ def carry_over(begun: Begun, show_progress: bool) -> None:
     study, space = begun.study, begun.space
     if space.version == study.info["space"]["version"]:
         return
-    source = make_source(space, begun.options, begun.info, begun.options.seed, None)
-
-    def change(info: dict[str, Any]) -> Mapping[str, Any]:
-        trials = study.list_trials()
-        gone = {trial.number for trial in trials if not _still_drawn(trial, source, begun.options)}
-        gone |= {trial.number for trial in trials if trial.repeat_of in gone}
-        entry = {
-            "when": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            "from": info["space"]["version"],
-            "to": space.version,
-            "set_aside": sorted(gone),
-        }
-        return {"space": {**info["space"], "version": space.version}, "spaces": [*info.get("spaces", ()), entry]}
-
-    study.update(change)
+    study.update(lambda info: _new_version(begun, info))
     (study.path / "optuna.journal").unlink(missing_ok=True)  # one study of Optuna's cannot have both versions' choices
     if show_progress:
         aside, trials = set(study.info["spaces"][-1]["set_aside"]), study.list_trials()
@@ -99,6 +85,29 @@ def carry_over(begun: Begun, show_progress: bool) -> None:
             f"trials are taken over, {len(aside)} are kept as history",
             file=sys.stderr,
         )
+
+
+def foresee(begun: Begun) -> Begun:
+    """The study as `carry_over` will leave it, but for its files, which stay as they are."""
+    info = begun.study.info
+    if begun.space.version == info["space"]["version"]:
+        return begun
+    return dataclasses.replace(begun, study=Study(begun.study.path, {**info, **_new_version(begun, info)}))
+
+
+def _new_version(begun: Begun, info: Mapping[str, Any]) -> dict[str, Any]:
+    """What another version of the space changes in `study.json`, whose content is `info`."""
+    source = make_source(begun.space, begun.options, begun.info, begun.options.seed, None)
+    trials = begun.study.list_trials()
+    gone = {trial.number for trial in trials if not _still_drawn(trial, source, begun.options)}
+    gone |= {trial.number for trial in trials if trial.repeat_of in gone}
+    entry = {
+        "when": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "from": info["space"]["version"],
+        "to": begun.space.version,
+        "set_aside": sorted(gone),
+    }
+    return {"space": {**info["space"], "version": begun.space.version}, "spaces": [*info.get("spaces", ()), entry]}
 
 
 def _still_drawn(trial: Trial, source: OptunaSource, options: SearchOptions) -> bool:
@@ -142,7 +151,7 @@ def study_source(
     if any(origin.startswith(_EXTENDED) for origin, _ in first):  # the best of them are among these
         space = dataclasses.replace(space, starters=())
     aside = history(study.info, known)
-    earlier = [*memory.read(study.path), *_shorter(study, known)]
+    earlier = [*memory.read(study.path, study.info["options"].get("warm_start", ())), *_shorter(study, known)]
     if study.info.get("spaces"):  # what was known of an earlier version may be no part of this one
         now = make_source(space, options, info, options.seed, None)
         first = [(origin, params) for origin, params in first if _can_draw(params, now)]
@@ -162,21 +171,43 @@ def again_of(study: Study, times: int, source: OptunaSource, race: Race) -> Repe
     return Again(times, grid, lambda: all(origin != GRID for origin, _ in source.opening()), race)
 
 
-def baseline_number(info: Mapping[str, Any], known: Collection[Trial]) -> int:
-    """The number of the trial that is, or will be, the space's baseline.
+def baseline_number(info: Mapping[str, Any], known: Collection[Trial], source: OptunaSource) -> int | None:
+    """The number of the trial that is, or will be, the space's baseline; None if it has none that fits.
 
     Args:
-        info: of a study whose space has a baseline that fits.
+        info: of the study.
         known: all its trials.
+        source: draws from the space as it is now, whose baseline may be another one than it was.
     """
-    present = current(info, known)
-    return next((trial.number for trial in present if trial.origin in ("baseline", "")), len(known))
+    if not source.has_baseline:
+        return None
+    present = proposed(current(info, known))
+    for trial in sorted(present, key=lambda trial: trial.origin not in ("baseline", "")):
+        if source.is_baseline(trial.params):
+            return trial.number
+    return len(known)
 
 
-def best_of(trials: Iterable[Trial], val_images: int) -> list[dict[str, Any]]:
-    """The best configurations so far, those of the longest full length before others, as entries of `first`."""
+def best_of(
+    trials: Iterable[Trial], val_images: int, without: Collection[Mapping[str, Any]] = ()
+) -> list[dict[str, Any]]:
+    """The best configurations so far, those of the longest full length before others, as entries of `first`.
+
+    Args:
+        trials: what has been trained.
+        val_images: on how many images a score was measured.
+        without: parameters of configurations that are tried anyway.
+    """
     found: list[dict[str, Any]] = []
     for place in places(trials, val_images):
-        if len(found) < TAKEN_OVER and all(place.trial.params != one["params"] for one in found):
+        taken = [*without, *(one["params"] for one in found)]
+        if len(found) < TAKEN_OVER and place.trial.params not in taken:
             found.append({"origin": f"{_EXTENDED} {place.trial.number}", "params": place.trial.params})
     return found
+
+
+def best_first(entries: Sequence[Mapping[str, Any]], trials: Iterable[Trial], val_images: int) -> list[dict[str, Any]]:
+    """Entries of `first` in the order of the ranking; those that it does not have come last, as they were."""
+    ranked = [place.trial.params for place in places(trials, val_images)]
+    order = {at: ranked.index(one["params"]) for at, one in enumerate(entries) if one["params"] in ranked}
+    return [dict(entries[at]) for at in sorted(range(len(entries)), key=lambda at: order.get(at, len(ranked)))]

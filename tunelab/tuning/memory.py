@@ -6,7 +6,7 @@ They are copied into the new study (`earlier.jsonl`), so that it can be resumed 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +16,11 @@ from optuna.distributions import BaseDistribution
 from tunelab.data.cache import DataInfo
 from tunelab.errors import InputError
 from tunelab.files import write_atomically
+from tunelab.noise import full_length
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.space import SearchSpace
-from tunelab.study import Study, load, trial_to_json
-from tunelab.tuning.draws import Encoder
+from tunelab.study import Study, load, runs_dir, trial_to_json
+from tunelab.tuning.draws import Encoder, require_same_choices
 from tunelab.tuning.model_sampler import Earlier
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.outcomes import outcomes
@@ -38,18 +39,42 @@ Redraw = Callable[[Mapping[str, Any]], Mapping[str, BaseDistribution]]
 def recall(space: SearchSpace, options: SearchOptions, info: DataInfo) -> tuple[list[Earlier], list[dict[str, Any]]]:
     """The studies of `options.warm_start`, and what of theirs is tried first: entries of `first` in `study.json`.
 
+    A study that is given twice counts once.
+
     Raises:
         InputError: there is no such study, or none of its trials can be drawn here.
     """
-    studies = [load(one) for one in options.warm_start]
+    studies = [load(path) for path in dict.fromkeys(Path(one).expanduser().resolve() for one in options.warm_start)]
     source = make_source(space, options, info, options.seed, None)
     earlier = collect(studies, source.ranges)
     first = [{"origin": origin, "params": params} for origin, params in tried_first(earlier, source.ranges)]
     return earlier, first
 
 
+def find_studies(given: str | Path | Sequence[str | Path], folder: str | Path | None = None) -> list[str]:
+    """The absolute paths of earlier studies.
+
+    Args:
+        given: the folder of a study, or its name inside `folder`; or several of them.
+        folder: of studies; by default `TUNELAB_RUNS` or `runs`.
+
+    Raises:
+        InputError: there is no such study.
+    """
+    found = []
+    for one in [given] if isinstance(given, (str, Path)) else given:
+        path = Path(one).expanduser()
+        inside = runs_dir(folder) / path
+        if not path.exists() and not inside.exists():
+            raise InputError(f"there is no study {one} to start from, neither here nor in {runs_dir(folder)}")
+        found.append(str(load(path if path.exists() else inside).path.resolve()))
+    return list(dict.fromkeys(found))
+
+
 def collect(studies: Sequence[Study], redraw: Redraw) -> list[Earlier]:
     """The trials of each study that this space can draw too, repeats included.
+
+    Scores of different full lengths are not compared: a study that was extended counts as one of each length.
 
     Raises:
         InputError: a study has no trial that the space can draw.
@@ -59,7 +84,12 @@ def collect(studies: Sequence[Study], redraw: Redraw) -> list[Earlier]:
         trials = {trial.number: trial for trial in study.list_trials() if trial.epochs and _can_draw(trial, redraw)}
         if not trials:
             raise InputError(f"--warm-start {study.path}: the study has no trial that the space can draw; leave it out")
-        found.append(Earlier(str(study.path), trials, int(study.info["options"]["epochs"])))
+        lengths: dict[int, dict[int, Trial]] = {}
+        for number, trial in trials.items():
+            lengths.setdefault(full_length(trial), {})[number] = trial
+        for epochs in sorted(lengths, reverse=True):
+            length = "" if epochs == int(study.info["options"]["epochs"]) else f", {epochs} epochs"
+            found.append(Earlier(f"{study.path}{length}", lengths[epochs], epochs))
     return found
 
 
@@ -76,14 +106,23 @@ def write(folder: Path, studies: Iterable[Earlier]) -> None:
     write_atomically(folder / FILE, "".join(lines))
 
 
-def read(folder: Path) -> list[Earlier]:
+def read(folder: Path, begun_with: Collection[str] = ()) -> list[Earlier]:
     """What `write` wrote; nothing if it never did.
 
+    Args:
+        folder: the study's.
+        begun_with: the earlier studies that it was begun with.
+
     Raises:
-        InputError: the file is damaged.
+        InputError: the file is damaged, or gone although there were earlier studies.
     """
     file = folder / FILE
     if not file.exists():
+        if begun_with:
+            raise InputError(
+                f"{file} is missing, with what was known of {', '.join(begun_with)}; put it back, or an empty file "
+                "in its place to go on without the earlier studies"
+            )
         return []
     found: dict[str, tuple[dict[int, Trial], int]] = {}
     try:
@@ -92,7 +131,7 @@ def read(folder: Path) -> list[Earlier]:
             trials, _ = found.setdefault(plain["study"], ({}, int(plain["full_length"])))
             trials[plain["number"]] = _from_json(plain)
     except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{file} is damaged ({error}); remove it to go on without the earlier studies") from error
+        raise InputError(f"{file} is damaged ({error}); empty it to go on without the earlier studies") from error
     return [Earlier(name, trials, epochs) for name, (trials, epochs) in found.items()]
 
 
@@ -117,7 +156,10 @@ def _best_and_different(study: Earlier, count: int, redraw: Redraw) -> list[tupl
     best = [trial for trial in best if trial.status is not TrialStatus.DIVERGED]
     if not best:
         return []
-    distributions = {name: one for trial in best for name, one in redraw(trial.params).items()}
+    distributions: dict[str, BaseDistribution] = {}
+    for trial in best:
+        for name, one in redraw(trial.params).items():
+            require_same_choices(name, distributions.setdefault(name, one), one)
     rows = np.nan_to_num(Encoder(distributions, pooled=True).rows([trial.params for trial in best]), nan=0.5)
     chosen = [0]
     while len(chosen) < min(count, len(best)):

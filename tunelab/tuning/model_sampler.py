@@ -17,8 +17,8 @@ import numpy.typing as npt
 from optuna.distributions import BaseDistribution
 
 from tunelab.config import derive_seed
-from tunelab.records import Trial
-from tunelab.tuning.draws import Draw, Encoder
+from tunelab.records import Trial, TrialStatus
+from tunelab.tuning.draws import Draw, Encoder, require_same_choices
 from tunelab.tuning.objectives import draw_weights, scalarise
 from tunelab.tuning.outcomes import Outcomes, normal_scores, outcomes
 from tunelab.tuning.surrogate import (
@@ -35,8 +35,6 @@ from tunelab.tuning.surrogate import (
 
 Array = npt.NDArray[np.float64]
 
-BY_MODEL = "model"
-"""The origin of its proposals."""
 FIRST_RANDOM = 8
 """So many configurations come before the model is asked, unless there are earlier studies (our choice)."""
 ANYWHERE = 200
@@ -47,6 +45,7 @@ CHANGES = (0.1, 0.3)
 RANDOM_SHARE = 0.1
 """So many proposals are drawn anywhere, so that the model is not only fed with what it likes (our choice)."""
 _GROWTH = 1.3
+_SPAN = 1000.0  # the networks of a space differ so much in size, as a rule; our choice
 
 
 @dataclass(frozen=True)
@@ -93,13 +92,13 @@ class ModelSampler:
         self._earlier = earlier
         self._costs = costs
         self._known: dict[str, BaseDistribution] = {}
-        self._fitted: tuple[int, tuple[str, ...], Hyperparameters, Hyperparameters | None] | None = None
+        self._fitted: tuple[tuple[str, ...], tuple[int, ...], Hyperparameters, Hyperparameters | None] | None = None
         self._processes: tuple[tuple[str, ...], list[GaussianProcess]] = ((), [])
 
     def know(self, distributions: Mapping[str, BaseDistribution]) -> None:
-        """Takes note of the ranges of parameters."""
+        """Takes note of the ranges of a trial's parameters."""
         for name, distribution in distributions.items():
-            self._known.setdefault(name, distribution)
+            require_same_choices(name, self._known.setdefault(name, distribution), distribution)
 
     def candidates(self, number: int, trials: Mapping[int, Trial]) -> list[Candidate] | None:
         """Candidates for trial `number`, the most promising first; None where one drawn anywhere is wanted."""
@@ -123,18 +122,19 @@ class ModelSampler:
         draws = [Draw(generator) for _ in range(ANYWHERE)]
         for params in near:
             draws += [Draw(generator, params, CHANGES[place % len(CHANGES)]) for place in range(NEAR_EACH)]
-        drawn = [candidate for draw in draws if (candidate := self._draw(draw)) is not None]
-        for candidate in drawn:
-            self.know(candidate.distributions)
-        return drawn
+        return [candidate for draw in draws if (candidate := self._draw(draw)) is not None]
 
     def _ranked(self, generator: random.Random, found: Outcomes, trials: Mapping[int, Trial]) -> Array:
         """The normal scores of what each trial comes to; of several objectives with weights drawn for this proposal."""
         if not self._costs or not found.numbers:
             return found.ranked
-        costs = [[self._cost(name, trials[number]) for number in found.numbers] for name in self._costs]
-        weights = draw_weights(generator, 1 + len(costs))
-        return normal_scores(scalarise(found.expected.tolist(), costs, weights))
+        weights = draw_weights(generator, 1 + len(self._costs))
+        whole = [place for place, number in enumerate(found.numbers) if _has_costs(trials[number])]
+        numbers = [found.numbers[place] for place in whole]
+        costs = [[self._cost(name, trials[number]) for number in numbers] for name in self._costs]
+        values = np.full(len(found.numbers), -np.inf)  # what diverged is the worst, however little it cost
+        values[whole] = scalarise(found.expected[whole].tolist(), costs, weights) if whole else []
+        return normal_scores(values)
 
     def _cost(self, name: str, trial: Trial) -> float:
         """Of a training of full length, whatever became of the trial."""
@@ -143,7 +143,11 @@ class ModelSampler:
         return float(trial.stats.get(name, 0.0))
 
     def _worth(self, trials: Mapping[int, Trial], found: Outcomes, ranked: Array, drawn: Sequence[Candidate]) -> Array:
-        encoder = Encoder(dict(sorted(self._known.items())), pooled=True)
+        known = dict(self._known)  # of all trials and these candidates, so that a resumed search knows the same
+        for candidate in drawn:
+            for name, distribution in candidate.distributions.items():
+                require_same_choices(name, known.setdefault(name, distribution), distribution)
+        encoder = Encoder(dict(sorted(known.items())), pooled=True)
         mine = [trials[number] for number in found.numbers]
         told = set(found.numbers)
         running = [
@@ -165,12 +169,13 @@ class ModelSampler:
         size = FIRST_RANDOM
         while size * _GROWTH <= len(trials):
             size = int(size * _GROWTH)
-        if self._fitted is not None and self._fitted[:2] == (size, scale.names):
-            return self._fitted[2:]
         first = {number: trial for number, trial in trials.items() if number < size and trial.status.ended}
+        key = (scale.names, tuple(first))
+        if self._fitted is not None and self._fitted[:2] == key:
+            return self._fitted[2:]
         found = outcomes(first, self._epochs)
         if len(found.numbers) < 2:
-            found, first = outcomes(trials, self._epochs), dict(trials)
+            found, first, key = outcomes(trials, self._epochs), dict(trials), ((), ())
         seen = _seen(scale, [first[number] for number in found.numbers], found.ranked, found.noise)
         some = subset(seen.y, MOST_TO_FIT)
         outcome = fit(seen.x[some], seen.y[some], seen.noise[some])
@@ -178,7 +183,7 @@ class ModelSampler:
         timed = np.flatnonzero(~np.isnan(seen.log_seconds))[-MOST_TO_FIT:]
         if len(timed) > 1:
             cost = fit(seen.x[timed], standardised_cost(seen.log_seconds[timed])[0], np.ones(len(timed)))
-        self._fitted = (size, scale.names, outcome, cost)
+        self._fitted = (*key, outcome, cost)
         return outcome, cost
 
     def _processes_of(self, scale: _Scale, others: Sequence[Sequence[Trial]]) -> list[GaussianProcess]:
@@ -193,7 +198,11 @@ class ModelSampler:
 
 
 class _Scale:
-    """Rows for one round of candidates: inactive parameters in the middle, sizes of networks between 0 and 1."""
+    """Rows for one round of candidates: inactive parameters in the middle, sizes of networks as logarithms.
+
+    A size is 1 more where it is `_SPAN` times as large, whatever the other networks are, so that rows of one round fit
+    those of another one and of an earlier study.
+    """
 
     def __init__(
         self, encoder: Encoder, params: Sequence[Mapping[str, Any]], stats: Sequence[Mapping[str, Any]]
@@ -201,10 +210,6 @@ class _Scale:
         self._encoder = encoder
         self.names = encoder.names
         self._sizes = sorted({name for one in stats for name, value in one.items() if _is_size(value)})
-        logs = self._log_sizes(stats)
-        self._low = np.nan_to_num(np.nanmin(logs, axis=0)) if logs.size else np.zeros(len(self._sizes))
-        high = np.nan_to_num(np.nanmax(logs, axis=0)) if logs.size else np.ones(len(self._sizes))
-        self._width = np.maximum(high - self._low, 1e-9)
         self.candidates = self._rows(params, stats)
 
     def rows(self, trials: Sequence[Trial]) -> Array:
@@ -212,16 +217,23 @@ class _Scale:
         return self._rows([trial.params for trial in trials], [trial.stats for trial in trials])
 
     def _rows(self, params: Sequence[Mapping[str, Any]], stats: Sequence[Mapping[str, Any]]) -> Array:
-        rows = np.hstack([self._encoder.rows(params), (self._log_sizes(stats) - self._low) / self._width])
-        return np.where(np.isnan(rows), 0.5, rows)
+        rows = self._encoder.rows(params)
+        return np.hstack([np.where(np.isnan(rows), 0.5, rows), self._log_sizes(stats)])
 
     def _log_sizes(self, stats: Sequence[Mapping[str, Any]]) -> Array:
         return np.array(
             [
-                [np.log(max(float(one[name]), 1e-6)) if _is_size(one.get(name)) else np.nan for name in self._sizes]
+                [
+                    math.log(max(float(one[name]), 1e-6), _SPAN) if _is_size(one.get(name)) else 0.0
+                    for name in self._sizes
+                ]
                 for one in stats
             ]
         ).reshape(len(stats), len(self._sizes))
+
+
+def _has_costs(trial: Trial) -> bool:
+    return trial.status is not TrialStatus.DIVERGED and bool(trial.epochs)
 
 
 def _is_size(value: object) -> bool:

@@ -81,6 +81,8 @@ def fill_in(asked: Mapping[str, Any], grid: str | Path | None) -> tuple[dict[str
     request = None
     if grid is not None:
         request = GridRequest(Path(grid).expanduser(), values["trials"] is None, values["scheduler"] is None)
+        if request.alone and values.get("warm_start"):
+            raise InputError("--warm-start changes nothing with --grid alone, which has no other trials; give --trials")
         values["race"] = 0.0 if values["race"] is None else values["race"]
         values["trials"] = 1 if request.alone else values["trials"]  # as many as the grid has, once it is read
     elif values["repeat"] != 1:
@@ -94,7 +96,8 @@ def fill_in(asked: Mapping[str, Any], grid: str | Path | None) -> tuple[dict[str
 def seconds_until(deadline: str, now: datetime.datetime) -> float:
     """Seconds from `now` to a deadline: a length such as `8h`, `90m` or `45s`, or a time of day such as `07:30`.
 
-    A time of day that has passed today means tomorrow.
+    A time of day that has passed today means tomorrow. Without a time zone, `now` and the time of day are those of this
+    machine's clock, also in a night in which it is put forward or back.
 
     Raises:
         InputError: it is neither.
@@ -113,4 +116,4 @@ def seconds_until(deadline: str, now: datetime.datetime) -> float:
     at = datetime.datetime.combine(now.date(), of_day, now.tzinfo)
     if at <= now:
         at += datetime.timedelta(days=1)
-    return (at - now).total_seconds()
+    return at.timestamp() - now.timestamp()

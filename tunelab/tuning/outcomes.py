@@ -54,7 +54,7 @@ def outcomes(trials: Mapping[int, Trial], epochs: int) -> Outcomes:
         if trial.repeat_of is not None:
             continue
         reached = len(trial.epochs)
-        if reached < levels[0] and trial.status is not TrialStatus.DIVERGED and number not in finals:
+        if reached < (levels or (epochs,))[0] and trial.status is not TrialStatus.DIVERGED and number not in finals:
             continue
         row = [trial.epochs[rung - 1].score if reached >= rung else math.nan for rung in levels]
         final = sum(finals[number]) / len(finals[number]) if number in finals else math.nan

@@ -17,14 +17,14 @@ from typing import Any
 from tunelab.config import DataConfig, TrialConfig, to_json
 from tunelab.data.cache import DataInfo, prepare
 from tunelab.errors import TunelabError
-from tunelab.records import Trial
+from tunelab.records import BY_MODEL, Trial
 from tunelab.space import SearchSpace, load_space
 from tunelab.study import Study
 from tunelab.tuning import calibrate, memory
 from tunelab.tuning.forecast import Forecast
 from tunelab.tuning.grid import ORIGIN, by_hand, read_grid
 from tunelab.tuning.hardware import count_gpus, find_layouts, find_slots, free_memory_mib, usable_cpus
-from tunelab.tuning.model_sampler import BY_MODEL, FIRST_RANDOM, Earlier
+from tunelab.tuning.model_sampler import FIRST_RANDOM, Earlier
 from tunelab.tuning.options import LIMITS, GridRequest, SearchOptions, seconds_until
 from tunelab.tuning.preflight import absolute_paths, check_room, make_source, try_space
 from tunelab.tuning.probes import Probes
@@ -121,12 +121,13 @@ def look_ahead(
     )
     gpus = count_gpus() if device == "cuda" else 0
     limit = free_memory_mib()
+    layouts = calibrate.startable(layouts, limit, gpus)
     with Probes(calibrate.processes_for(layouts, gpus)) as probes:  # they start while the data is opened
         info = open_data(options.data, show_progress)
         try_space(space, options, info)
         earlier, first = memory.recall(space, options, info)
         if grid is not None:
-            options, given_first = by_hand(grid, space, options, info)
+            options, given_first = by_hand(grid, space, options, info, show_progress=show_progress)
             first = [*given_first, *first]
         given = [(str(one["origin"]), dict(one["params"])) for one in first]
         source = make_source(space, options, info, options.seed, None, first=given, earlier=earlier)
@@ -168,10 +169,13 @@ def look_on(
     info: DataInfo,
     known: Collection[Trial],
     baseline: int | None,
+    *,
+    again: bool = True,
 ) -> tuple[Slots, Forecast]:
     """How a search that was begun shares the machine from now on, and the forecast of the rest of it.
 
     What was measured at its begin is used again; on another machine, and where nothing was measured, the usual slots.
+    There are never more trials at once than the free memory carries, as far as it was measured.
 
     Args:
         study: what there is of it.
@@ -180,13 +184,20 @@ def look_on(
         info: its data.
         known: all its trials, to learn from.
         baseline: the number of the trial that is the baseline, if there is one.
+        again: the machine is to be shared as before; else as `options` say now.
     """
     plain = study.info.get("calibration")
     measured = None if plain is None else calibrate.Calibration.from_json(plain)
     slots = find_slots(options)
-    same = study.info["hardware"]["cpus"] == usable_cpus() and options.concurrent is None
-    if measured is not None and same and measured.slots.device == slots.device:
-        slots = measured.slots
+    if measured is not None and measured.slots.device == slots.device:
+        hardware = study.info["hardware"]
+        same = hardware["cpus"] == usable_cpus() and len(hardware.get("gpus", ())) == count_gpus()
+        if again and same:
+            slots = measured.slots
+        elif same and options.cpus_per_trial is None:  # as many threads in all
+            threads = measured.slots.concurrent * measured.slots.cpus // slots.concurrent
+            slots = dataclasses.replace(slots, cpus=max(1, threads))
+        slots = calibrate.within(slots, measured, free_memory_mib(), count_gpus())
     race = make_race(options, info, baseline is not None)
     trials = first_proposals(source, race, min(DRAWS, options.trials))
     in_full = bool(study.info.get("grid_in_full"))
@@ -215,7 +226,7 @@ def make_race(options: SearchOptions, info: DataInfo, has_baseline: bool, number
 def first_proposals(source: Source, race: Race | None, count: int) -> list[Trial]:
     """The trials that a search would begin with if none of them ever ended, repeats included.
 
-    A sampler draws its first proposals at random, so that these are the very ones, and stand for the later ones.
+    Without earlier studies a sampler draws its first proposals at random, so that these are the very ones.
 
     Raises:
         TunelabError: there is not even one.
@@ -248,7 +259,7 @@ def end_time(deadline: str | None) -> float | None:
     """The deadline on the monotonic clock, which no change of the wall clock moves."""
     if deadline is None:
         return None
-    return time.monotonic() + seconds_until(deadline, datetime.datetime.now().astimezone())
+    return time.monotonic() + seconds_until(deadline, datetime.datetime.now())
 
 
 def open_data(config: DataConfig, show_progress: bool) -> DataInfo:

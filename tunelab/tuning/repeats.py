@@ -10,7 +10,7 @@ import statistics
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
-from tunelab.noise import Noise, full_length, noise_at
+from tunelab.noise import DIVERGED, Noise, full_length, noise_at
 from tunelab.records import Trial, TrialStatus
 from tunelab.tuning.race import next_repeat
 
@@ -94,6 +94,8 @@ class Race:
             if trial.repeat_of in scores:
                 if trial.status is TrialStatus.COMPLETED:
                     scores[trial.repeat_of].append(trial.epochs[-1].score)
+                elif trial.status is TrialStatus.DIVERGED:
+                    scores[trial.repeat_of].append(DIVERGED)
                 else:  # under way, or failed: not asked for again
                     running[trial.repeat_of] = running.get(trial.repeat_of, 0) + 1
         if len(scores) < 2:

@@ -18,10 +18,10 @@ from tunelab.data.cache import DataInfo
 from tunelab.errors import InputError
 from tunelab.journal import Journal
 from tunelab.space import SearchSpace
-from tunelab.study import Study, current
+from tunelab.study import Study, current, proposed
 from tunelab.study import runs_dir as find_runs_dir
 from tunelab.tuning import memory
-from tunelab.tuning.engine import Deadline, Stopping
+from tunelab.tuning.deadline import Deadline
 from tunelab.tuning.execute import PausedError, Plan, execute
 from tunelab.tuning.forecast import Forecast
 from tunelab.tuning.grid import ORIGIN as GRID
@@ -32,7 +32,9 @@ from tunelab.tuning.preflight import make_check, new_path, require_same_data
 from tunelab.tuning.prospect import end_time, forecast_of, look_ahead, look_on, make_race, open_data, seconds_to
 from tunelab.tuning.ray_tune import Slots
 from tunelab.tuning.sources import FixedSource
-from tunelab.tuning.stopping import NeverStop, SuccessiveHalving
+from tunelab.tuning.stopping import NeverStop, Stopping, SuccessiveHalving
+
+_LONGEST_ANSWER = 10.0  # seconds that Ray waits for a worker that is to end; then it is killed
 
 
 def search(
@@ -61,7 +63,7 @@ def search(
     grid: str | Path | None = None,
     repeat: int = 1,
     objective: Sequence[str] = ("val_accuracy",),
-    warm_start: Sequence[str | Path] = (),
+    warm_start: str | Path | Sequence[str | Path] = (),
     max_params: int | None = None,
     max_mflops: float | None = None,
     telemetry: Literal["off", "scalars"] = "scalars",
@@ -134,7 +136,7 @@ def search(
             "sampler": sampler,
             "scheduler": scheduler,
             "race": race,
-            "warm_start": [str(one) for one in warm_start],
+            "warm_start": warm_start,
             "max_params": max_params,
             "max_mflops": max_mflops,
             "telemetry": telemetry,
@@ -143,7 +145,7 @@ def search(
         },
         grid,
     )
-    options = from_json(SearchOptions, values)
+    options = from_json(SearchOptions, {**values, "warm_start": memory.find_studies(warm_start, runs_dir)})
     path = None if study is None else Path(study).expanduser()
     try:
         return start_search(space, options, path, runs_dir, deadline, grid=request, show_progress=progress)
@@ -238,10 +240,11 @@ def go_on(begun: Begun, deadline: str | None, concurrent: int | None, *, show_pr
     Journal.open(study.path).close()  # refused at once if another process writes it
     known = study.list_trials()
     source = study_source(study, begun.space, options, begun.info, known)
-    baseline = baseline_number(study.info, known) if source.has_baseline else None
-    slots, forecast = look_on(study, source, options, begun.info, known, baseline)
-    if show_progress:
-        counted = current(study.info, known)
+    baseline = baseline_number(study.info, known, source)
+    slots, forecast = look_on(study, source, options, begun.info, known, baseline, again=concurrent is None)
+    counted = current(study.info, known)
+    ended = sum(trial.status.ended for trial in counted if trial.repeat_of is None)
+    if show_progress and ended < max(options.trials, len(proposed(counted))):
         print(f"forecast: {forecast.describe(seconds_to(ends), deadline or '', counted)}", file=sys.stderr)
     return _run_search(study, begun.space, options, begun.info, ends, show_progress, slots, forecast)
 
@@ -317,7 +320,7 @@ def _run_search(
 ) -> Study:
     known = study.list_trials()
     source = study_source(study, space, options, info, known, study.path / "optuna.journal")
-    baseline = baseline_number(study.info, known) if source.has_baseline else None
+    baseline = baseline_number(study.info, known, source)
     stopping: Stopping = NeverStop()
     if options.scheduler != "none":
         protected = () if baseline is None else {baseline}
@@ -327,7 +330,9 @@ def _run_search(
     deadline = Deadline()
     if ends is not None:
         left = ends - time.monotonic()
-        deadline = Deadline.after(left - min(forecast.plan.beside.stop, left / 20), options.race)
+        # A worker answers after its epoch; ten seconds later Ray takes it down.
+        stop = forecast.plan.beside.stop + min(_LONGEST_ANSWER, forecast.epoch_seconds)
+        deadline = Deadline.after(left - min(stop, left / 20), options.race)
     title = f"{space.name} on {info.name}: {options.trials} trials of {options.epochs} epochs -> {study.path}"
     in_full = (GRID,) if study.info.get("grid_in_full") else ()
     plan = Plan(

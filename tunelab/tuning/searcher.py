@@ -22,12 +22,12 @@ from optuna.storages import InMemoryStorage
 from optuna.trial import FixedTrial, TrialState
 
 from tunelab.config import TrialConfig, config_id, derive_seed
-from tunelab.errors import InputError, RefusedError
-from tunelab.records import Trial, TrialStatus
+from tunelab.errors import ExhaustedError, InputError, RefusedError
+from tunelab.records import BY_MODEL, Trial, TrialStatus
 from tunelab.space import SearchSpace
 from tunelab.tuning.draws import Draw
 from tunelab.tuning.ledger import STATES, Ledger, journal_storage, open_mirror
-from tunelab.tuning.model_sampler import BY_MODEL, Candidate, Earlier, ModelSampler
+from tunelab.tuning.model_sampler import Candidate, Earlier, ModelSampler
 from tunelab.tuning.objectives import FIRST, NO_COSTS, costs_of
 from tunelab.tuning.sources import Check, Proposal
 
@@ -117,6 +117,13 @@ class OptunaSource:
             self._scores[trial.number] = {metrics.epoch: metrics.score for metrics in trial.epochs}
             if trial.status.ended:
                 self._learn(trial.number, trial.status, trial.score, costs_of(trial))
+        try:
+            self._open_mirror(known)
+        except OSError as error:
+            self._give_up_mirror(error)
+
+    def _open_mirror(self, known: list[Trial]) -> None:
+        """Opens Optuna's journal, or writes it anew."""
         if self._file is None:
             return
         self._mirror = open_mirror(self._file, self._space.name, known, self._memory.objectives)
@@ -196,9 +203,9 @@ class OptunaSource:
             proposal = Proposal(config, dict(asked.params), stats, chosen)
             return self._start(number, proposal, asked.distributions)
         if repeats:
-            raise InputError(
+            raise ExhaustedError(
                 f"the space {self._space.name!r} has no configuration left: {repeats} of {_ATTEMPTS} draws were "
-                f"within the limits, and all of them are among the {number} that were tried; ask for {number} --trials"
+                "within the limits, and all of them were tried before"
             )
         raise self._never_fits(reason)
 
@@ -258,8 +265,11 @@ class OptunaSource:
         try:
             tell(self._mirror)
         except OSError as error:
-            _LOG.warning("%s cannot be written: %s", self._file, error)
-            self._mirror = None
+            self._give_up_mirror(error)
+
+    def _give_up_mirror(self, error: OSError) -> None:
+        _LOG.warning("%s cannot be written: %s", self._file, error)
+        self._mirror = None
 
     def _learn(self, number: int, status: TrialStatus, score: float | None, costs: Mapping[str, float]) -> None:
         """Tells the sampler; a diverged trial as one stopped before its first score: TPE ignores FAIL."""
@@ -311,6 +321,11 @@ class OptunaSource:
     def has_baseline(self) -> bool:
         """True if trial 0 is one of the space's baselines; False if none of them passes the check."""
         return self._fitting(self._space.baselines) is not None
+
+    def is_baseline(self, params: Mapping[str, Any]) -> bool:
+        """True if the space makes its baseline of these parameters."""
+        baseline = self._fitting(self._space.baselines)
+        return baseline is not None and self.identity(params) == self.identity(baseline)
 
     def opening(self) -> list[tuple[str, Mapping[str, Any]]]:
         """Origin and parameters of what is proposed next, before anything is drawn.

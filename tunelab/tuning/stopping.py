@@ -7,7 +7,7 @@ fractions of the full length: on recorded curves of image classifiers, first run
 length with factor 3 form a plateau, and a first rung of one epoch, whatever the length, does worse than random search.
 
 Nothing is stopped by luck: not before enough rivals stand at the rung, and not unless the trial is worse than the last
-that goes on by more than the noise between two runs of one configuration.
+that goes on by more than the noise: the standard deviation of the runs of one configuration.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import bisect
 import math
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 FACTOR = 3
 FIRST_RUNG = 1 / 27
@@ -48,6 +48,23 @@ class Decision:
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return asdict(self)
+
+
+class Stopping(Protocol):
+    """A rule that stops trials early."""
+
+    @property
+    def rungs(self) -> Collection[int]:
+        """The epochs at which it decides."""
+
+    def report(self, number: int, epoch: int, score: float, loss: float, noise: float = 0.0) -> Decision | None:
+        """Takes a score; a decision where the epoch is a rung."""
+
+    def restore(self, number: int, epoch: int, score: float, loss: float) -> None:
+        """Puts back a score from before a restart."""
+
+    def promotable(self, paused: Collection[int], noise: float = 0.0) -> tuple[int, Decision] | None:
+        """A paused trial that is to go on."""
 
 
 class SuccessiveHalving:

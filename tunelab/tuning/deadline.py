@@ -1,0 +1,31 @@
+"""When a search is to pause, and what has to be known of trials to begin none in vain."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+from typing import Protocol
+
+from tunelab.records import Trial
+
+
+class Pace(Protocol):
+    """How long trials take; see tunelab.tuning.forecast."""
+
+    def seconds(self, trial: Trial, epochs: int) -> float | None:
+        """Expected seconds of so many epochs of this trial; None if nothing is known."""
+
+
+@dataclass(frozen=True)
+class Deadline:
+    """When everything pauses, and from when on only the finalists are trained; both on the monotonic clock."""
+
+    ends: float = math.inf
+    race_begins: float = math.inf
+
+    @classmethod
+    def after(cls, seconds: float, race_share: float) -> Deadline:
+        """So many seconds from now, the last share of them for the race."""
+        now = time.monotonic()
+        return cls(now + seconds, now + seconds * (1 - race_share))
