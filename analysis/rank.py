@@ -9,7 +9,7 @@ from typing import Any
 
 from tunelab.noise import CONFIDENCE, noise_at
 from tunelab.records import Trial
-from tunelab.standings import Place, places
+from tunelab.standings import Place
 from tunelab.study import Study, count_statuses, current, proposed
 
 from .front import front, objectives_of
@@ -88,7 +88,7 @@ def summary(study: Study, top: int) -> dict[str, Any]:
     trials = study.list_trials()
     counted = current(study.info, trials)
     own = proposed(counted)
-    ranked = places(trials, study.val_images)
+    ranked = study.places_of(trials)
     return {
         "study": str(study.path),
         "running": study.running,

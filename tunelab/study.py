@@ -23,7 +23,7 @@ from tunelab.files import sync_folder, write_atomically
 from tunelab.journal import Journal, is_locked, read_journal
 from tunelab.noise import full_length
 from tunelab.records import EpochMetrics, Trial, TrialStatus
-from tunelab.standings import Place, places
+from tunelab.standings import Place, Standing, places
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -124,7 +124,10 @@ class Study:
         aside = history(self.info, trials)
         present = [trial for trial in trials if trial.number not in aside]
         past = [trial for trial in trials if trial.number in aside]
-        return places(present, self.val_images) + places(past, self.val_images)
+        ranked, rest = places(present, self.val_images), places(past, self.val_images)
+        if ranked:  # nothing of the past is compared with what is first now
+            rest = [dataclasses.replace(one, standing=_untied(one.standing)) for one in rest]
+        return ranked + rest
 
     def ranked(self) -> list[Trial]:
         """One trial per configuration of full length, best configuration first; see `rank`."""
@@ -277,6 +280,10 @@ def rank(trials: Iterable[Trial], val_images: int = 0) -> list[Trial]:
     been chosen, so that luck does not pass for quality; see `tunelab.standings`. Without repeats that changes no order.
     """
     return [place.trial for place in places(trials, val_images)]
+
+
+def _untied(standing: Standing) -> Standing:
+    return dataclasses.replace(standing, tied_with_best=False)
 
 
 def history(info: Mapping[str, Any], trials: Iterable[Trial]) -> dict[int, str]:

@@ -33,7 +33,7 @@ def test_the_ranking_is_of_full_length_alone_and_by_the_last_epoch(make_study: M
 
 def test_rows_tell_means_runs_and_ties(make_study: MakeStudy) -> None:
     ends = [("COMPLETED", [0.2, 0.3, 0.4, score]) for score in (0.5, 0.505, 0.2, 0.49)]
-    found = summary(make_study([*ends, ("DIVERGED", [0.1])], asked=3, repeats={3: 0, 4: 0}), top=5)
+    found = summary(make_study([*ends, ("FAILED", [0.1])], asked=3, repeats={3: 0, 4: 0}), top=5)
     assert found["tied"] == [1, 0]
     assert [(row["trial"], row["runs"], row["trials"], row["lost"], row["tied"]) for row in found["ranking"]] == [
         (1, 1, [1], [], True),
@@ -48,6 +48,22 @@ def test_rows_tell_means_runs_and_ties(make_study: MakeStudy) -> None:
     assert found["noise"]["repeats"] == 1
     assert found["noise"]["confidence"] == 0.95
     json.dumps(found, allow_nan=False)
+
+
+def test_a_run_that_diverged_costs_the_first_place(make_study: MakeStudy) -> None:
+    ends = [("COMPLETED", [0.2, 0.3, 0.4, score]) for score in (0.505, 0.5, 0.2)]
+    found = summary(make_study([*ends, ("DIVERGED", [0.1])], asked=3, repeats={3: 0}), top=5)
+    rows = [(row["trial"], row["runs"], row["lost"]) for row in found["ranking"]]
+    assert rows == [(1, 1, []), (0, 1, [3]), (2, 1, [])]
+    assert found["ranking"][1]["score"] == pytest.approx(0.2525)
+
+
+def test_what_was_set_aside_does_not_tie_with_the_best(make_study: MakeStudy) -> None:
+    study = make_study([("COMPLETED", [0.2, 0.3, 0.4, 0.5])] * 3)
+    assert summary(study, top=3)["tied"] == [0, 1, 2]
+    study.update(lambda info: {"spaces": [{"from": 1, "to": 2, "set_aside": [0]}]})
+    assert summary(study, top=3)["tied"] == [1, 2]
+    assert [row["trial"] for row in summary(study, top=3)["ranking"]] == [1, 2, 0]
 
 
 def test_a_shorter_training_does_not_tie_with_the_best() -> None:
