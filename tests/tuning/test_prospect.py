@@ -18,7 +18,7 @@ from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.space import load_space
 from tunelab.study import Study
 from tunelab.tuning import calibrate, prospect
-from tunelab.tuning.options import SearchOptions
+from tunelab.tuning.options import GridRequest, SearchOptions
 from tunelab.tuning.preflight import make_check, make_source
 from tunelab.tuning.prospect import (
     end_time,
@@ -112,6 +112,23 @@ def test_a_search_is_looked_at_before_it_starts(space: str) -> None:
     assert plain.forecast.total().expected > found.forecast.total().low
     assert "trials_that_fit" not in found.to_json()
     assert found.to_json(1e6)["trials_that_fit"] == 20
+
+
+def test_the_trials_of_a_grid_share_the_machine(space: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """How many there are is in the file, not in the options."""
+    asked = []
+
+    def refuse(options: SearchOptions) -> list[Slots]:
+        asked.append(options.trials)
+        raise InputError("enough")
+
+    monkeypatch.setattr(prospect, "find_layouts", refuse)
+    file = tmp_path / "grid.yaml"
+    file.write_text("width: [4, 8]\nlr: [0.1, 0.2]\n")
+    for trials in (1, 50):
+        with pytest.raises(InputError, match="enough"):
+            look_ahead(space, dataclasses.replace(OPTIONS, trials=trials), False, GridRequest(file, True, True))
+    assert asked == [5, 50]
 
 
 @pytest.mark.parametrize("wrong", [{"max_params": 10}, {"data": DataConfig("npz:/nowhere.npz")}])

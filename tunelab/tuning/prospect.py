@@ -108,9 +108,10 @@ def look_ahead(
         TunelabError: no trial could be measured.
     """
     space = load_space(space_name)
-    if grid is not None:
-        read_grid(grid.path)  # a file that is none is refused before anything takes time
-    layouts = find_layouts(options)
+    at_least = options.trials
+    if grid is not None:  # a file that is none is refused before anything takes time
+        at_least = max(at_least, 1 + len(read_grid(grid.path).entries))
+    layouts = find_layouts(dataclasses.replace(options, trials=at_least))
     device = layouts[0].device
     max_params, max_mflops = LIMITS[device]
     options = dataclasses.replace(
