@@ -99,18 +99,32 @@ def variants(space: SearchSpace, params: Params) -> Family:
 
 
 def collect(space: SearchSpace, tasks: Sequence[Task], each: int) -> list[tuple[str, Family]]:
-    """The candidates, where each is from, without doubles."""
-    found: dict[str, tuple[str, Family]] = {}
+    """The candidates, and where each is from."""
     families = [("baseline", tuple(space.baselines)), *(("starter", tuple(family)) for family in space.starters)]
     for task in tasks:
         source = make_source(space, task.options, task.info, 0, None)
         for origin, params in memory.tried_first(memory.collect([task.study], source.ranges), source.ranges)[:each]:
             families.append((origin, variants(space, params)))
-    for origin, family in families:
-        if not family:  # a space may have no baselines
-            continue
-        found.setdefault(json.dumps(family[0], sort_keys=True), (origin, family))
-    return list(found.values())
+    return distinct(families, [[task.fitting(space, family) for task in tasks] for _, family in families])
+
+
+def distinct(
+    families: Sequence[tuple[str, Family]], fitting: Sequence[Sequence[Params | None]]
+) -> list[tuple[str, Family]]:
+    """The families that fit anywhere, and are not the same as an earlier one wherever they do.
+
+    Args:
+        families: each with where it is from.
+        fitting: for each of them what it is on each data set, None where it does not fit.
+    """
+    found: list[tuple[str, Family]] = []
+    before: list[Sequence[Params | None]] = []
+    for named, mine in zip(families, fitting, strict=True):
+        known = any(all(one in (None, other) for one, other in zip(mine, others, strict=True)) for others in before)
+        if any(one is not None for one in mine) and not known:
+            found.append(named)
+            before.append(mine)
+    return found
 
 
 def train(space: SearchSpace, task: Task, families: Sequence[Family], work: Path, repeat: int) -> list[float | None]:
@@ -222,7 +236,7 @@ def describe(task: Task) -> dict[str, Any]:
     told = sum(trial.repeat_of is None for trial in task.study.list_trials())
     return {
         "search": task.name,
-        "data": task.info.name,
+        "data": task.info.name.rpartition("/")[2],  # of a folder its own name
         "fingerprint": task.info.fingerprint,
         "images": task.info.counts["train"],
         "image_size": list(task.info.image_size),

@@ -61,9 +61,17 @@ def test_data_that_is_held_out_has_no_part_in_the_choice(script: ModuleType) -> 
     assert (first["space's own"], second["space's own"]) == (0.0, 0.2)
 
 
+def test_what_is_the_same_wherever_it_fits_is_one_candidate(script: ModuleType) -> None:
+    wide, narrow = {"width": 64}, {"width": 8}
+    families = [("baseline", ()), ("starter", (wide, narrow)), ("trial 1", (narrow,)), ("trial 2", (narrow,))]
+    nowhere, everywhere, there, both = [None, None], [wide, narrow], [None, narrow], [narrow, narrow]
+    found = script.distinct([*families, ("trial 3", (narrow,))], [nowhere, everywhere, there, both, both])
+    assert [origin for origin, _ in found] == ["starter", "trial 2"]
+
+
 def test_a_space_may_begin_with_nothing(script: ModuleType) -> None:
-    space = SearchSpace("empty", "empty.py", 1, "", load_space("arch").draw, (), ((), ({"a": 1},)))
-    assert script.collect(space, [], 8) == [("starter", ({"a": 1},))]
+    space = SearchSpace("empty", "empty.py", 1, "", load_space("arch").draw, (), ())
+    assert script.collect(space, [], 8) == []
     (row, _) = script.held_out(np.array([[0.5, 1.0], [0.2, 0.3]]), ["trial 1 of x", "trial 2 of x"], ["a", "b"], 1)
     assert row["space's own"] is None
 
