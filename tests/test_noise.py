@@ -17,12 +17,12 @@ from tunelab.noise import (
     UNKNOWN,
     Noise,
     binomial_error,
-    clearly_worse,
-    difference,
-    interval,
+    half_width,
     jitter,
+    margin_between,
     measured,
     noise_at,
+    noise_of,
     student_t,
 )
 from tunelab.records import EpochMetrics, Trial, TrialStatus
@@ -107,7 +107,8 @@ def test_intervals_hold_with_few_repeats(repeats: int, guessed: float) -> None:
     for _ in range(1000):
         group = [rng.gauss(0.9, 0.01) for _ in range(1 + repeats)]
         noise = measured([group], Noise(0.01 * guessed, PRIOR_DEGREES, "a guess"))
-        _, low, high = interval([rng.gauss(0.8, 0.01) for _ in range(2)], noise)
+        mean, margin = statistics.fmean(rng.gauss(0.8, 0.01) for _ in range(2)), half_width(noise, 1 / 2)
+        low, high = mean - margin, mean + margin
         held += low <= 0.8 <= high
     assert held / 1000 >= (0.93 if guessed >= 1 else 0.86)
 
@@ -172,19 +173,27 @@ def test_nothing_at_all_is_known_before_the_first_epoch() -> None:
 # What follows from it.
 
 
-def test_intervals_and_differences() -> None:
+def test_margins_of_means_and_of_their_differences() -> None:
     noise = Noise(0.01, 1e6, "known")
-    mean, low, high = interval([0.5, 0.52, 0.54, 0.52], noise)
-    assert (mean, low, high) == pytest.approx((0.52, 0.52 - 0.0098, 0.52 + 0.0098), abs=1e-5)
-    mean, low, high = difference([0.5, 0.5], [0.4, 0.4], noise)
-    assert (mean, low, high) == pytest.approx((0.1, 0.1 - 0.0196, 0.1 + 0.0196), abs=1e-5)
-    assert interval([0.5], noise, confidence=0.5)[1] > interval([0.5], noise)[1]
+    assert half_width(noise, 1 / 4) == pytest.approx(0.0098, abs=1e-5)
+    assert margin_between([0.5, 0.5], [0.4, 0.4], noise) == pytest.approx(0.0196, abs=1e-5)
+    assert half_width(noise, 1, confidence=0.5) < half_width(noise, 1)
 
 
-def test_clearly_worse_is_worse_than_by_noise() -> None:
+def test_two_runs_differ_by_chance_within_a_margin_that_shrinks_with_more() -> None:
     noise = Noise(0.01, 1e6, "known")
-    assert clearly_worse([0.5], [0.53], noise)
-    assert not clearly_worse([0.5], [0.527], noise)
-    assert clearly_worse([0.5, 0.5], [0.527, 0.527], noise)
-    assert not clearly_worse([0.53], [0.5], noise)
-    assert not clearly_worse([0.5], [0.53], Noise(0.01, 3, "hardly known"))
+    assert 0.027 < margin_between([0.5], [0.53], noise) < 0.03
+    assert margin_between([0.5, 0.5], [0.527, 0.527], noise) < 0.027
+    assert margin_between([0.53], [0.5], noise) == margin_between([0.5], [0.53], noise)
+    assert margin_between([0.5], [0.53], Noise(0.01, 3, "hardly known")) > 0.03
+
+
+def test_an_unstable_configuration_has_a_noise_of_its_own() -> None:
+    noise = Noise(0.01, 20, "known")
+    wild = [0.5, 0.6, 0.7]
+    assert noise_of([0.5, 0.51, 0.49], noise) == noise
+    assert noise_of(wild[:2], noise) == noise, "two runs are too few to tell"
+    assert noise_of([0.5, 0.51, 0.0, 0.0], noise) == noise, "runs that diverged say nothing about the others"
+    own = noise_of(wild, noise)
+    assert (own.sd, own.degrees) == pytest.approx((0.1, 2))
+    assert margin_between(wild, [0.9], noise) > 10 * margin_between([0.5, 0.5, 0.5], [0.9], noise)

@@ -32,8 +32,6 @@ UNKNOWN = 0.01
 """The guess where there is nothing to guess from (our choice)."""
 UNSTABLE = 5.0
 """A configuration whose runs differ by so many times the noise of others is unstable and no measure (our choice)."""
-
-
 DIVERGED = 0.0
 """The score of a run that diverged beside others of its configuration: no accuracy at all (our choice)."""
 
@@ -120,32 +118,19 @@ def noise_of(scores: Sequence[float], noise: Noise) -> Noise:
     return Noise(math.sqrt(variance), float(len(group) - 1), "its own runs", len(group) - 1)
 
 
-def interval(scores: Sequence[float], noise: Noise, confidence: float = CONFIDENCE) -> tuple[float, float, float]:
-    """Mean of a configuration's scores, and the bounds that its true mean lies between with this confidence."""
-    mean = statistics.fmean(scores)
-    margin = half_width(noise, 1 / len(scores), confidence)
-    return mean, mean - margin, mean + margin
-
-
-def difference(
-    scores: Sequence[float], others: Sequence[float], noise: Noise, confidence: float = CONFIDENCE
-) -> tuple[float, float, float]:
-    """By how much one configuration's true mean exceeds another's: the estimate, and its bounds at this confidence."""
-    mean = statistics.fmean(scores) - statistics.fmean(others)
-    margin = half_width(noise, 1 / len(scores) + 1 / len(others), confidence)
-    return mean, mean - margin, mean + margin
-
-
-def clearly_worse(
-    scores: Sequence[float], others: Sequence[float], noise: Noise, confidence: float = CONFIDENCE
-) -> bool:
-    """True if the first configuration is worse than the other one by more than noise explains at this confidence."""
-    return difference(scores, others, noise, confidence)[2] < 0
-
-
 def half_width(noise: Noise, variances: float, confidence: float = CONFIDENCE) -> float:
     """Half the width of the interval of an estimate whose variance is so many times that of one run."""
     return student_t(confidence, noise.degrees) * noise.sd * math.sqrt(variances)
+
+
+def margin_between(one: Sequence[float], other: Sequence[float], noise: Noise, confidence: float = CONFIDENCE) -> float:
+    """By how much the means of two configurations may differ by chance at this confidence.
+
+    With two noises the fewer degrees of freedom count, which is on the safe side of Welch's test.
+    """
+    first, second = noise_of(one, noise), noise_of(other, noise)
+    spread = math.sqrt(first.sd**2 / len(one) + second.sd**2 / len(other))
+    return student_t(confidence, min(first.degrees, second.degrees)) * spread
 
 
 @functools.lru_cache(maxsize=64)
@@ -192,16 +177,6 @@ def jitter(scores: Sequence[float]) -> float:
     """
     thirds = [d - 3 * c + 3 * b - a for a, b, c, d in zip(scores, scores[1:], scores[2:], scores[3:], strict=False)]
     return math.sqrt(statistics.fmean(third**2 for third in thirds) / 20)
-
-
-def margin_between(one: Sequence[float], other: Sequence[float], noise: Noise, confidence: float = CONFIDENCE) -> float:
-    """By how much the means of two configurations may differ by chance at this confidence.
-
-    With two noises the fewer degrees of freedom count, which is on the safe side of Welch's test.
-    """
-    first, second = noise_of(one, noise), noise_of(other, noise)
-    spread = math.sqrt(first.sd**2 / len(one) + second.sd**2 / len(other))
-    return student_t(confidence, min(first.degrees, second.degrees)) * spread
 
 
 def _guess(reached: Sequence[Trial], epoch: int, val_images: int) -> Noise:

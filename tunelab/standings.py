@@ -59,8 +59,8 @@ class Place:
     """A configuration in the ranking of a study.
 
     `trial` is the one that it was proposed in, or its first repeat of full length where that one has none. `runs` are
-    the numbers of all trials that the standing is from, `epochs` their length; `lost` are those of its runs that
-    diverged or failed.
+    the numbers of all trials of full length that the standing is from, `epochs` their length; `lost` are those of its
+    runs that diverged, which the standing counts as scores of 0, or failed, which it does not count.
     """
 
     trial: Trial
