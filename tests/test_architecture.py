@@ -38,7 +38,8 @@ ROOMS = [
         "tunelab.cli",
         "parse, call, print; errors become one line here and nowhere else",
         "tunelab.__init__ tunelab.tuning.extend tunelab.tuning.runner tunelab.tuning.execute tunelab.tuning.prospect"
-        " tunelab.tuning.options tunelab.study tunelab.space tunelab.records tunelab.config tunelab.shared_options",
+        " tunelab.tuning.memory tunelab.tuning.options tunelab.study tunelab.space tunelab.records tunelab.config"
+        " tunelab.shared_options",
     ),
     Room(
         "tunelab.analysis",

@@ -163,6 +163,7 @@ def search(
     tunelab search arch --grid rates.yaml --repeat 3
     """
     from tunelab.config import from_json
+    from tunelab.tuning.memory import find_studies
     from tunelab.tuning.options import SearchOptions, fill_in
     from tunelab.tuning.prospect import forecast_search
     from tunelab.tuning.runner import start_search
@@ -170,9 +171,7 @@ def search(
     data = {"name": options.pop("data")}
     for name in ("data_dir", "download", "skip_unreadable", "image_size", "limit_train", "val_fraction"):
         data[name] = options.pop(name)
-    options["warm_start"] = list(
-        dict.fromkeys(str(_find(one, runs_dir).path.resolve()) for one in options["warm_start"])
-    )
+    options["warm_start"] = find_studies(options["warm_start"], runs_dir)
     options, request = fill_in(options, grid)
     checked = from_json(SearchOptions, {**options, "data": data})
     if dry_run:

@@ -66,7 +66,10 @@ def find_studies(given: str | Path | Sequence[str | Path], folder: str | Path | 
         path = Path(one).expanduser()
         inside = runs_dir(folder) / path
         if not path.exists() and not inside.exists():
-            raise InputError(f"there is no study {one} to start from, neither here nor in {runs_dir(folder)}")
+            raise InputError(
+                f"there is no study {one} to start from, neither here nor in {runs_dir(folder)}; `tunelab list` names "
+                "those that there are"
+            )
         found.append(str(load(path if path.exists() else inside).path.resolve()))
     return list(dict.fromkeys(found))
 
