@@ -1,0 +1,55 @@
+"""The end of a run: finished, paused, or with nothing left to propose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tunelab.records import TrialStatus
+from tunelab.study import load
+from tunelab.tuning.execute import PausedError
+from tunelab.tuning.runner import resume, search
+
+if TYPE_CHECKING:
+    from tests.tuning.conftest import Played
+
+
+@pytest.fixture
+def few(space: Path) -> Path:
+    """A space of three configurations."""
+    text = space.read_text().replace('suggest.suggest_float("lr", 0.001, 0.5, log=True)', "0.1")
+    space.write_text(text.replace('{"lr": 0.1, "width": 4}', '{"width": 4}'))
+    return space
+
+
+@pytest.mark.parametrize("sampler", ["model", "random"])
+def test_a_space_that_runs_out_ends_the_search_and_is_resumed_to_nothing(
+    played: Played, few: Path, sampler: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = search(str(few), trials=20, epochs=3, limit_train=100, sampler=sampler, scheduler="none", race=0.6)
+    trials = load(study.path).list_trials()
+    own = [trial for trial in trials if trial.repeat_of is None]
+    assert {trial.params["width"] for trial in own} == {4, 8, 16}
+    assert {trial.status for trial in trials} == {TrialStatus.COMPLETED}
+    assert len(trials) > 3, "there was a race"
+    assert study.info["options"]["trials"] == load(study.path).info["options"]["trials"] == 3
+    notes = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(notes) == 1
+    assert "has no configuration left" in notes[0]
+    assert notes[0].endswith("the study has 3 trials")
+    played.order.clear()
+    assert resume(study.path, progress=False).list_trials() == trials
+    assert played.order == []
+
+
+@pytest.mark.parametrize(("at", "said"), [(1, "1 trial is left"), (0, "2 trials are left")])
+def test_what_is_left_is_said_in_words(played: Played, space: Path, at: int, said: str) -> None:
+    played.halt = lambda trial, epoch: "SIGTERM" if trial.number == at else ""
+    with pytest.raises(PausedError) as paused:
+        search(str(space), trials=2, epochs=2, limit_train=100, scheduler="none", race=0.0, progress=False)
+    assert str(paused.value) == (
+        f"stopped before the end (SIGTERM): {said}; `tunelab resume {paused.value.study.path}` goes on"
+    )
+    assert paused.value.exit_status == 3
