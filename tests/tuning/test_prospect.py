@@ -128,7 +128,9 @@ def test_the_trials_of_a_grid_share_the_machine(space: str, tmp_path: Path, monk
     for trials in (1, 50):
         with pytest.raises(InputError, match="enough"):
             look_ahead(space, dataclasses.replace(OPTIONS, trials=trials), False, GridRequest(file, True, True))
-    assert asked == [5, 50]
+    with pytest.raises(InputError, match="enough"):
+        look_ahead(space, dataclasses.replace(OPTIONS, trials=1, repeat=3), False, GridRequest(file, True, True))
+    assert asked == [5, 50, 13], "each of them as often as asked"
 
 
 @pytest.mark.parametrize("wrong", [{"max_params": 10}, {"data": DataConfig("npz:/nowhere.npz")}])

@@ -110,7 +110,7 @@ def look_ahead(
     space = load_space(space_name)
     at_least = options.trials
     if grid is not None:  # a file that is none is refused before anything takes time
-        at_least = max(at_least, 1 + len(read_grid(grid.path).entries))
+        at_least = max(at_least, 1 + options.repeat * len(read_grid(grid.path).entries))
     layouts = find_layouts(dataclasses.replace(options, trials=at_least))
     device = layouts[0].device
     max_params, max_mflops = LIMITS[device]
