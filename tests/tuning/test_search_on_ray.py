@@ -44,7 +44,7 @@ BASELINES = ({"lr": 0.1, "kind": "good"},)
 def draw(suggest):
     lr = suggest.suggest_float("lr", 0.001, 0.5, log=True)
     kind = suggest.suggest_categorical("kind", KINDS)
-    good = {"lr": lr, "batch_size": BATCH}
+    good = {"lr": 1e-9 if kind == "idles" else lr, "batch_size": BATCH}
     recipe = {"lr": 1000.0, "batch_size": 8, "precision": "float32"} if kind == "diverges" else good
     return TrialConfig(
         ArchSpec(
@@ -60,7 +60,7 @@ MARK = "TUNELAB_TEST_MARK"
 
 
 def write_space(folder: Path, *kinds: str, batch: int = 32) -> str:
-    """A space file; kinds other than "good" are "raises" and "diverges". A small batch makes long epochs."""
+    """A space file; kinds other than "good" are "raises", "diverges" and "idles". A small batch makes long epochs."""
     file = folder / "small.py"
     file.write_text(f"KINDS = {('good', *kinds)!r}\nBATCH = {batch}\n{SPACE}")
     return str(file)
@@ -192,13 +192,14 @@ def finished(machine: Machine, tmp_path_factory: pytest.TempPathFactory) -> subp
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TUNELAB_CACHE", str(folder / "cache"))
-        prepare(DataConfig(limit_train=100))
+        prepare(DataConfig(limit_train=400))
     tests = list((folder / "cache" / "data").glob("*/test*"))
     assert len(tests) == 2
     for file in tests:
         file.unlink()
-    command = ["search", write_space(folder, "fine", "raises", "diverges"), "--study", str(folder / "study")]
-    options = ["--trials", "9", "--epochs", "4", "--limit-train", "100", "--concurrent", "2", "--seed", "0"]
+    space = write_space(folder, "idles", "raises", "diverges", batch=8)  # a good one is far ahead of an idle one
+    command = ["search", space, "--study", str(folder / "study")]
+    options = ["--trials", "9", "--epochs", "4", "--limit-train", "400", "--concurrent", "2", "--seed", "0"]
     more = {"TUNELAB_CACHE": str(folder / "cache"), "RAY_ADDRESS": "10.255.255.1:6379"}
     done = machine.run(*command, *options, **more)
     return subprocess.CompletedProcess([str(folder / "study"), *command], done.returncode, done.stdout, done.stderr)
