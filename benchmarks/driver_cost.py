@@ -232,7 +232,7 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=1000)
     parser.add_argument("--epochs", type=int, default=9, help="the full length of a trial")
     parser.add_argument("--concurrent", type=int, default=2)
-    parser.add_argument("--sampler", default="tpe")
+    parser.add_argument("--sampler", default="model", help="as of `tunelab search`")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--part", choices=("tunelab", "plain"), help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)

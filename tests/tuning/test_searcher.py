@@ -194,7 +194,7 @@ def test_the_seeds_of_the_trials_differ() -> None:
 # What is proposed.
 
 
-@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize("sampler", [*sorted(SAMPLERS), "random"])
 def test_no_configuration_is_proposed_twice(sampler: str) -> None:
     source = make_source(make_space(draw_few, ()), sampler=sampler)
     run = Run(source)
@@ -509,7 +509,7 @@ def test_a_repeat_takes_no_starters_place() -> None:
         assert asked.propose(2, numbered(run.trials)).params == STARTERS[2][0]
 
 
-@pytest.mark.parametrize("sampler", sorted(SAMPLERS))
+@pytest.mark.parametrize("sampler", [*sorted(SAMPLERS), "random"])
 def test_the_sampler_learns_nothing_of_a_repeat(sampler: str) -> None:
     """It is no configuration of its own, and its number is not missed."""
     plain, with_repeat = make_source(sampler=sampler), make_source(sampler=sampler)

@@ -74,7 +74,7 @@ class Mode:
     promote: bool
     repeats: bool
     sampler: str = "random"
-    seed: int = 3
+    seed: int = 7
 
     def stopping(self) -> SuccessiveHalving:
         return SuccessiveHalving(EPOCHS, {0}, promote=self.promote)

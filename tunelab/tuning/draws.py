@@ -165,7 +165,7 @@ class Encoder:
     """
 
     def __init__(self, distributions: Mapping[str, BaseDistribution], *, pooled: bool) -> None:
-        self._distributions = dict(distributions)
+        self.distributions = dict(distributions)
         groups: dict[str, list[str]] = {}
         for name in distributions:
             groups.setdefault(re.sub(r"\d+", "#", name), []).append(name)
@@ -176,7 +176,7 @@ class Encoder:
     @property
     def names(self) -> tuple[str, ...]:
         """The parameters that have columns."""
-        return tuple(self._distributions)
+        return tuple(self.distributions)
 
     def rows(self, params: Sequence[Mapping[str, Any]]) -> Array:
         """One row per configuration, (n, columns); what is inactive is NaN.
@@ -184,14 +184,14 @@ class Encoder:
         Raises:
             InputError: a configuration has a value that is none of the choices of its parameter.
         """
-        known = {name: self._encode(name, params) for name in self._distributions}
+        known = {name: self._encode(name, params) for name in self.distributions}
         columns = [column for name in self._single for column in known[name]]
         for names in self._groups.values():
             columns += [_mean_of_known(together) for together in zip(*(known[name] for name in names), strict=False)]
         return np.stack(columns, axis=1) if columns else np.zeros((len(params), 0))
 
     def _encode(self, name: str, params: Sequence[Mapping[str, Any]]) -> list[Array]:
-        distribution = self._distributions[name]
+        distribution = self.distributions[name]
         there = [name in one for one in params]
         for value in {one[name] for one in params if name in one}:
             choices = getattr(distribution, "choices", None)

@@ -1,14 +1,15 @@
 """Proposes by a model of all trials: candidates anywhere and near the best ones, the most promising first.
 
 A proposal depends on the seed, the trial's number and the trials so far alone. The model's hyperparameters follow from
-the first trials of a number that grows in steps, once these have ended.
+the first trials of a number that grows in steps, once these have ended. Drawing and checking candidates takes longer
+than judging them, so that a few proposals in turn choose from the same ones.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,8 @@ from tunelab.tuning.surrogate import (
 )
 
 Array = npt.NDArray[np.float64]
+Configuration = tuple[Mapping[str, Any], Mapping[str, Any]]
+"""Parameters, and the size of the network."""
 
 FIRST_RANDOM = 8
 """So many configurations come before the model is asked, unless there are earlier studies (our choice)."""
@@ -42,9 +45,12 @@ NEAR_EACH = 30
 NEAR_BEST = 5
 CHANGES = (0.1, 0.3)
 """How probably a candidate near a good configuration differs from it in a value: half of them each (our choice)."""
+SAME_CANDIDATES = 8
+"""So many proposals in turn choose from the same candidates (our choice)."""
 RANDOM_SHARE = 0.1
 """So many proposals are drawn anywhere, so that the model is not only fed with what it likes (our choice)."""
 _GROWTH = 1.3
+_ANYWHERE = -1  # instead of the number of a trial that candidates are near
 _SPAN = 1000.0  # the networks of a space differ so much in size, as a rule; our choice
 
 
@@ -94,11 +100,12 @@ class ModelSampler:
         self._known: dict[str, BaseDistribution] = {}
         self._fitted: tuple[tuple[str, ...], tuple[int, ...], Hyperparameters, Hyperparameters | None] | None = None
         self._processes: tuple[tuple[str, ...], list[GaussianProcess]] = ((), [])
+        self._drawn: dict[tuple[int, int], tuple[list[Candidate], dict[str, BaseDistribution]]] = {}
+        self._rows = _Rows()
 
     def know(self, distributions: Mapping[str, BaseDistribution]) -> None:
         """Takes note of the ranges of a trial's parameters."""
-        for name, distribution in distributions.items():
-            require_same_choices(name, self._known.setdefault(name, distribution), distribution)
+        _merge(self._known, [distributions])
 
     def candidates(self, number: int, trials: Mapping[int, Trial]) -> list[Candidate] | None:
         """Candidates for trial `number`, the most promising first; None where one drawn anywhere is wanted."""
@@ -111,18 +118,34 @@ class ModelSampler:
             return None
         ranked = self._ranked(generator, found, trials)
         best = sorted(zip(-ranked, -found.expected, found.numbers, strict=True))[:NEAR_BEST]
-        near = [trials[other].params for *_, other in best]
-        drawn = self._draw_all(generator, near)
+        near = {other: trials[other].params for *_, other in best}
+        drawn, known = self._draw_all(number // SAME_CANDIDATES, near)
         if not drawn:
             return None
-        order = np.argsort(-self._worth(trials, found, ranked, drawn), kind="stable")
+        encoder = Encoder(dict(sorted(known.items())), pooled=True)
+        order = np.argsort(-self._worth(trials, found, ranked, _Scale(encoder, drawn, self._rows)), kind="stable")
         return [drawn[place] for place in order]
 
-    def _draw_all(self, generator: random.Random, near: Sequence[Mapping[str, Any]]) -> list[Candidate]:
-        draws = [Draw(generator) for _ in range(ANYWHERE)]
-        for params in near:
-            draws += [Draw(generator, params, CHANGES[place % len(CHANGES)]) for place in range(NEAR_EACH)]
-        return [candidate for draw in draws if (candidate := self._draw(draw)) is not None]
+    def _draw_all(
+        self, block: int, near: Mapping[int, Mapping[str, Any]]
+    ) -> tuple[list[Candidate], dict[str, BaseDistribution]]:
+        """Candidates anywhere and near these trials, the same ones for all proposals of a block; all known ranges."""
+        self._drawn = {key: drawn for key, drawn in self._drawn.items() if key[0] == block}
+        candidates: list[Candidate] = []
+        known = dict(self._known)  # of all trials and these candidates, so that a resumed search knows the same
+        for other in (_ANYWHERE, *near):
+            if (block, other) not in self._drawn:
+                generator = random.Random(derive_seed(self._seed, "candidates", block, other))
+                draws = (
+                    [Draw(generator) for _ in range(ANYWHERE)]
+                    if other == _ANYWHERE
+                    else [Draw(generator, near[other], CHANGES[place % len(CHANGES)]) for place in range(NEAR_EACH)]
+                )
+                drawn = [one for draw in draws if (one := self._draw(draw)) is not None]
+                self._drawn[block, other] = drawn, _merge({}, (one.distributions for one in drawn))
+            candidates += self._drawn[block, other][0]
+            _merge(known, [self._drawn[block, other][1]])
+        return candidates, known
 
     def _ranked(self, generator: random.Random, found: Outcomes, trials: Mapping[int, Trial]) -> Array:
         """The normal scores of what each trial comes to; of several objectives with weights drawn for this proposal."""
@@ -142,12 +165,7 @@ class ModelSampler:
             return self._epochs * float(np.mean([metrics.seconds for metrics in trial.epochs] or [0.0]))
         return float(trial.stats.get(name, 0.0))
 
-    def _worth(self, trials: Mapping[int, Trial], found: Outcomes, ranked: Array, drawn: Sequence[Candidate]) -> Array:
-        known = dict(self._known)  # of all trials and these candidates, so that a resumed search knows the same
-        for candidate in drawn:
-            for name, distribution in candidate.distributions.items():
-                require_same_choices(name, known.setdefault(name, distribution), distribution)
-        encoder = Encoder(dict(sorted(known.items())), pooled=True)
+    def _worth(self, trials: Mapping[int, Trial], found: Outcomes, ranked: Array, scale: _Scale) -> Array:
         mine = [trials[number] for number in found.numbers]
         told = set(found.numbers)
         running = [
@@ -156,7 +174,6 @@ class ModelSampler:
         others = [
             [study.trials[number] for number in outcomes(study.trials, study.epochs).numbers] for study in self._earlier
         ]
-        scale = _Scale(encoder, [one.params for one in drawn], [one.stats for one in drawn])
         seen = _seen(scale, mine, ranked, found.noise)
         earlier = self._processes_of(scale, others)
         outcome, cost = self._hyperparameters(trials, scale) if len(mine) > 1 else (None, None)
@@ -197,6 +214,16 @@ class ModelSampler:
         return self._processes[1]
 
 
+def _merge(
+    known: dict[str, BaseDistribution], found: Iterable[Mapping[str, BaseDistribution]]
+) -> dict[str, BaseDistribution]:
+    """Adds ranges of parameters to those that are known."""
+    for distributions in found:
+        for name, distribution in distributions.items():
+            require_same_choices(name, known.setdefault(name, distribution), distribution)
+    return known
+
+
 class _Scale:
     """Rows for one round of candidates: inactive parameters in the middle, sizes of networks as logarithms.
 
@@ -204,19 +231,19 @@ class _Scale:
     those of another one and of an earlier study.
     """
 
-    def __init__(
-        self, encoder: Encoder, params: Sequence[Mapping[str, Any]], stats: Sequence[Mapping[str, Any]]
-    ) -> None:
+    def __init__(self, encoder: Encoder, drawn: Sequence[Candidate], known: _Rows) -> None:
         self._encoder = encoder
         self.names = encoder.names
-        self._sizes = sorted({name for one in stats for name, value in one.items() if _is_size(value)})
-        self.candidates = self._rows(params, stats)
+        self._sizes = sorted({name for one in drawn for name, value in one.stats.items() if _is_size(value)})
+        self._known = known
+        known.begin((encoder.distributions, self._sizes))
+        self.candidates = self.rows(drawn)
 
-    def rows(self, trials: Sequence[Trial]) -> Array:
+    def rows(self, configurations: Sequence[Trial | Candidate]) -> Array:
         """(n, columns)."""
-        return self._rows([trial.params for trial in trials], [trial.stats for trial in trials])
+        return self._known.of([(one.params, one.stats) for one in configurations], self._encode)
 
-    def _rows(self, params: Sequence[Mapping[str, Any]], stats: Sequence[Mapping[str, Any]]) -> Array:
+    def _encode(self, params: Sequence[Mapping[str, Any]], stats: Sequence[Mapping[str, Any]]) -> Array:
         rows = self._encoder.rows(params)
         return np.hstack([np.where(np.isnan(rows), 0.5, rows), self._log_sizes(stats)])
 
@@ -230,6 +257,38 @@ class _Scale:
                 for one in stats
             ]
         ).reshape(len(stats), len(self._sizes))
+
+
+class _Rows:
+    """The rows of the last two rounds, so that a configuration is not encoded at every proposal."""
+
+    def __init__(self) -> None:
+        self._scale: Any = None
+        self._last: dict[tuple[int, int], tuple[Configuration, Array]] = {}
+        self._now: dict[tuple[int, int], tuple[Configuration, Array]] = {}
+
+    def begin(self, scale: Any) -> None:
+        """A new round; what is known is forgotten if rows are made differently now."""
+        self._last = self._now if self._scale == scale else {}
+        self._scale, self._now = scale, {}
+
+    def of(
+        self,
+        configurations: Sequence[Configuration],
+        encode: Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]], Array],
+    ) -> Array:
+        """(n, columns); a configuration is known by which object it is, and kept so that no other takes its place."""
+        keys = [(id(params), id(stats)) for params, stats in configurations]
+        for key in keys:
+            if key not in self._now and key in self._last:
+                self._now[key] = self._last[key]
+        new = {key: one for key, one in zip(keys, configurations, strict=True) if key not in self._now}
+        if new or not keys:
+            rows = encode([params for params, _ in new.values()], [stats for _, stats in new.values()])
+            if not keys:
+                return rows
+            self._now.update({key: (one, row) for (key, one), row in zip(new.items(), rows, strict=True)})
+        return np.stack([self._now[key][1] for key in keys])
 
 
 def _has_costs(trial: Trial) -> bool:

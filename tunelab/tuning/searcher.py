@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import random
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -43,12 +44,8 @@ def _gp(seed: int) -> BaseSampler:
     return optuna.samplers.GPSampler(seed=seed)
 
 
-def _random(seed: int) -> BaseSampler:
-    return optuna.samplers.RandomSampler(seed=seed)
-
-
-SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {"tpe": _tpe, "gp": _gp, "random": _random}
-"""Optuna's own samplers; `model` is tunelab's, see tunelab.tuning.model_sampler."""
+SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {"tpe": _tpe, "gp": _gp}
+"""Optuna's own samplers; `model` is tunelab's, see tunelab.tuning.model_sampler, and `random` draws anywhere."""
 
 
 class OptunaSource:
@@ -57,7 +54,7 @@ class OptunaSource:
     Args:
         space: what is drawn from.
         seed: the study's.
-        sampler: `model`, or a key of SAMPLERS.
+        sampler: `model`, `random`, or a key of SAMPLERS.
         complete: puts the data, the length and the seed of trial `number` into a drawn configuration.
         check: refuses what cannot work.
         storage: where Optuna's own journal is kept for its dashboard; it is rebuilt if it does not fit the record.
@@ -175,16 +172,16 @@ class OptunaSource:
             return None
 
     def _sample(self, number: int) -> Proposal:
-        """A draw of the sampler that passes the check and is new."""
-        chosen = "random" if self._model is not None else self._sampler
+        """A draw of Optuna's sampler, or one from anywhere, that passes the check and is new."""
         reason = "no draw"
         refused: list[optuna.Trial] = []  # to Optuna they run until a draw passes: TPE keeps away from running trials
         repeats = 0
         for attempt in range(_ATTEMPTS):
-            self._study.sampler = SAMPLERS[chosen if attempt < _ATTEMPTS // 2 else "random"](
-                derive_seed(self._seed, "propose", number, attempt)
-            )
-            asked = self._study.ask()
+            seed = derive_seed(self._seed, "propose", number, attempt)
+            asked: optuna.Trial | Draw = Draw(random.Random(seed))
+            if self._sampler in SAMPLERS and attempt < _ATTEMPTS // 2:
+                self._study.sampler = SAMPLERS[self._sampler](seed)
+                asked = self._study.ask()
             config = self._complete(self._draw(asked), number)
             try:
                 stats = self._check(config)
@@ -194,13 +191,18 @@ class OptunaSource:
             except RefusedError as error:
                 reason = str(error)
                 self.refused[reason] = self.refused.get(reason, 0) + 1
-                refused.append(asked)
+                if isinstance(asked, optuna.Trial):
+                    refused.append(asked)
                 continue
             for draw in refused:
                 self._study.tell(draw, state=TrialState.FAIL)
                 self._memory.forget(draw._trial_id)
-            self._memory.adopt(number, asked._trial_id)
-            proposal = Proposal(config, dict(asked.params), stats, chosen)
+            if isinstance(asked, optuna.Trial):
+                self._memory.adopt(number, asked._trial_id)
+            else:
+                self._memory.start(number, asked.params, asked.distributions)
+            origin = self._sampler if isinstance(asked, optuna.Trial) else "random"
+            proposal = Proposal(config, dict(asked.params), stats, origin)
             return self._start(number, proposal, asked.distributions)
         if repeats:
             raise ExhaustedError(
@@ -216,11 +218,10 @@ class OptunaSource:
             InputError: the space raised, or none of 500 draws passed.
         """
         self.opening()
-        sampler = optuna.samplers.RandomSampler(seed=derive_seed(self._seed, "rehearse"))
-        study = optuna.create_study(sampler=sampler)
+        generator = random.Random(derive_seed(self._seed, "rehearse"))
         passed, reason = 0, ""
         for _ in range(_ATTEMPTS):
-            config = self._complete(self._draw(study.ask()), 0)
+            config = self._complete(self._draw(Draw(generator)), 0)
             try:
                 self._check(config)
                 passed += 1
