@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from threadpoolctl import threadpool_info
 
-from tunelab.records import TrialStatus
+from tunelab.records import Trial, TrialStatus
 from tunelab.study import load
 from tunelab.tuning.execute import PausedError
 from tunelab.tuning.runner import resume, search
@@ -53,3 +54,19 @@ def test_what_is_left_is_said_in_words(played: Played, space: Path, at: int, sai
         f"stopped before the end (SIGTERM): {said}; `tunelab resume {paused.value.study.path}` goes on"
     )
     assert paused.value.exit_status == 3
+
+
+def test_the_driver_leaves_the_processors_to_the_trials(played: Played, space: Path) -> None:
+    def blas_threads() -> set[int]:
+        return {library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas"}
+
+    def note(trial: Trial, epoch: int) -> str:
+        during.append(blas_threads())
+        return ""
+
+    during: list[set[int]] = []
+    before = blas_threads()
+    played.halt = note
+    search(str(space), trials=1, epochs=1, limit_train=100, race=0.0, progress=False)
+    assert during == [{1}]
+    assert blas_threads() == before

@@ -6,6 +6,8 @@ import contextlib
 import sys
 from dataclasses import dataclass, field
 
+from threadpoolctl import threadpool_limits
+
 from tunelab.errors import TunelabError
 from tunelab.journal import Journal
 from tunelab.study import Study, current, history
@@ -84,7 +86,9 @@ def execute(study: Study, plan: Plan) -> Study:
         )
         if engine.has_work and not engine.should_halt:
             plan.forecast.begin()
-            with shown:
+            # One thread for the sampler's algebra: the trials have the processors, and threads that wait for each other
+            # on busy ones take twice as long.
+            with shown, threadpool_limits(1, "blas"):
                 ray_tune.run(
                     engine,
                     plan.slots,
