@@ -111,6 +111,27 @@ def test_the_layout_with_the_most_images_per_second_is_taken() -> None:
     assert other.reason.startswith("1 trial at a time with 4 threads: 800 images/s against 400 with 4 x 1 thread and")
 
 
+def test_a_draw_that_something_else_slowed_down_is_measured_again() -> None:
+    """As when another program read the disk while it was measured: 8 times as slow as it is."""
+
+    class Disturbed(Pretended):
+        def measure(self, count: int, threads: int, seconds: float, patience: float = 0.0) -> list[dict[str, Any]]:
+            found = super().measure(count, threads, seconds, patience)
+            if len(self.asked) == disturbed:
+                found[1] = {**found[1], "step": 8 * found[1]["step"]}
+            return found
+
+    disturbed = 0
+    quiet = Disturbed(even)
+    expected = calibrate(samples(6), TWO, quiet, 9000)
+    first_draw = len(quiet.asked) - 1
+    assert [count for count, _, _ in quiet.asked[first_draw - 1 :]] == [2, 2], "three draws, two at a time"
+    disturbed = first_draw
+    probes = Disturbed(even)
+    assert calibrate(samples(6), TWO, probes, 9000).points == expected.points
+    assert len(probes.asked) == len(quiet.asked) + 1, "once again, and no more"
+
+
 def test_three_sizes_are_measured_on_each_layout_and_the_rest_on_the_chosen_one() -> None:
     probes = Pretended(even)
     found = calibrate(samples(6), TWO, probes, 9000)

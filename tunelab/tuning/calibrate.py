@@ -8,6 +8,7 @@ it further draws are measured, each process another one, as many as the time all
 from __future__ import annotations
 
 import dataclasses
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +26,7 @@ _WINDOW = (0.1, 0.25)  # seconds in which one configuration is timed, at least a
 _LONGEST_STEP = 0.3  # usual seconds of a step; larger batches are measured in part; our choice
 _FAR_SLOWER = 0.6  # of the best layout's images per second on the baseline; our choice
 _FAR_SLOWER_STEPS = 8  # a layout is given up when its first steps take as long as so many of the one before; our choice
+_DISTURBED = 2.0  # times as slow as others let expect, twice the usual spread: a draw is measured again; our choice
 _RAY_MIB = 800.0  # what Ray's own processes hold, measured
 _PROCESS_MIB = {"cpu": 300.0, "cuda": 900.0}  # what a process holds that has loaded torch, measured
 _CONTEXT_MIB = 500.0  # what a process holds on a GPU beside tensors: context and kernels; our estimate
@@ -267,10 +269,22 @@ class _Work:
         try:
             self._build(samples, slots)
             found = self._probes.measure(len(samples), slots.cpus, self._window)
+            if self._is_disturbed(samples, found, slots):
+                again = self._probes.measure(len(samples), slots.cpus, self._window)
+                found = [min(both, key=lambda one: float(one["step"])) for both in zip(found, again, strict=True)]
         except ProbeError:  # an odd draw is no reason not to search
             return []
         self.overheads += [one["build"] + one["warm_up"] for one in found]
         return [_point(sample, one) for sample, one in zip(samples, found, strict=True)]
+
+    def _is_disturbed(self, samples: Sequence[Sample], found: Sequence[Mapping[str, Any]], slots: Slots) -> bool:
+        """True if any is so slow, beside what was measured before, that something else kept the machine busy."""
+        offs = [math.log(one.step / guess_step(one.load, slots.device)) for one in self.points.get(slots, ())]
+        usual = math.exp(statistics.fmean(offs)) if offs else math.inf
+        return any(
+            one["step"] > _DISTURBED * usual * guess_step(sample.load, slots.device)
+            for sample, one in zip(samples, found, strict=True)
+        )
 
     def _build(self, samples: Sequence[Sample], slots: Slots) -> None:
         settings = {"device": slots.device, "threads": slots.cpus}
