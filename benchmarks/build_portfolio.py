@@ -94,8 +94,8 @@ def open_task(path: Path) -> Task:
 def variants(space: SearchSpace, params: Params) -> Family:
     """The parameter set, and what its space has in place of it for images or limits that it does not fit."""
     module = sys.modules[space.draw.__module__]
-    narrower = getattr(module, "narrower", None)
-    return (dict(params),) if narrower is None else tuple(narrower(params))
+    fallbacks = getattr(module, "fallbacks", None)
+    return (dict(params),) if fallbacks is None else tuple(fallbacks(params))
 
 
 def collect(space: SearchSpace, tasks: Sequence[Task], each: int) -> list[tuple[str, Family]]:

@@ -240,20 +240,21 @@ def fast_start(width: int, pool: bool, kinds: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def narrower(params: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
-    """A parameter set and the same with ever narrower stems, for images or limits that it does not fit."""
+def fallbacks(params: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
+    """A parameter set, and what to try in its place where images or limits do not allow it.
+
+    First the same with ever narrower stems; if it has a pool after the stem, then all of these without one, for images
+    that are too small for it.
+    """
     widths = [width for width in reversed(STEM_WIDTHS) if width <= params["stem_width"]]
-    return tuple({**params, "stem_width": width} for width in widths)
+    pools = (True, False) if params["stem_pool"] else (False,)
+    return tuple({**params, "stem_width": width, "stem_pool": pool} for pool in pools for width in widths)
 
 
-def _widest_first(kinds: Sequence[str]) -> tuple[Mapping[str, Any], ...]:
-    """One family of starters: with a pool, or where the images are too small for one, without."""
-    return tuple(fast_start(width, pool, kinds) for pool in (True, False) for width in reversed(STEM_WIDTHS))
-
-
-BASELINES: Final[tuple[Mapping[str, Any], ...]] = tuple(resnet18(width) for width in reversed(STEM_WIDTHS))
+BASELINES: Final[tuple[Mapping[str, Any], ...]] = fallbacks(resnet18(max(STEM_WIDTHS)))
 
 # One network of each kind, and one of all: where the search begins, so that what it learns first is worth knowing.
 STARTERS: Final[tuple[tuple[Mapping[str, Any], ...], ...]] = tuple(
-    _widest_first(kinds) for kinds in (("basic",), ("bottleneck",), ("inception",), ("basic", "inception"))
+    fallbacks(fast_start(max(STEM_WIDTHS), True, kinds))
+    for kinds in (("basic",), ("bottleneck",), ("inception",), ("basic", "inception"))
 )
