@@ -31,7 +31,7 @@ Choice = TypeVar("Choice", bound="bool | int | float | str | None")
 class Suggest(Protocol):
     """The `suggest_*` methods of an Optuna trial, all that a space needs to know of Optuna.
 
-    A name always comes with the same choices (Optuna refuses others); the range of an integer or a float may differ.
+    A name always comes with the same choices, or with the same kind of range, whose ends may differ.
     """
 
     def suggest_categorical(self, name: str, choices: Sequence[Choice]) -> Choice:

@@ -69,6 +69,14 @@ def test_what_is_the_same_wherever_it_fits_is_one_candidate(script: ModuleType) 
     assert [origin for origin, _ in found] == ["starter", "trial 2"]
 
 
+def test_a_candidate_brings_what_its_space_tries_in_its_place(script: ModuleType) -> None:
+    family = script.variants(load_space("arch"), {"stem_width": 12, "stem_pool": True, "norm": "batch"})
+    assert [(one["stem_width"], one["stem_pool"]) for one in family] == [
+        (12, True), (8, True), (12, False), (8, False),
+    ]  # fmt: skip
+    assert {one["norm"] for one in family} == {"batch"}
+
+
 def test_a_space_may_begin_with_nothing(script: ModuleType) -> None:
     space = SearchSpace("empty", "empty.py", 1, "", load_space("arch").draw, (), ())
     assert script.collect(space, [], 8) == []

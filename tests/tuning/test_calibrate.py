@@ -116,20 +116,27 @@ def test_a_draw_that_something_else_slowed_down_is_measured_again() -> None:
 
     class Disturbed(Pretended):
         def measure(self, count: int, threads: int, seconds: float, patience: float = 0.0) -> list[dict[str, Any]]:
+            if self.asked and len(self.asked) == refused:
+                raise ProbeError("it died")
             found = super().measure(count, threads, seconds, patience)
-            if len(self.asked) == disturbed:
-                found[1] = {**found[1], "step": 8 * found[1]["step"]}
-            return found
+            slower = slow.get(len(self.asked), {})
+            return [{**one, "step": slower.get(place, 1) * one["step"]} for place, one in enumerate(found)]
 
-    disturbed = 0
+    slow: dict[int, dict[int, float]] = {}
+    refused = 0
     quiet = Disturbed(even)
     expected = calibrate(samples(6), TWO, quiet, 9000)
     first_draw = len(quiet.asked) - 1
     assert [count for count, _, _ in quiet.asked[first_draw - 1 :]] == [2, 2], "three draws, two at a time"
-    disturbed = first_draw
+    slow = {first_draw: {1: 8}, first_draw + 1: {0: 8}}  # of each the better measurement counts
     probes = Disturbed(even)
     assert calibrate(samples(6), TWO, probes, 9000).points == expected.points
     assert len(probes.asked) == len(quiet.asked) + 1, "once again, and no more"
+    refused = first_draw  # whatever comes after it fails: the first measurement stays, and the third draw is missing
+    assert calibrate(samples(6), TWO, Disturbed(even), 9000).points == (
+        *expected.points[:-2],
+        dataclasses.replace(expected.points[-2], step=8 * expected.points[-2].step),
+    )
 
 
 def test_three_sizes_are_measured_on_each_layout_and_the_rest_on_the_chosen_one() -> None:

@@ -13,7 +13,7 @@ from optuna.trial import FixedTrial
 
 from tunelab.errors import InputError
 from tunelab.space import Suggest, load_space
-from tunelab.tuning.draws import Draw, Encoder, Scale, reflect, require_same_choices
+from tunelab.tuning.draws import Draw, Encoder, Scale, merge, reflect, require_same_kind
 
 RANGES = [
     FloatDistribution(-2.0, 5.0),
@@ -158,6 +158,20 @@ def test_the_space_arch_can_be_drawn_and_encoded() -> None:
     assert np.nanmax(rows) <= 1.0
 
 
+def test_a_row_is_the_same_whatever_is_encoded_with_it() -> None:
+    """To the last bit: a resumed search encodes in other company than the unbroken one."""
+    generator = random.Random(0)
+    draws = [Draw(generator) for _ in range(60)]
+    distributions: dict[str, Any] = {}
+    for draw in draws:
+        load_space("arch").draw(draw)
+        merge(distributions, [draw.distributions])
+    encoder = Encoder(distributions, pooled=True)
+    together = encoder.rows([draw.params for draw in draws])
+    alone = np.vstack([encoder.rows([draw.params]) for draw in draws])
+    assert np.array_equal(together, alone, equal_nan=True)
+
+
 def test_optuna_takes_what_was_drawn() -> None:
     draw = Draw(random.Random(5))
     draw_all(draw)
@@ -197,9 +211,9 @@ def test_a_value_that_is_no_choice_is_named(known: Any, value: Any, said: str) -
 
 def test_choices_that_change_are_named_with_both_lists() -> None:
     one, other = CategoricalDistribution((8, 16)), CategoricalDistribution((8, 16, 32))
-    require_same_choices("x", one, CategoricalDistribution((8, 16)))
-    require_same_choices("x", FloatDistribution(0.0, 1.0), FloatDistribution(0.0, 2.0))
+    require_same_kind("x", one, CategoricalDistribution((8, 16)))
+    require_same_kind("x", FloatDistribution(0.0, 1.0), FloatDistribution(0.0, 2.0))
     with pytest.raises(InputError, match=r"'x' the choices \(8, 16\) .* and the choices \(8, 16, 32\) in another"):
-        require_same_choices("x", one, other)
+        require_same_kind("x", one, other)
     with pytest.raises(InputError, match=r"'x' the choices \(8, 16\) .* and a range of numbers in another"):
-        require_same_choices("x", one, FloatDistribution(0.0, 1.0))
+        require_same_kind("x", one, FloatDistribution(0.0, 1.0))

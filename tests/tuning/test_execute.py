@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from threadpoolctl import threadpool_info
+from threadpoolctl import threadpool_info, threadpool_limits
 
 from tunelab.records import Trial, TrialStatus
 from tunelab.study import load
@@ -65,8 +65,10 @@ def test_the_driver_leaves_the_processors_to_the_trials(played: Played, space: P
         return ""
 
     during: list[set[int]] = []
-    before = blas_threads()
     played.halt = note
-    search(str(space), trials=1, epochs=1, limit_train=100, race=0.0, progress=False)
+    with threadpool_limits(2, "blas"):
+        if blas_threads() != {2}:
+            pytest.skip("the algebra library has one thread, whatever it is told")
+        search(str(space), trials=1, epochs=1, limit_train=100, race=0.0, progress=False)
+        assert blas_threads() == {2}
     assert during == [{1}]
-    assert blas_threads() == before

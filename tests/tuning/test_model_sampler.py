@@ -13,7 +13,16 @@ from tunelab.errors import RefusedError
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.space import SearchSpace, Suggest
 from tunelab.tuning.draws import Draw
-from tunelab.tuning.model_sampler import FIRST_RANDOM, Candidate, Earlier, ModelSampler
+from tunelab.tuning.model_sampler import (
+    ANYWHERE,
+    FIRST_RANDOM,
+    NEAR_BEST,
+    NEAR_EACH,
+    Candidate,
+    Earlier,
+    ModelSampler,
+    Rows,
+)
 from tunelab.tuning.outcomes import outcomes
 from tunelab.tuning.searcher import OptunaSource
 
@@ -28,7 +37,17 @@ def draw(suggest: Suggest) -> TrialConfig:
     return TrialConfig(ARCH, TrainConfig(epochs=EPOCHS, lr=rate, label_smoothing=smoothing))
 
 
+def draw_within_moving_ends(suggest: Suggest) -> TrialConfig:
+    total = 0.0
+    for name in "abcd":
+        low = suggest.suggest_categorical(f"low_{name}", (False, True))
+        total += suggest.suggest_float(f"value_{name}", 0.01, 0.05 if low else 0.5)
+    rate = suggest.suggest_float("rate", 0.001, 1.0, log=True)
+    return TrialConfig(ARCH, TrainConfig(epochs=EPOCHS, lr=rate, label_smoothing=total / 4))
+
+
 SPACE = SearchSpace("test", "test.py", 1, "a test", draw, ())
+MOVING = SearchSpace("moving", "test.py", 1, "ranges whose ends depend on a choice", draw_within_moving_ends, ())
 
 
 def quality(config: Mapping[str, Any]) -> float:
@@ -43,11 +62,11 @@ def check(config: TrialConfig) -> Mapping[str, Any]:
     return {"params": 1000 if config.train.label_smoothing else 100, "mflops": 1.0}
 
 
-def make_source(seed: int = 0, earlier: tuple[Earlier, ...] = ()) -> OptunaSource:
+def make_source(seed: int = 0, earlier: tuple[Earlier, ...] = (), space: SearchSpace = SPACE) -> OptunaSource:
     def complete(config: TrialConfig, number: int) -> TrialConfig:
         return dataclasses.replace(config, seed=derive_seed(seed, number))
 
-    return OptunaSource(SPACE, seed, "model", complete, check, epochs=EPOCHS, earlier=earlier)
+    return OptunaSource(space, seed, "model", complete, check, epochs=EPOCHS, earlier=earlier)
 
 
 class Search:
@@ -92,18 +111,21 @@ def test_equal_searches_propose_the_same_and_others_do_not() -> None:
     assert one != other
 
 
+@pytest.mark.parametrize("space", [SPACE, MOVING])
 @pytest.mark.parametrize("broken_at", [3, 6, 9, 13])
 @pytest.mark.parametrize("warm", [False, True])
-def test_a_resumed_search_proposes_what_the_unbroken_one_would_have(broken_at: int, warm: bool) -> None:
+def test_a_resumed_search_proposes_what_the_unbroken_one_would_have(
+    broken_at: int, warm: bool, space: SearchSpace
+) -> None:
     """After a warm start too, when the model is asked from the first trial on."""
-    before = Search(make_source(7))
+    before = Search(make_source(7, space=space))
     before.run(12)
     earlier = (Earlier("before", before.trials, EPOCHS),) if warm else ()
     for seed in (0, 1):
-        whole = Search(make_source(seed, earlier))
+        whole = Search(make_source(seed, earlier, space))
         expected = whole.run(18)
         begun = {number: trial for number, trial in whole.trials.items() if number < broken_at}
-        assert Search(make_source(seed, earlier), begun).run(18) == expected
+        assert Search(make_source(seed, earlier, space), begun).run(18) == expected
 
 
 def test_networks_of_one_size_tell_of_those_of_another() -> None:
@@ -253,3 +275,70 @@ def test_with_a_cost_among_the_objectives_cheaper_configurations_are_proposed() 
         return float(np.mean(late))
 
     assert share_of_small(("val_accuracy", "params")) > share_of_small(("val_accuracy",)) + 0.1
+
+
+# What is drawn and encoded once.
+
+
+def test_a_few_proposals_in_turn_choose_from_the_same_candidates() -> None:
+    """Those that are near a configuration are drawn when it becomes one of the best."""
+    searched = Search(make_source())
+    searched.run(16)
+    before = {number: trial for number, trial in searched.trials.items() if number < 15}
+    drawn: list[Draw] = []
+
+    def candidate(one: Draw) -> Candidate:
+        config = draw(one)
+        drawn.append(one)
+        return Candidate(config, one.params, one.distributions, {"params": 1})
+
+    sampler = ModelSampler(0, EPOCHS, candidate)
+    counts, found = [], []
+    for number in (20, 21, 23, 24, 23):
+        drawn.clear()
+        found.append(sampler.candidates(number, before))
+        counts.append(len(drawn))
+    whole = ANYWHERE + NEAR_BEST * NEAR_EACH
+    assert counts == [whole, 0, 0, whole, whole], "24 begins another block"
+    assert found[0] is not None
+    assert (
+        [one.params for one in found[0]]
+        == [one.params for one in found[1] or ()]
+        == [one.params for one in found[4] or ()]
+    ), "with the same trials the same is expected of them"
+    best = max(before, key=lambda number: quality(before[number].config))
+    better = dataclasses.replace(before[best], number=15)  # one of the best five makes room
+    drawn.clear()
+    assert sampler.candidates(23, {**before, 15: better}) is not None
+    assert len(drawn) == NEAR_EACH
+
+
+def test_a_configuration_is_encoded_again_only_on_another_scale() -> None:
+    def encode(params: Any, stats: Any) -> Any:
+        asked.append(len(params))
+        return np.array([[one["x"] * factor] for one in params]).reshape(len(params), 1)
+
+    asked: list[int] = []
+    factor = 1
+    rows = Rows()
+    size: dict[str, Any] = {}
+    some: list[tuple[dict[str, Any], dict[str, Any]]] = [({"x": place}, size) for place in range(5)]
+    rows.begin("one scale")
+    assert rows.of(some, encode).tolist() == [[0], [1], [2], [3], [4]]
+    assert rows.of([], encode).shape == (0, 1)
+    rows.begin("one scale")
+    assert rows.of([some[3], ({"x": 7}, size), some[3]], encode).tolist() == [[3], [7], [3]]
+    rows.begin("one scale")
+    assert rows.of(some[:4], encode).tolist() == [[0], [1], [2], [3]], "what was not asked for was forgotten"
+    assert asked == [5, 0, 1, 3]
+    factor = 2
+    rows.begin("another scale")
+    assert rows.of(some[:4], encode).tolist() == [[0], [2], [4], [6]]
+
+
+def test_objects_whose_rows_are_known_are_kept_so_that_no_other_takes_their_place() -> None:
+    rows = Rows()
+    for number in range(200):
+        rows.begin("scale")
+        found = rows.of([({"x": number}, {})], lambda params, stats: np.array([[one["x"]] for one in params]))
+        assert found.tolist() == [[number]]

@@ -263,18 +263,44 @@ def test_a_space_that_raises_later_is_named() -> None:
         _ = [source.propose(number, {}) for number in range(50)]
 
 
-def test_a_space_that_changes_the_choices_of_a_name_is_named() -> None:
-    """Optuna refuses it."""
+def changing_choices(suggest: Suggest, many: bool) -> None:
+    suggest.suggest_categorical("batch", (1, 2, 3) if many else (4, 5))
 
+
+def changing_kind(suggest: Suggest, many: bool) -> None:
+    _ = suggest.suggest_categorical("batch", (1, 2, 3)) if many else suggest.suggest_int("batch", 4, 5)
+
+
+def changing_scale(suggest: Suggest, many: bool) -> None:
+    suggest.suggest_int("batch", 1, 5, log=many)
+
+
+def changing_type(suggest: Suggest, many: bool) -> None:
+    _ = suggest.suggest_int("batch", 1, 5) if many else suggest.suggest_float("batch", 1.0, 5.0)
+
+
+@pytest.mark.parametrize("sampler", [*sorted(SAMPLERS), "random", "model"])
+@pytest.mark.parametrize("change", [changing_choices, changing_kind, changing_scale, changing_type])
+def test_a_space_that_changes_what_a_name_means_is_named(sampler: str, change: Callable[[Suggest, bool], None]) -> None:
     def changing(suggest: Suggest) -> TrialConfig:
-        many = suggest.suggest_categorical("many", (False, True))
-        return TrialConfig(
-            ARCH, TrainConfig(batch_size=suggest.suggest_categorical("batch", (1, 2, 3) if many else (4, 5)))
-        )
+        change(suggest, suggest.suggest_categorical("many", (False, True)))
+        return TrialConfig(ARCH, TrainConfig(lr=suggest.suggest_float("lr", 0.01, 0.1)))
 
-    run = Run(make_source(make_space(changing, ())))
-    with pytest.raises(InputError, match=r"the space 'test' raised ValueError: CategoricalDistribution does not"):
+    run = Run(make_source(make_space(changing, ()), sampler=sampler))
+    with pytest.raises(InputError, match=r"the space 'test' raised ValueError: |the space gives 'batch' "):
         _ = [run.add(TrialStatus.COMPLETED, 0.5) for _ in range(20)]
+
+
+@pytest.mark.parametrize("sampler", ["random", "model"])
+def test_a_name_with_two_meanings_in_one_configuration_is_named(sampler: str) -> None:
+    def twice(suggest: Suggest) -> TrialConfig:
+        lower = suggest.suggest_float("lr", 0.01, 0.02)
+        return TrialConfig(ARCH, TrainConfig(lr=max(lower, suggest.suggest_float("lr", 0.1, 0.2))))
+
+    with pytest.raises(
+        InputError, match=r"^the space asks for 'lr' twice, and its value 0.01\d* is not in both ranges"
+    ):
+        make_source(make_space(twice, ()), sampler=sampler).propose(0, {})
 
 
 @pytest.mark.parametrize("wrong", [None, {"lr": 0.1}, ARCH, "config"])

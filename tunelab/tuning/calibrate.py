@@ -270,12 +270,19 @@ class _Work:
             self._build(samples, slots)
             found = self._probes.measure(len(samples), slots.cpus, self._window)
             if self._is_disturbed(samples, found, slots):
-                again = self._probes.measure(len(samples), slots.cpus, self._window)
-                found = [min(both, key=lambda one: float(one["step"])) for both in zip(found, again, strict=True)]
+                found = self._measure_again(found, slots)
         except ProbeError:  # an odd draw is no reason not to search
             return []
         self.overheads += [one["build"] + one["warm_up"] for one in found]
         return [_point(sample, one) for sample, one in zip(samples, found, strict=True)]
+
+    def _measure_again(self, found: list[dict[str, Any]], slots: Slots) -> list[dict[str, Any]]:
+        """The faster one of what was found and of a second measurement, if that can be had."""
+        try:
+            again = self._probes.measure(len(found), slots.cpus, self._window)
+        except ProbeError:
+            return found
+        return [min(both, key=lambda one: float(one["step"])) for both in zip(found, again, strict=True)]
 
     def _is_disturbed(self, samples: Sequence[Sample], found: Sequence[Mapping[str, Any]], slots: Slots) -> bool:
         """True if any is so slow, beside what was measured before, that something else kept the machine busy."""

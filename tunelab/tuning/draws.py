@@ -6,7 +6,7 @@ import functools
 import math
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -20,6 +20,10 @@ Array = npt.NDArray[np.float64]
 
 _NEAR = 0.15
 """The standard deviation of a step from a known value, in units of its range (our choice)."""
+
+
+class RangesError(InputError):
+    """A space gives a name other choices, or another kind of range, than before."""
 
 
 class Draw:
@@ -40,9 +44,10 @@ class Draw:
 
     def suggest_categorical(self, name: str, choices: Sequence[Choice]) -> Choice:
         """One of `choices`."""
+        choices = tuple(choices)
         keeps = name in self._near and self._generator.random() >= self._change
         value: Any = self._near[name] if keeps and self._near[name] in choices else self._generator.choice(choices)
-        chosen: Choice = self._take(name, _categorical(tuple(choices)), value)
+        chosen: Choice = self._take(name, _categorical(choices), value)
         return chosen
 
     def suggest_int(self, name: str, low: int, high: int, *, step: int = 1, log: bool = False) -> int:
@@ -67,7 +72,11 @@ class Draw:
 
     def _take(self, name: str, distribution: BaseDistribution, value: Any) -> Any:
         if name in self.params:  # asked for again: the same answer, as Optuna gives
-            return self.params[name]
+            require_same_kind(name, self.distributions[name], distribution)
+            known = self.params[name]
+            if not distribution._contains(distribution.to_internal_repr(known)):
+                raise RangesError(f"the space asks for {name!r} twice, and its value {known!r} is not in both ranges")
+            return known
         self.params[name] = value
         self.distributions[name] = distribution
         return value
@@ -134,22 +143,48 @@ def _float_range(low: float, high: float, step: float | None, log: bool) -> Scal
     return Scale(FloatDistribution(low, high, log=log, step=step))
 
 
-def require_same_choices(name: str, known: BaseDistribution, found: BaseDistribution) -> None:
-    """Raises InputError if a parameter comes with other choices than before; the ranges of numbers may differ."""
-    if getattr(known, "choices", None) != getattr(found, "choices", None):
-        raise _other_choices(name, known, _described(found))
+def merge(
+    known: dict[str, BaseDistribution], found: Iterable[Mapping[str, BaseDistribution]]
+) -> dict[str, BaseDistribution]:
+    """Adds ranges of parameters to those that are known; the first range of a name stays.
+
+    Raises:
+        InputError: as `require_same_kind`.
+    """
+    for distributions in found:
+        for name, distribution in distributions.items():
+            require_same_kind(name, known.setdefault(name, distribution), distribution)
+    return known
 
 
-def _other_choices(name: str, known: BaseDistribution, found: str) -> InputError:
-    return InputError(
+def require_same_kind(name: str, known: BaseDistribution, found: BaseDistribution) -> None:
+    """Raises InputError if a parameter comes with other choices than before, or a range of another kind.
+
+    The ends of a range may differ.
+    """
+    if known is not found and _kind(known) != _kind(found):
+        raise _other_kind(name, known, _described(found))
+
+
+def _kind(distribution: BaseDistribution) -> tuple[Any, ...]:
+    choices = getattr(distribution, "choices", None)
+    types = None if choices is None else tuple(map(type, choices))
+    return type(distribution), choices, types, getattr(distribution, "log", None)
+
+
+def _other_kind(name: str, known: BaseDistribution, found: str) -> RangesError:
+    return RangesError(
         f"the space gives {name!r} {_described(known)} in one configuration and {found} in another; a name must always "
-        "come with the same choices: give each list a name of its own"
+        "come with the same choices or the same kind of range: give each a name of its own"
     )
 
 
 def _described(distribution: BaseDistribution) -> str:
     choices = getattr(distribution, "choices", None)
-    return "a range of numbers" if choices is None else f"the choices {tuple(choices)}"
+    if choices is not None:
+        return f"the choices {tuple(choices)}"
+    numbers = "integers" if isinstance(distribution, IntDistribution) else "numbers"
+    return f"a {'logarithmic ' if getattr(distribution, 'log', False) else ''}range of {numbers}"
 
 
 class Encoder:
@@ -196,7 +231,7 @@ class Encoder:
         for value in {one[name] for one in params if name in one}:
             choices = getattr(distribution, "choices", None)
             if isinstance(value, (str, type(None))) if choices is None else value not in choices:
-                raise _other_choices(name, distribution, f"the value {value!r}")
+                raise _other_kind(name, distribution, f"the value {value!r}")
         if not isinstance(distribution, CategoricalDistribution):
             assert isinstance(distribution, (IntDistribution, FloatDistribution))
             values = np.array([one.get(name, np.nan) for one in params], dtype=float)
@@ -220,5 +255,7 @@ def _mean_of_known(columns: Sequence[Array]) -> Array:
     together = np.stack(columns)
     there = ~np.isnan(together)
     count = there.sum(axis=0)
-    mean: Array = np.where(count > 0, np.where(there, together, 0.0).sum(axis=0) / np.maximum(count, 1), np.nan)
+    # Added in order, so that a row is the same whatever others are encoded with it: numpy's own order depends on that.
+    total: Array = sum(np.where(there, together, 0.0), np.zeros(together.shape[1]))
+    mean: Array = np.where(count > 0, total / np.maximum(count, 1), np.nan)
     return mean

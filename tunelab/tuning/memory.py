@@ -20,7 +20,7 @@ from tunelab.noise import full_length
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.space import SearchSpace
 from tunelab.study import Study, load, runs_dir, trial_to_json
-from tunelab.tuning.draws import Encoder, require_same_choices
+from tunelab.tuning.draws import Encoder, merge
 from tunelab.tuning.model_sampler import Earlier
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.outcomes import outcomes
@@ -160,9 +160,7 @@ def _best_and_different(study: Earlier, count: int, redraw: Redraw) -> list[tupl
     if not best:
         return []
     distributions: dict[str, BaseDistribution] = {}
-    for trial in best:
-        for name, one in redraw(trial.params).items():
-            require_same_choices(name, distributions.setdefault(name, one), one)
+    merge(distributions, (redraw(trial.params) for trial in best))
     rows = np.nan_to_num(Encoder(distributions, pooled=True).rows([trial.params for trial in best]), nan=0.5)
     chosen = [0]
     while len(chosen) < min(count, len(best)):

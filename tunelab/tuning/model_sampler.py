@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from optuna.distributions import BaseDistribution
 
 from tunelab.config import derive_seed
 from tunelab.records import Trial, TrialStatus
-from tunelab.tuning.draws import Draw, Encoder, require_same_choices
+from tunelab.tuning.draws import Draw, Encoder, merge
 from tunelab.tuning.objectives import draw_weights, scalarise
 from tunelab.tuning.outcomes import Outcomes, normal_scores, outcomes
 from tunelab.tuning.surrogate import (
@@ -50,7 +50,7 @@ SAME_CANDIDATES = 8
 RANDOM_SHARE = 0.1
 """So many proposals are drawn anywhere, so that the model is not only fed with what it likes (our choice)."""
 _GROWTH = 1.3
-_ANYWHERE = -1  # instead of the number of a trial that candidates are near
+_NOWHERE = -1  # instead of the number of a trial that candidates are near: they are drawn anywhere
 _SPAN = 1000.0  # the networks of a space differ so much in size, as a rule; our choice
 
 
@@ -98,14 +98,14 @@ class ModelSampler:
         self._earlier = earlier
         self._costs = costs
         self._known: dict[str, BaseDistribution] = {}
-        self._fitted: tuple[tuple[str, ...], tuple[int, ...], Hyperparameters, Hyperparameters | None] | None = None
-        self._processes: tuple[tuple[str, ...], list[GaussianProcess]] = ((), [])
+        self._fitted: tuple[Any, tuple[int, ...], Hyperparameters, Hyperparameters | None] | None = None
+        self._processes: tuple[Any, list[GaussianProcess]] = (None, [])
         self._drawn: dict[tuple[int, int], tuple[list[Candidate], dict[str, BaseDistribution]]] = {}
-        self._rows = _Rows()
+        self._rows = Rows()
 
     def know(self, distributions: Mapping[str, BaseDistribution]) -> None:
         """Takes note of the ranges of a trial's parameters."""
-        _merge(self._known, [distributions])
+        merge(self._known, [distributions])
 
     def candidates(self, number: int, trials: Mapping[int, Trial]) -> list[Candidate] | None:
         """Candidates for trial `number`, the most promising first; None where one drawn anywhere is wanted."""
@@ -133,18 +133,18 @@ class ModelSampler:
         self._drawn = {key: drawn for key, drawn in self._drawn.items() if key[0] == block}
         candidates: list[Candidate] = []
         known = dict(self._known)  # of all trials and these candidates, so that a resumed search knows the same
-        for other in (_ANYWHERE, *near):
+        for other in (_NOWHERE, *near):
             if (block, other) not in self._drawn:
                 generator = random.Random(derive_seed(self._seed, "candidates", block, other))
                 draws = (
                     [Draw(generator) for _ in range(ANYWHERE)]
-                    if other == _ANYWHERE
+                    if other == _NOWHERE
                     else [Draw(generator, near[other], CHANGES[place % len(CHANGES)]) for place in range(NEAR_EACH)]
                 )
                 drawn = [one for draw in draws if (one := self._draw(draw)) is not None]
-                self._drawn[block, other] = drawn, _merge({}, (one.distributions for one in drawn))
+                self._drawn[block, other] = drawn, merge({}, (one.distributions for one in drawn))
             candidates += self._drawn[block, other][0]
-            _merge(known, [self._drawn[block, other][1]])
+            merge(known, [self._drawn[block, other][1]])
         return candidates, known
 
     def _ranked(self, generator: random.Random, found: Outcomes, trials: Mapping[int, Trial]) -> Array:
@@ -187,12 +187,12 @@ class ModelSampler:
         while size * _GROWTH <= len(trials):
             size = int(size * _GROWTH)
         first = {number: trial for number, trial in trials.items() if number < size and trial.status.ended}
-        key = (scale.names, tuple(first))
+        key: tuple[Any, tuple[int, ...]] = (scale.key, tuple(first))
         if self._fitted is not None and self._fitted[:2] == key:
             return self._fitted[2:]
         found = outcomes(first, self._epochs)
         if len(found.numbers) < 2:
-            found, first, key = outcomes(trials, self._epochs), dict(trials), ((), ())
+            found, first, key = outcomes(trials, self._epochs), dict(trials), (None, ())
         seen = _seen(scale, [first[number] for number in found.numbers], found.ranked, found.noise)
         some = subset(seen.y, MOST_TO_FIT)
         outcome = fit(seen.x[some], seen.y[some], seen.noise[some])
@@ -204,24 +204,14 @@ class ModelSampler:
         return outcome, cost
 
     def _processes_of(self, scale: _Scale, others: Sequence[Sequence[Trial]]) -> list[GaussianProcess]:
-        if self._processes[0] != scale.names:
+        if self._processes[0] != scale.key:
             made = []
             for study, mine in zip(self._earlier, others, strict=True):
                 if len(mine) > 1:
                     found = outcomes(study.trials, study.epochs)
                     made.append(process_of(_seen(scale, mine, found.ranked, found.noise)))
-            self._processes = (scale.names, made)
+            self._processes = (scale.key, made)
         return self._processes[1]
-
-
-def _merge(
-    known: dict[str, BaseDistribution], found: Iterable[Mapping[str, BaseDistribution]]
-) -> dict[str, BaseDistribution]:
-    """Adds ranges of parameters to those that are known."""
-    for distributions in found:
-        for name, distribution in distributions.items():
-            require_same_choices(name, known.setdefault(name, distribution), distribution)
-    return known
 
 
 class _Scale:
@@ -231,17 +221,17 @@ class _Scale:
     those of another one and of an earlier study.
     """
 
-    def __init__(self, encoder: Encoder, drawn: Sequence[Candidate], known: _Rows) -> None:
+    def __init__(self, encoder: Encoder, drawn: Sequence[Candidate], rows: Rows) -> None:
         self._encoder = encoder
-        self.names = encoder.names
         self._sizes = sorted({name for one in drawn for name, value in one.stats.items() if _is_size(value)})
-        self._known = known
-        known.begin((encoder.distributions, self._sizes))
+        self.key = (encoder.distributions, self._sizes)  # rows of scales with equal keys can be compared
+        self._rows = rows
+        rows.begin(self.key)
         self.candidates = self.rows(drawn)
 
     def rows(self, configurations: Sequence[Trial | Candidate]) -> Array:
         """(n, columns)."""
-        return self._known.of([(one.params, one.stats) for one in configurations], self._encode)
+        return self._rows.of([(one.params, one.stats) for one in configurations], self._encode)
 
     def _encode(self, params: Sequence[Mapping[str, Any]], stats: Sequence[Mapping[str, Any]]) -> Array:
         rows = self._encoder.rows(params)
@@ -259,7 +249,7 @@ class _Scale:
         ).reshape(len(stats), len(self._sizes))
 
 
-class _Rows:
+class Rows:
     """The rows of the last two rounds, so that a configuration is not encoded at every proposal."""
 
     def __init__(self) -> None:

@@ -90,7 +90,7 @@ def search(
         cpus_per_trial: threads of a trial.
         gpus_per_trial: the share of a GPU that a trial takes.
         device: where trials train.
-        sampler: proposes configurations: tunelab's model of all trials, or one of Optuna's samplers.
+        sampler: proposes configurations: tunelab's model of all trials, Optuna's TPE or GP, or luck (random).
         scheduler: stops weak trials early (asha, the default), pauses them and goes on with those that become good
             (promote), or does neither (none). Trials of `grid` are stopped only if this is given.
         race: the share of the time in which the finalists are trained again with other seeds; by default 0.2, with

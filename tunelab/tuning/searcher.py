@@ -1,4 +1,4 @@
-"""Configurations from a space: its baseline and starters, then what a model of all trials or Optuna proposes.
+"""Configurations from a space: its baseline and starters, then what a model, one of Optuna's samplers or luck proposes.
 
 What Optuna is told is the truth: every intermediate score, PRUNED for a trial that was stopped, COMPLETE for one of
 full length alone, FAIL for one that diverged or failed (the sampler itself sees a diverged one as pruned before its
@@ -26,7 +26,7 @@ from tunelab.config import TrialConfig, config_id, derive_seed
 from tunelab.errors import ExhaustedError, InputError, RefusedError
 from tunelab.records import BY_MODEL, Trial, TrialStatus
 from tunelab.space import SearchSpace
-from tunelab.tuning.draws import Draw
+from tunelab.tuning.draws import Draw, RangesError, merge
 from tunelab.tuning.ledger import STATES, Ledger, journal_storage, open_mirror
 from tunelab.tuning.model_sampler import Candidate, Earlier, ModelSampler
 from tunelab.tuning.objectives import FIRST, NO_COSTS, costs_of
@@ -49,7 +49,7 @@ SAMPLERS: Mapping[str, Callable[[int], BaseSampler]] = {"tpe": _tpe, "gp": _gp}
 
 
 class OptunaSource:
-    """Configurations drawn from a space by an Optuna sampler, after its baseline and its starters.
+    """Configurations drawn from a space by a sampler, after its baseline and its starters.
 
     Args:
         space: what is drawn from.
@@ -95,6 +95,7 @@ class OptunaSource:
             ModelSampler(seed, epochs, self._candidate, earlier, objectives[1:]) if sampler == BY_MODEL else None
         )
         self._seen: set[str] = set()
+        self._known: dict[str, BaseDistribution] = {}
         self._scores: dict[int, dict[int, float]] = {}
         self.refused: dict[str, int] = {}
         self._given = first
@@ -289,18 +290,22 @@ class OptunaSource:
             distributions = self._redraw(proposal.params)[1]
             self._memory.start(number, proposal.params, distributions)
         told = distributions
+        self._know(told)
         self._tell_mirror(lambda mirror: mirror.start(number, proposal.params, told))
         self._seen.add(config_id(proposal.config))
-        self._know(told)
         return proposal
 
     def _know(self, distributions: Mapping[str, BaseDistribution]) -> None:
+        """Takes note of ranges; InputError if they are of another kind than before."""
+        merge(self._known, [distributions])
         if self._model is not None:
             self._model.know(distributions)
 
     def _draw(self, suggest: Any) -> TrialConfig:
         try:
             config = self._space.draw(suggest)
+        except RangesError:
+            raise
         except Exception as error:
             raise InputError(f"the space {self._space.name!r} raised {type(error).__name__}: {error}") from error
         if not isinstance(config, TrialConfig):
