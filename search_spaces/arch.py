@@ -8,7 +8,9 @@ Whatever cannot work for an image size is left to `tunelab.models.check.check`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from tunelab.config import ArchSpec, AugmentConfig, BlockSpec, ScheduleConfig, StemSpec, TrainConfig, TrialConfig
@@ -163,36 +165,6 @@ def _draw_augment(suggest: Suggest) -> AugmentConfig:
     )
 
 
-def plain_network(width: int, pool: bool, kinds: Sequence[str]) -> dict[str, Any]:
-    """The parameters of a network like ResNet18: four stages of two blocks, `kinds` their kinds, 3x3 stem, batch norm.
-
-    `width` is that of the first stage; `pool` halves the resolution after the stem.
-    """
-    depth, stages = 8, 4
-    free = depth - (stages - 1) + 1
-    architecture: dict[str, Any] = {
-        "stem_width": width,
-        "stem_kernel": 3,
-        "stem_pool": pool,
-        "halvings": stages - 1,
-        "branches": 1,
-        "branch_1_depth": depth,
-        "norm": "batch",
-        "activation": "relu",
-        "bias": False,
-        "dropout": 0.0,
-    }
-    for halving in range(1, stages):
-        # The first block of a stage, as the middle of the places that mean it.
-        architecture[f"branch_1_halving_{halving}"] = (2 * halving - (halving - 1) + 0.5) / free
-    for block in range(1, depth + 1):
-        kind = kinds[(block - 1) % len(kinds)]
-        architecture[f"branch_1_block_{block:02d}_kind"] = kind
-        if kind == "basic":
-            architecture[f"branch_1_block_{block:02d}_convs"] = 2
-    return architecture
-
-
 def resnet18(width: int) -> dict[str, Any]:
     """The parameters of a plain ResNet18 for small images, `width` channels in its first stage, with its usual recipe.
 
@@ -201,7 +173,19 @@ def resnet18(width: int) -> dict[str, Any]:
     section 3). Without flips, which their CIFAR recipe has: the space does not know the images, and a mirrored digit or
     letter can be another one, while a missing flip costs little; the search draws it.
     """
-    return plain_network(width, False, ("basic",)) | {
+    depth, stages = 8, 4
+    free = depth - (stages - 1) + 1
+    params: dict[str, Any] = {
+        "stem_width": width,
+        "stem_kernel": 3,
+        "stem_pool": False,
+        "halvings": stages - 1,
+        "branches": 1,
+        "branch_1_depth": depth,
+        "norm": "batch",
+        "activation": "relu",
+        "bias": False,
+        "dropout": 0.0,
         "optimizer": "sgd",
         "batch_size": 128,
         "lr_sgd": 0.1,
@@ -216,28 +200,13 @@ def resnet18(width: int) -> dict[str, Any]:
         "flip": False,
         "cutout": False,
     }
-
-
-def fast_start(width: int, pool: bool, kinds: Sequence[str]) -> dict[str, Any]:
-    """The parameters of a plain network with a recipe that learns in few epochs (our choice).
-
-    Batches of 32 make four times the steps of 128, and OneCycle ends every length of training with a low rate (Smith &
-    Topin, arXiv 1708.07120). A pool makes room for twice the width at equal cost.
-    """
-    return plain_network(width, pool, kinds) | {
-        "optimizer": "sgd",
-        "batch_size": 32,
-        "lr_sgd": 0.2,
-        "weight_decay_sgd": 5e-4,
-        "momentum_sgd": 0.9,
-        "nesterov": True,
-        "label_smoothing": 0.0,
-        "schedule": "one_cycle",
-        "mixup": False,
-        "crop": 0.0625,
-        "flip": False,
-        "cutout": False,
-    }
+    for halving in range(1, stages):
+        # The first block of a stage, as the middle of the places that mean it.
+        params[f"branch_1_halving_{halving}"] = (2 * halving - (halving - 1) + 0.5) / free
+    for block in range(1, depth + 1):
+        params[f"branch_1_block_{block:02d}_kind"] = "basic"
+        params[f"branch_1_block_{block:02d}_convs"] = 2
+    return params
 
 
 def fallbacks(params: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
@@ -253,8 +222,12 @@ def fallbacks(params: Mapping[str, Any]) -> tuple[dict[str, Any], ...]:
 
 BASELINES: Final[tuple[Mapping[str, Any], ...]] = fallbacks(resnet18(max(STEM_WIDTHS)))
 
-# One network of each kind, and one of all: where the search begins, so that what it learns first is worth knowing.
-STARTERS: Final[tuple[tuple[Mapping[str, Any], ...], ...]] = tuple(
-    fallbacks(fast_start(max(STEM_WIDTHS), True, kinds))
-    for kinds in (("basic",), ("bottleneck",), ("inception",), ("basic", "inception"))
-)
+
+def _read_portfolio() -> tuple[tuple[Mapping[str, Any], ...], ...]:
+    plain = json.loads(Path(__file__).with_name("arch_portfolio.json").read_text(encoding="utf-8"))
+    return tuple(fallbacks(one["params"]) for one in plain["configurations"])
+
+
+# The portfolio: what did well on several data sets in real searches, where the search begins. The file says which, and
+# benchmarks/build_portfolio.py makes it.
+STARTERS: Final[tuple[tuple[Mapping[str, Any], ...], ...]] = _read_portfolio()

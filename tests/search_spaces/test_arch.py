@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations, product
+from pathlib import Path
 
 import optuna
 import pytest
@@ -10,7 +12,7 @@ import torch
 from torch import nn
 from tunelab.search_spaces import arch as space
 
-from tunelab.config import AugmentConfig, ScheduleConfig, TrialConfig, arch_id, from_json, to_json
+from tunelab.config import AugmentConfig, ScheduleConfig, TrialConfig, config_id, from_json, to_json
 from tunelab.errors import RefusedError
 from tunelab.models.check import NetworkStats, check
 from tunelab.models.network import build_network
@@ -198,11 +200,26 @@ def test_the_space_is_found_by_its_name() -> None:
 
 
 @pytest.mark.parametrize(("size", "channels"), [(8, 1), (28, 1), (32, 3), (64, 3)])
-def test_of_each_family_of_starters_one_fits_and_is_a_network_of_its_own(size: int, channels: int) -> None:
+def test_the_portfolio_fits_usual_sizes_with_configurations_that_differ(size: int, channels: int) -> None:
     found = []
     for family in space.STARTERS:
         configs = [space.draw(optuna.trial.FixedTrial(dict(params))) for params in family]
         fitting = [config for config in configs if stats_or_none(config, size, channels, max_mflops=40)]
-        assert fitting, "none of a family fits a usual size"
-        found.append(arch_id(fitting[0].arch))
-    assert len(set(found)) == len(space.STARTERS)
+        found += [config_id(config) for config in fitting[:1]]
+    assert 8 <= len(space.STARTERS) <= 16
+    assert len(found) >= len(space.STARTERS) // 2, "images of 8 pixels cannot be halved as often as others"
+    assert size == 8 or len(found) == len(space.STARTERS)
+    assert len(set(found)) == len(found)
+
+
+def test_the_portfolio_says_where_it_is_from() -> None:
+    """Of the searches and of each configuration, in the file itself."""
+    text = Path(space.__file__).with_name("arch_portfolio.json").read_text(encoding="utf-8")
+    told = json.loads(text)
+    assert told["space"] == {"name": "arch", "version": space.VERSION}, "build it anew for another version"
+    searches = {one["search"] for one in told["searches"]}
+    assert len(searches) >= 3
+    for one in told["configurations"]:
+        assert set(one["scores"]) == searches
+        assert one["from"].startswith(("baseline", "starter", "trial "))
+    assert [one["params"] for one in told["configurations"]] == [dict(family[0]) for family in space.STARTERS]
