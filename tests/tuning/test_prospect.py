@@ -220,6 +220,21 @@ def test_the_models_proposals_are_told_from_those_before(
         assert look_on(study, source, options, info, [], 0)[1].plan.by_model == expected
 
 
+@pytest.mark.parametrize("sampler", ["model", "tpe", "random"])
+def test_later_trials_are_better_than_random_ones_and_not_than_known_ones(
+    space: str, tmp_path: Path, sampler: Literal["model", "tpe", "random"]
+) -> None:
+    info = prepare(OPTIONS.data)
+    options = dataclasses.replace(OPTIONS, sampler=sampler)
+    study = study_of(tmp_path / "study", calibration(Slots(1, 1, 0.0, "cpu")), 1)
+    given = [("grid", {"width": 4, "lr": 0.1 + place / 100}) for place in range(1, 11)]
+    found = []
+    for first in (given[:0], given[:3], given):
+        source = make_source(load_space(space), options, info, 0, None, first=first)
+        found.append(look_on(study, source, options, info, [], 0)[1].plan.learning)
+    assert found == ([0, 0, 0] if sampler == "random" else [7 / 8, 4 / 8, 0]), "the baseline is known too"
+
+
 def test_a_list_of_trainings_is_forecast_without_rungs(space: str, tmp_path: Path) -> None:
     info = prepare(OPTIONS.data)
     drawn = first_proposals(make_source(load_space(space), OPTIONS, info, 0, None), None, 3)

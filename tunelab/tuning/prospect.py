@@ -39,8 +39,10 @@ from tunelab.tuning.stopping import FACTOR, rungs
 DRAWS = 64
 """So many proposals stand for all; our choice."""
 _LEARNING = 1.0
-"""By so many standard deviations later trials are better. In ten searches on digits half of the trials at a rung were
-among the best third of those that had come, so much better were they than the ones before."""
+"""By so many standard deviations later trials are better than those drawn at random before. In ten searches on digits
+half of the trials at a rung were among the best third of those that had come. Where a search begins with what is known
+to be good they are not: with a portfolio of eight, ten searches trained 0.51 of the epochs of full length of what the
+model proposed, and 0.52 of what came before."""
 _THRIFT = 0.75
 """What the proposals of the model cost as a part of the ones before, which are drawn anywhere: it counts a trial's cost
 against it. The median of nine searches on digits was 0.70 (0.56 to 1.5)."""
@@ -295,7 +297,7 @@ def _forecast(
         repeats=sum(trial.repeat_of is not None for trial in trials),
         final_share=options.race,
         beside=_beside(measured),
-        learning=0.0 if options.sampler == "random" else _LEARNING,
+        learning=_learning(options, draws),
         thrift=_THRIFT,
         by_model=_by_model(options, draws),
         in_full=(ORIGIN,) if grid_in_full else (),
@@ -310,6 +312,14 @@ def _by_model(options: SearchOptions, draws: Sequence[Trial]) -> int:
     if options.sampler != BY_MODEL or BY_MODEL in origins:
         return 0
     return max(FIRST_RANDOM, sum(origin != "random" for origin in origins))
+
+
+def _learning(options: SearchOptions, draws: Sequence[Trial]) -> float:
+    """How much better later trials are: the less, the more of the first ones are known to be good."""
+    if options.sampler == "random":
+        return 0.0
+    known = sum(trial.origin not in ("random", options.sampler) for trial in draws)
+    return _LEARNING * max(0.0, 1.0 - known / FIRST_RANDOM)
 
 
 def _no_rungs(_epochs: int) -> tuple[int, ...]:
