@@ -92,7 +92,10 @@ def open_task(path: Path) -> Task:
 
 
 def variants(space: SearchSpace, params: Params) -> Family:
-    """The parameter set, and what its space has in place of it for images or limits that it does not fit."""
+    """The parameter set, and what its space has in place of it for images or limits that it does not fit.
+
+    A space says so with a function `fallbacks`, from a parameter set to a sequence of them, as `arch` does.
+    """
     module = sys.modules[space.draw.__module__]
     fallbacks = getattr(module, "fallbacks", None)
     return (dict(params),) if fallbacks is None else tuple(fallbacks(params))

@@ -102,7 +102,13 @@ def tunelab(context: click.Context, debug: bool) -> None:
     "--gpus-per-trial", type=click.FloatRange(min=0, min_open=True), help="Share of a GPU  [default: as measured]"
 )
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-@click.option("--sampler", type=click.Choice(["model", "tpe", "gp", "random"]), default="model", show_default=True)
+@click.option(
+    "--sampler",
+    type=click.Choice(["model", "tpe", "gp", "random"]),
+    default="model",
+    show_default=True,
+    help="Proposes by a model of all trials, by Optuna's TPE or GP, or draws anywhere.",
+)
 @click.option(
     "--scheduler",
     type=click.Choice(["asha", "promote", "none"]),

@@ -103,7 +103,12 @@ def test_a_known_value_that_is_no_choice_any_more_is_drawn_anew() -> None:
 
 def test_a_name_that_is_asked_for_twice_has_one_value() -> None:
     draw = Draw(random.Random(3))
-    assert draw.suggest_float("x", 0.0, 1.0) == draw.suggest_float("x", 0.0, 1.0)
+    assert draw.suggest_float("x", 0.0, 1.0) == draw.suggest_float("x", 0.0, 1.0) == draw.suggest_float("x", -1.0, 2.0)
+    choices = (None, True, "a")
+    assert draw.suggest_categorical("y", choices) == draw.suggest_categorical("y", choices)
+    assert draw.suggest_categorical("none", (None,)) is draw.suggest_categorical("none", (None,)) is None
+    with pytest.raises(InputError, match=r"^the space asks for 'x' twice, and its value .* is not in both ranges$"):
+        draw.suggest_float("x", 2.0, 3.0)
 
 
 def test_steps_beyond_an_end_come_back() -> None:

@@ -142,7 +142,7 @@ def test_networks_of_one_size_tell_of_those_of_another() -> None:
     before.run(30)
     for trial in before.trials.values():
         trial.stats = {"params": 1000}
-    chosen = [sized(params).candidates(1, {}) for params in (1000, 2000)]
+    chosen = [sized(params).candidates(1, {}, {}) for params in (1000, 2000)]
     for found in chosen:
         assert np.median([quality(to_json(one.config)) for one in found or ()][:5]) > 0.75
 
@@ -157,7 +157,7 @@ def test_one_epoch_is_a_full_length_too() -> None:
     }
     for trial in done.values():
         trial.epochs.append(EpochMetrics(1, 1.0, 0.0, 1.0, 0.5 + trial.number / 100, 0.1, 1.0, 1.0, 1.0))
-    assert any(ModelSampler(seed, 1, make).candidates(9, done) for seed in range(3))
+    assert any(ModelSampler(seed, 1, make).candidates(9, done, {}) for seed in range(3))
 
 
 @pytest.mark.parametrize("cost", ["seconds", "params"])
@@ -242,7 +242,7 @@ def test_where_everything_near_is_refused_it_is_drawn_anywhere() -> None:
     sampler = ModelSampler(0, EPOCHS, lambda _draw: None)
     searched = Search(make_source())
     searched.run(12)
-    assert sampler.candidates(12, searched.trials) is None
+    assert sampler.candidates(12, searched.trials, {}) is None
 
 
 def test_candidates_come_with_all_that_a_proposal_needs() -> None:
@@ -255,7 +255,7 @@ def test_candidates_come_with_all_that_a_proposal_needs() -> None:
     found = next(
         candidates
         for number in range(12, 30)
-        if (candidates := ModelSampler(0, EPOCHS, candidate).candidates(number, searched.trials)) is not None
+        if (candidates := ModelSampler(0, EPOCHS, candidate).candidates(number, searched.trials, {})) is not None
     )
     assert draw(_Given(found[0].params)) == found[0].config
     assert set(found[0].distributions) == set(found[0].params)
@@ -296,7 +296,7 @@ def test_a_few_proposals_in_turn_choose_from_the_same_candidates() -> None:
     counts, found = [], []
     for number in (20, 21, 23, 24, 23):
         drawn.clear()
-        found.append(sampler.candidates(number, before))
+        found.append(sampler.candidates(number, before, {}))
         counts.append(len(drawn))
     whole = ANYWHERE + NEAR_BEST * NEAR_EACH
     assert counts == [whole, 0, 0, whole, whole], "24 begins another block"
@@ -309,7 +309,7 @@ def test_a_few_proposals_in_turn_choose_from_the_same_candidates() -> None:
     best = max(before, key=lambda number: quality(before[number].config))
     better = dataclasses.replace(before[best], number=15)  # one of the best five makes room
     drawn.clear()
-    assert sampler.candidates(23, {**before, 15: better}) is not None
+    assert sampler.candidates(23, {**before, 15: better}, {}) is not None
     assert len(drawn) == NEAR_EACH
 
 

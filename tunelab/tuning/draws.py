@@ -74,7 +74,10 @@ class Draw:
         if name in self.params:  # asked for again: the same answer, as Optuna gives
             require_same_kind(name, self.distributions[name], distribution)
             known = self.params[name]
-            if not distribution._contains(distribution.to_internal_repr(known)):
+            outside = isinstance(distribution, (IntDistribution, FloatDistribution)) and not (
+                distribution.low <= known <= distribution.high
+            )
+            if outside:
                 raise RangesError(f"the space asks for {name!r} twice, and its value {known!r} is not in both ranges")
             return known
         self.params[name] = value
@@ -149,7 +152,7 @@ def merge(
     """Adds ranges of parameters to those that are known; the first range of a name stays.
 
     Raises:
-        InputError: as `require_same_kind`.
+        RangesError: as `require_same_kind`.
     """
     for distributions in found:
         for name, distribution in distributions.items():
@@ -158,9 +161,10 @@ def merge(
 
 
 def require_same_kind(name: str, known: BaseDistribution, found: BaseDistribution) -> None:
-    """Raises InputError if a parameter comes with other choices than before, or a range of another kind.
+    """Passes if only the ends of a range differ.
 
-    The ends of a range may differ.
+    Raises:
+        RangesError: a parameter comes with other choices than before, or a range of another kind.
     """
     if known is not found and _kind(known) != _kind(found):
         raise _other_kind(name, known, _described(found))
@@ -207,11 +211,6 @@ class Encoder:
         self._groups = {group: names for group, names in groups.items() if len(names) > 1}
         positional = {name for names in self._groups.values() for name in names} if pooled else set()
         self._single = [name for name in distributions if name not in positional]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """The parameters that have columns."""
-        return tuple(self.distributions)
 
     def rows(self, params: Sequence[Mapping[str, Any]]) -> Array:
         """One row per configuration, (n, columns); what is inactive is NaN.

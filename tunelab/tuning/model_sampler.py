@@ -97,18 +97,24 @@ class ModelSampler:
         self._draw = draw
         self._earlier = earlier
         self._costs = costs
-        self._known: dict[str, BaseDistribution] = {}
         self._fitted: tuple[Any, tuple[int, ...], Hyperparameters, Hyperparameters | None] | None = None
         self._processes: tuple[Any, list[GaussianProcess]] = (None, [])
         self._drawn: dict[tuple[int, int], tuple[list[Candidate], dict[str, BaseDistribution]]] = {}
         self._rows = Rows()
 
-    def know(self, distributions: Mapping[str, BaseDistribution]) -> None:
-        """Takes note of the ranges of a trial's parameters."""
-        merge(self._known, [distributions])
+    def candidates(
+        self, number: int, trials: Mapping[int, Trial], known: Mapping[str, BaseDistribution]
+    ) -> list[Candidate] | None:
+        """Candidates for trial `number`, the most promising first; None where one drawn anywhere is wanted.
 
-    def candidates(self, number: int, trials: Mapping[int, Trial]) -> list[Candidate] | None:
-        """Candidates for trial `number`, the most promising first; None where one drawn anywhere is wanted."""
+        Args:
+            number: of the trial that is proposed.
+            trials: those so far, by number.
+            known: the ranges of their parameters.
+
+        Raises:
+            InputError: the space gives a name other choices, or another kind of range, than it has in `known`.
+        """
         generator = random.Random(derive_seed(self._seed, "model", number))
         begun = {other: trial for other, trial in trials.items() if trial.repeat_of is None}
         if generator.random() < RANDOM_SHARE or (len(begun) < FIRST_RANDOM and not self._earlier):
@@ -119,20 +125,20 @@ class ModelSampler:
         ranked = self._ranked(generator, found, trials)
         best = sorted(zip(-ranked, -found.expected, found.numbers, strict=True))[:NEAR_BEST]
         near = {other: trials[other].params for *_, other in best}
-        drawn, known = self._draw_all(number // SAME_CANDIDATES, near)
+        drawn, ranges = self._draw_all(number // SAME_CANDIDATES, near, known)
         if not drawn:
             return None
-        encoder = Encoder(dict(sorted(known.items())), pooled=True)
+        encoder = Encoder(dict(sorted(ranges.items())), pooled=True)
         order = np.argsort(-self._worth(trials, found, ranked, _Scale(encoder, drawn, self._rows)), kind="stable")
         return [drawn[place] for place in order]
 
     def _draw_all(
-        self, block: int, near: Mapping[int, Mapping[str, Any]]
+        self, block: int, near: Mapping[int, Mapping[str, Any]], known: Mapping[str, BaseDistribution]
     ) -> tuple[list[Candidate], dict[str, BaseDistribution]]:
-        """Candidates anywhere and near these trials, the same ones for all proposals of a block; all known ranges."""
+        """Candidates anywhere and near these trials, the same for all proposals of a block; ranges, theirs included."""
         self._drawn = {key: drawn for key, drawn in self._drawn.items() if key[0] == block}
         candidates: list[Candidate] = []
-        known = dict(self._known)  # of all trials and these candidates, so that a resumed search knows the same
+        ranges = dict(known)  # of all trials and these candidates, so that a resumed search knows the same
         for other in (_NOWHERE, *near):
             if (block, other) not in self._drawn:
                 generator = random.Random(derive_seed(self._seed, "candidates", block, other))
@@ -144,8 +150,8 @@ class ModelSampler:
                 drawn = [one for draw in draws if (one := self._draw(draw)) is not None]
                 self._drawn[block, other] = drawn, merge({}, (one.distributions for one in drawn))
             candidates += self._drawn[block, other][0]
-            merge(known, [self._drawn[block, other][1]])
-        return candidates, known
+            merge(ranges, [self._drawn[block, other][1]])
+        return candidates, ranges
 
     def _ranked(self, generator: random.Random, found: Outcomes, trials: Mapping[int, Trial]) -> Array:
         """The normal scores of what each trial comes to; of several objectives with weights drawn for this proposal."""

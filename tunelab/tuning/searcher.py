@@ -111,7 +111,7 @@ class OptunaSource:
             config, distributions = self._redraw(trial.params)
             self._seen.add(config_id(self._complete(config, trial.number)))
             self._memory.start(trial.number, trial.params, distributions)
-            self._know(distributions)
+            merge(self._known, [distributions])
             self._scores[trial.number] = {metrics.epoch: metrics.score for metrics in trial.epochs}
             if trial.status.ended:
                 self._learn(trial.number, trial.status, trial.score, costs_of(trial))
@@ -157,7 +157,7 @@ class OptunaSource:
         if self._model is None:
             return None
         mine = {other: trial for other, trial in trials.items() if other not in self._history}
-        for found in self._model.candidates(number, mine) or ():
+        for found in self._model.candidates(number, mine, self._known) or ():
             config = self._complete(found.config, number)
             if config_id(config) not in self._seen:
                 self._memory.start(number, found.params, found.distributions)
@@ -290,16 +290,10 @@ class OptunaSource:
             distributions = self._redraw(proposal.params)[1]
             self._memory.start(number, proposal.params, distributions)
         told = distributions
-        self._know(told)
+        merge(self._known, [told])
         self._tell_mirror(lambda mirror: mirror.start(number, proposal.params, told))
         self._seen.add(config_id(proposal.config))
         return proposal
-
-    def _know(self, distributions: Mapping[str, BaseDistribution]) -> None:
-        """Takes note of ranges; InputError if they are of another kind than before."""
-        merge(self._known, [distributions])
-        if self._model is not None:
-            self._model.know(distributions)
 
     def _draw(self, suggest: Any) -> TrialConfig:
         try:
