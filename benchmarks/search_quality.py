@@ -43,6 +43,7 @@ from typing import Any, Protocol
 import numpy as np
 import optuna
 from optuna.samplers._tpe import _truncnorm
+from optuna.samplers._tpe import sampler as tpe
 from scipy.spatial import cKDTree
 from scipy.special import log_ndtr
 from threadpoolctl import threadpool_limits
@@ -463,14 +464,42 @@ def simulate(curves: Curves, method: Method, budgets: Sequence[float]) -> dict[s
             idle += 1
 
 
+def hasten_optuna() -> None:
+    """Lets Optuna's TPE make the same proposals in a third of the time, which is most of that of a replay.
+
+    Its log of the normal distribution takes one number at a time, and it looks at every earlier trial anew for each
+    proposal. Nothing here has constraints.
+    """
+    known: dict[int, tuple[optuna.trial.FrozenTrial, dict[str, float]]] = {}  # by id, which is kept with the trial
+
+    def row_of(sampler: Any, trial: optuna.trial.FrozenTrial, study: Any, space: Mapping[str, Any]) -> dict[str, float]:
+        if id(trial) in known:
+            return known[id(trial)][1]
+        params = sampler._get_params(trial, study)
+        row = {name: space[name].to_internal_repr(value) for name, value in params.items() if name in space}
+        if trial.state.is_finished() and len(row) == len(params):
+            known[id(trial)] = trial, row
+        return row
+
+    def internal_repr(self: Any, trials: Any, space: Mapping[str, Any], study: Any) -> dict[str, np.ndarray]:
+        rows = [row_of(self, trial, study, space) for trial in trials]
+        return {name: np.asarray([row[name] for row in rows if len(row) >= len(space)]) for name in space}
+
+    def no_constraints(_trial: optuna.trial.FrozenTrial) -> float:
+        return 0.0
+
+    tpe.TPESampler._get_internal_repr = internal_repr  # type: ignore[method-assign]
+    tpe._get_infeasible_trial_score = no_constraints
+    _truncnorm._log_ndtr = log_ndtr
+
+
 def _run(task: tuple[str, str, str, int, tuple[float, ...], bool]) -> dict[str, Any]:
     folder, name, method, seed, budgets, fresh = task
     threadpool_limits(1)  # one process per core, and one thread in each
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    # Optuna's own takes one number at a time, in Python, and most of a replay's time; the proposals stay the same.
-    _truncnorm._log_ndtr = log_ndtr
+    hasten_optuna()
     curves = load(Path(folder), name).begin(fresh=fresh)
     began = time.perf_counter()
     found = simulate(curves, METHODS[method](curves, derive_seed(name, method, seed)), budgets)

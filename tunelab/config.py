@@ -150,6 +150,18 @@ class TrialConfig:
     seed: Annotated[int, Field(ge=0)] = 0
 
 
+@dataclass(frozen=True, config=_FORBID)
+class ComputeConfig:
+    """How a machine computes a trial. It is no part of the trial: results change by less than between two seeds.
+
+    `precision` is what "auto" of a recipe stands for; "auto" again leaves it to the hardware. With `channels_last` the
+    values of a pixel lie side by side in memory, else those of a channel.
+    """
+
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    channels_last: bool = True
+
+
 _ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
 
 

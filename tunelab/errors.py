@@ -25,3 +25,7 @@ class ExhaustedError(InputError):
 
 class DivergedError(TunelabError):
     """Training left the finite numbers; the message says in which epoch and with which learning rate."""
+
+
+class OutOfTimeError(TunelabError):
+    """An epoch was broken off because no time is left; the one before is in the checkpoint."""

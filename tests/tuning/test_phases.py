@@ -435,8 +435,8 @@ def make_clock(monkeypatch: pytest.MonkeyPatch) -> MakeClock:
 
 def test_a_deadline_is_so_many_seconds_from_now_and_its_last_share_is_for_the_race(make_clock: MakeClock) -> None:
     make_clock().now = 50.0
-    assert Deadline.after(100, 0.2) == Deadline(150.0, 130.0)
-    assert Deadline.after(100, 0.0) == Deadline(150.0, 150.0)
+    assert Deadline.after(100, 0.2) == Deadline(150.0, 130.0, 150.0)
+    assert Deadline.after(100, 0.0, 5.0) == Deadline(150.0, 150.0, 155.0)
 
 
 def test_no_trial_is_begun_that_would_have_no_epoch_in_time(make_clock: MakeClock) -> None:

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import math
 import multiprocessing
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -27,7 +29,9 @@ def trial_config(seed: int = 1, **train: Any) -> TrialConfig:
 DIVERGES = {"lr": 100.0, "precision": "float32"}
 
 
-def given(folder: Path, config: TrialConfig | dict[str, Any], known_epochs: int = 0) -> dict[str, Any]:
+def given(
+    folder: Path, config: TrialConfig | dict[str, Any], known_epochs: int = 0, stop_at: float = math.inf
+) -> dict[str, Any]:
     """What Ray hands to a worker."""
     return {
         "number": 7,
@@ -37,6 +41,7 @@ def given(folder: Path, config: TrialConfig | dict[str, Any], known_epochs: int 
         "device": "cpu",
         "threads": 1,
         "telemetry": "off",
+        "stop_at": stop_at,
     }
 
 
@@ -48,9 +53,12 @@ def make_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mak
     made: list[TrialWorker] = []
 
     def make(
-        config: TrialConfig | dict[str, Any] | None = None, known_epochs: int = 0, folder: Path | None = None
+        config: TrialConfig | dict[str, Any] | None = None,
+        known_epochs: int = 0,
+        folder: Path | None = None,
+        stop_at: float = math.inf,
     ) -> TrialWorker:
-        content = given(folder or tmp_path / "trial", config or trial_config(), known_epochs)
+        content = given(folder or tmp_path / "trial", config or trial_config(), known_epochs, stop_at)
         made.append(TrialWorker(content))
         return made[-1]
 
@@ -100,9 +108,9 @@ def test_a_restart_tells_again_and_trains_nothing_twice(
     epochs: list[int] = []
     real = Trainer.run_epoch
 
-    def run_epoch(trainer: Trainer) -> EpochMetrics:
+    def run_epoch(trainer: Trainer, stop_at: float = math.inf) -> EpochMetrics:
         epochs.append(len(trainer.history) + 1)
-        return real(trainer)
+        return real(trainer, stop_at)
 
     monkeypatch.setattr(Trainer, "run_epoch", run_epoch)
     worker = make_worker(known_epochs=known)
@@ -112,6 +120,19 @@ def test_a_restart_tells_again_and_trains_nothing_twice(
     assert epochs == list(range(trained + 1, 4))
     assert history[: trained - first + 1] == expected[first - 1 :], "told as it was, the time it took included"
     assert measured(history) == measured(fit(trial_config(), device="cpu", threads=1))[first - 1 :]
+
+
+def test_an_epoch_without_time_is_broken_off_and_the_search_halts(make_worker: MakeWorker, tmp_path: Path) -> None:
+    before = make_worker()
+    expected = [metrics(before), metrics(before)]
+    before.stop()
+    late = make_worker(known_epochs=2, stop_at=time.monotonic())
+    assert EpochMetrics(**told(late)["metrics"]) == expected[-1], "what was trained before is told all the same"
+    assert told(late) == {"halt": "deadline"}
+    late.stop()
+    again = make_worker(known_epochs=2)
+    history = [metrics(again), metrics(again)]
+    assert measured(history) == measured(fit(trial_config(), device="cpu", threads=1))[1:]
 
 
 def test_a_lost_checkpoint_means_a_new_beginning(make_worker: MakeWorker) -> None:
@@ -153,7 +174,7 @@ def test_a_long_message_is_cut_and_memory_is_named(make_worker: MakeWorker, monk
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "out of memory: CUDA"),
     ):
 
-        def fail(_trainer: Trainer, error: Exception = error) -> EpochMetrics:
+        def fail(_trainer: Trainer, _stop_at: float, error: Exception = error) -> EpochMetrics:
             raise error
 
         monkeypatch.setattr(Trainer, "run_epoch", fail)

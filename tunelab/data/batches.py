@@ -30,13 +30,13 @@ class Batch:
     """Normalised images float (B, C, H, W) in channels_last, and labels int64 (B,).
 
     With mixup the loss is `mix` times that of `labels` plus (1 - `mix`) times that of `mixed_labels` (B,); without it
-    `mixed_labels` is None and `mix` 1.0.
+    `mixed_labels` is None and `mix` 1.0. A recorded step reads `mix` from a tensor ().
     """
 
     images: Tensor
     labels: Tensor
     mixed_labels: Tensor | None
-    mix: float
+    mix: float | Tensor
 
 
 def load_split(config: DataConfig, split: Literal["train", "val", "test"], device: torch.device) -> Split:

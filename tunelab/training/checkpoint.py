@@ -13,7 +13,7 @@ import struct
 import zipfile
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +53,7 @@ class CheckpointError(TunelabError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a training after an epoch. `model` and `optimizer` are state dictionaries."""
+    """The state of a training after an epoch. `model`, `optimizer` and `scaler`, of float16, are state dictionaries."""
 
     config_id: str
     arch_id: str
@@ -62,6 +62,7 @@ class Checkpoint:
     history: list[EpochMetrics]
     model: Mapping[str, Any]
     optimizer: Mapping[str, Any]
+    scaler: Mapping[str, Any] = field(default_factory=dict)
 
 
 def capture(
@@ -70,6 +71,7 @@ def capture(
     history: list[EpochMetrics],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
+    scaler: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """The state of a training as it stands; the tensors are those of `model` and `optimizer`, not copies."""
     return Checkpoint(
@@ -80,6 +82,7 @@ def capture(
         history=list(history),
         model=model.state_dict(),
         optimizer=optimizer.state_dict(),
+        scaler=scaler or {},
     )
 
 
@@ -196,6 +199,7 @@ def _to_plain(checkpoint: Checkpoint) -> dict[str, Any]:
         "history": [metrics.to_json() for metrics in checkpoint.history],
         "model": dict(checkpoint.model),
         "optimizer": dict(checkpoint.optimizer),
+        "scaler": dict(checkpoint.scaler),
     }
 
 
@@ -204,7 +208,7 @@ def _from_plain(plain: dict[str, Any]) -> Checkpoint:
         raise ValueError(f"its format is {plain['format']}, this tunelab reads {FORMAT}")
     history = [EpochMetrics(**metrics) for metrics in plain["history"]]
     fields = {name: plain[name] for name in ("config_id", "arch_id", "seed", "data", "model", "optimizer")}
-    return Checkpoint(history=history, **fields)
+    return Checkpoint(history=history, scaler=plain.get("scaler", {}), **fields)
 
 
 def _write(path: Path, buffer: io.BytesIO) -> None:

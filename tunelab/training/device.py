@@ -91,15 +91,25 @@ def _glibc() -> ctypes.CDLL | None:
     return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
 
 
-def autocast_dtype(precision: Literal["auto", "float32", "bfloat16"], device: torch.device) -> torch.dtype | None:
+def autocast_dtype(
+    precision: Literal["auto", "float32", "bfloat16", "float16"], device: torch.device
+) -> torch.dtype | None:
     """The type that convolutions and matrix products compute in, None for plain float32.
 
-    "auto" is bfloat16 where the hardware computes in it. Elsewhere bfloat16 is emulated and slower than float32.
+    "auto" is bfloat16 where the hardware computes in it; where it is emulated, it is slower than float32. A GPU without
+    it computes in float16, whose gradients must be scaled.
+
+    Raises:
+        InputError: float16 is asked for on a processor.
     """
     if precision == "float32":
         return None
-    if precision == "bfloat16" or computes_bfloat16(device):
+    if precision == "bfloat16" or (precision == "auto" and computes_bfloat16(device)):
         return torch.bfloat16
+    if device.type == "cuda":
+        return torch.float16
+    if precision == "float16":
+        raise InputError("precision 'float16' is for GPUs; on a processor there are float32 and bfloat16")
     return None
 
 

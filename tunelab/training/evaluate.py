@@ -59,11 +59,13 @@ def evaluate(
     info: DataInfo,
     *,
     device: torch.device | str,
-    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    channels_last: bool = True,
 ) -> Evaluation:
     """What `model`, on `device`, makes of the images of `split`, which are loaded there too.
 
-    The network is put into evaluation mode and back into the mode it was in.
+    `channels_last` is the memory order of its weights, which the images are put into. The network is put into
+    evaluation mode and back into the mode it was in.
     """
     device = torch.device(device)
     classes = len(info.classes)
@@ -76,7 +78,7 @@ def evaluate(
     batch_size = max(1, min(1000, BATCH_PIXELS // (height * width)))
     for images, labels in eval_batches(split, info, batch_size, dtype=compute or torch.float32):
         with torch.autocast(device.type, dtype=compute, enabled=compute is not None):
-            logits = model(images)
+            logits = model(images if channels_last else images.contiguous())
         logits = logits.float()
         loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
         confusion += torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)

@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
-from tunelab.config import DataConfig, TrialConfig, derive_seed
-from tunelab.data.batches import Batch, Split, TrainBatches, load_split
+from tunelab.config import ComputeConfig, DataConfig, TrialConfig, derive_seed
+from tunelab.data.batches import Split, TrainBatches, load_split
 from tunelab.data.cache import DataInfo, prepare
-from tunelab.errors import DivergedError, InputError
+from tunelab.errors import DivergedError, InputError, OutOfTimeError
 from tunelab.models.network import build_network
 from tunelab.records import EpochMetrics
 from tunelab.training import checkpoint
@@ -33,10 +33,10 @@ from tunelab.training.device import (
     return_freed_memory,
     set_up_threads,
 )
-from tunelab.training.evaluate import evaluate
-from tunelab.training.loss import training_loss
-from tunelab.training.optim import build_optimizer, set_lr
+from tunelab.training.evaluate import Evaluation, evaluate
+from tunelab.training.optim import build_optimizer
 from tunelab.training.schedules import find_schedule, lr_factor
+from tunelab.training.step import Steps, record_graph
 
 if TYPE_CHECKING:
     from tunelab.training.telemetry import EventWriter
@@ -81,6 +81,7 @@ class Trainer:
         device: str = "auto",
         threads: int | None = None,
         telemetry: Telemetry = "scalars",
+        compute: ComputeConfig | None = None,
     ):
         """Open the data and build the network; nothing is written to `folder` before the first epoch ends.
 
@@ -90,6 +91,7 @@ class Trainer:
             device: "auto", "cpu", "cuda" or "cuda:N".
             threads: the number of processors to compute with; None leaves torch's number as it is.
             telemetry: "scalars" writes TensorBoard events into `folder`.
+            compute: how this machine computes; by default in the type that its hardware has, in channels_last order.
 
         Raises:
             InputError: a name or value in the configuration, the device or the data cannot be used.
@@ -105,7 +107,11 @@ class Trainer:
         self.notes: list[str] = []
         self._telemetry = telemetry
         self._events: EventWriter | None = None
-        self._compute = autocast_dtype(config.train.precision, self.device)
+        compute = compute or ComputeConfig()
+        stated = config.train.precision
+        self._precision = compute.precision if stated == "auto" else stated
+        self._channels_last = compute.channels_last
+        self._dtype = autocast_dtype(self._precision, self.device)
         set_up_threads(threads)
         if self.device.type == "cpu":
             keep_freed_memory()
@@ -118,7 +124,7 @@ class Trainer:
             config.train.batch_size,
             derive_seed(config.seed, "batches"),
             config.train.epochs,
-            dtype=self._compute or torch.float32,
+            dtype=self._dtype or torch.float32,
         )
         self._start()
 
@@ -127,11 +133,15 @@ class Trainer:
         """True once all epochs are in the history."""
         return len(self.history) >= self.config.train.epochs
 
-    def run_epoch(self) -> EpochMetrics:
+    def run_epoch(self, stop_at: float = math.inf) -> EpochMetrics:
         """Train and validate the next epoch; its metrics, which are in the checkpoint before they are returned.
+
+        Args:
+            stop_at: when to break it off, on the monotonic clock.
 
         Raises:
             DivergedError: a loss or a weight is no longer finite. No checkpoint is written.
+            OutOfTimeError: `stop_at` came before the last step was done, and nothing of the epoch is kept.
             InputError: all epochs are done.
             OSError: the checkpoint or the events could not be written.
         """
@@ -142,7 +152,7 @@ class Trainer:
         epoch = len(self.history) + 1
         begin = time.perf_counter()
         torch.manual_seed(derive_seed(self.config.seed, "dropout", epoch))
-        trained = self._train(epoch)
+        trained = self._train(epoch, stop_at)
         train_seconds = time.perf_counter() - begin
         self._check_weights(epoch, trained.lr)
         val_loss, val_accuracy = self._validate(epoch, trained.lr)
@@ -187,6 +197,8 @@ class Trainer:
                 self.notes.append(f"{path} was passed over: {error}")
                 self._start()
                 continue
+            self._steps.adapt()
+            self._steps.load_scaler(found.scaler)
             self.history[:] = history
             # A process killed just after it wrote the checkpoint has not recorded its epoch.
             self._record(history[-1], first_step=history[-1].epoch)
@@ -201,13 +213,10 @@ class Trainer:
         """
         self._fresh = False
         lr = self.config.train.lr * lr_factor(self.config.train.schedule, 0.5 / self._batches.steps_per_epoch, [])
-        set_lr(self.optimizer, lr)
         self.model.train()
         while True:
             for batch in self._batches.epoch(1):
-                loss, _right = self._step(batch)
-                if self.device.type == "cpu":
-                    loss.item()
+                self._steps.train(batch, lr)
                 yield len(batch.labels)
 
     def practise_validation(self, images: int) -> int:
@@ -215,7 +224,7 @@ class Trainer:
         if self._val is None:
             return 0
         some = Split(self._val.images[:images], self._val.labels[:images])
-        evaluate(self.model, some, self.info, device=self.device, precision=self.config.train.precision)
+        self._evaluate(some)
         return len(some.labels)
 
     def close(self) -> None:
@@ -223,7 +232,9 @@ class Trainer:
         if self._events is not None:
             self._events.close()
             self._events = None
-        for name in ("model", "optimizer", "_batches", "_val"):
+        if "_steps" in self.__dict__:
+            self._steps.close()
+        for name in ("model", "optimizer", "_steps", "_batches", "_val"):
             self.__dict__.pop(name, None)
         return_freed_memory(self.device)
 
@@ -236,49 +247,59 @@ class Trainer:
             self._events = None
         torch.manual_seed(derive_seed(self.config.seed, "init"))
         model = build_network(self.config.arch, self.info.channels, len(self.info.classes))
-        self.model = model.to(self.device)
+        order = torch.channels_last if self._channels_last else torch.contiguous_format
+        self.model = model.to(self.device, memory_format=order)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(self.model, self.config.train)
+        self._steps = Steps(
+            self.model,
+            self.optimizer,
+            device=self.device,
+            dtype=self._dtype,
+            channels_last=self._channels_last,
+            smoothing=self.config.train.label_smoothing,
+            recorder=record_graph if self.device.type == "cuda" else None,
+        )
 
-    def _train(self, epoch: int) -> _Trained:
+    def _train(self, epoch: int, stop_at: float) -> _Trained:
         """One pass over the training batches."""
         steps, epochs = self._batches.steps_per_epoch, self.config.train.epochs
         losses = self._losses_so_far()
-        loss_sum = torch.zeros((), dtype=torch.float64, device=self.device)
-        correct = torch.zeros((), dtype=torch.float64, device=self.device)
         images, lr = 0, 0.0
+        self._steps.begin()
         self.model.train()
         for step, batch in enumerate(self._batches.epoch(epoch)):
             progress = (epoch - 1 + (step + 0.5) / steps) / epochs
             lr = self.config.train.lr * lr_factor(self.config.train.schedule, progress, losses)
-            set_lr(self.optimizer, lr)
-            loss, right = self._step(batch)
-            loss_sum += loss * len(batch.labels)
-            correct += right
+            loss = self._steps.train(batch, lr)
             images += len(batch.labels)
-            if self.device.type == "cpu" and not math.isfinite(loss.item()):  # on a GPU it would wait for each step
-                raise self._diverged(epoch, lr, f"the training loss became {loss.item()} at step {step + 1} of {steps}")
-        mean = float(loss_sum) / images
-        if not math.isfinite(mean):
-            raise self._diverged(epoch, lr, f"the training loss became {mean}")
-        return _Trained(mean, float(correct) / images, lr, images)
-
-    def _step(self, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-        """One update of the weights; the loss before it, and how many of the batch were right."""
-        with torch.autocast(self.device.type, dtype=self._compute, enabled=self._compute is not None):
-            logits = self.model(batch.images)
-        loss, right = training_loss(logits.float(), batch, self.config.train.label_smoothing)
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach(), right
+            if time.monotonic() > stop_at:
+                raise OutOfTimeError(f"epoch {epoch} was broken off at step {step + 1} of {steps}")
+            if loss is not None and not math.isfinite(loss):
+                raise self._diverged(epoch, lr, f"the training loss became {loss} at step {step + 1} of {steps}")
+        if self._steps.note and self._steps.note not in self.notes:
+            self.notes.append(self._steps.note)
+        loss_sum, correct = self._steps.totals()
+        if not math.isfinite(loss_sum):
+            raise self._diverged(epoch, lr, f"the training loss became {loss_sum / images}")
+        return _Trained(loss_sum / images, correct / images, lr, images)
 
     def _validate(self, epoch: int, lr: float) -> tuple[float | None, float | None]:
         if self._val is None:
             return None, None
-        found = evaluate(self.model, self._val, self.info, device=self.device, precision=self.config.train.precision)
+        found = self._evaluate(self._val)
         if not math.isfinite(found.loss):
             raise self._diverged(epoch, lr, f"the validation loss became {found.loss}")
         return found.loss, found.accuracy
+
+    def _evaluate(self, split: Split) -> Evaluation:
+        return evaluate(
+            self.model,
+            split,
+            self.info,
+            device=self.device,
+            precision=self._precision,
+            channels_last=self._channels_last,
+        )
 
     def _check_weights(self, epoch: int, lr: float) -> None:
         state = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
@@ -301,7 +322,9 @@ class Trainer:
             return
         *earlier, newest = self.history
         best = all(newest.score > metrics.score for metrics in earlier)
-        state = checkpoint.capture(self.config, self.info, self.history, self.model, self.optimizer)
+        state = checkpoint.capture(
+            self.config, self.info, self.history, self.model, self.optimizer, self._steps.scaler_state()
+        )
         checkpoint.save(self.folder / "checkpoint", state, best=best)
 
     def _record(self, metrics: EpochMetrics, first_step: int = 0) -> None:
@@ -322,6 +345,7 @@ def fit(
     device: str = "auto",
     threads: int | None = None,
     telemetry: Telemetry = "scalars",
+    compute: ComputeConfig | None = None,
 ) -> list[EpochMetrics]:
     """Train `config` to its full length, or until `report` returns False; the metrics of all epochs.
 
@@ -331,7 +355,7 @@ def fit(
         DivergedError: the training left the finite numbers.
         InputError: something in the configuration, the device or the data cannot be used.
     """
-    trainer = Trainer(config, folder=folder, device=device, threads=threads, telemetry=telemetry)
+    trainer = Trainer(config, folder=folder, device=device, threads=threads, telemetry=telemetry, compute=compute)
     try:
         trainer.resume()
         while not trainer.finished:

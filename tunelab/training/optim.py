@@ -68,6 +68,27 @@ def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimiz
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Let the next step use the rate `lr`."""
+    """Let the next step use the rate `lr`; a recorded one reads it from a tensor."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        if isinstance(group["lr"], torch.Tensor):
+            group["lr"].fill_(lr)
+        else:
+            group["lr"] = lr
+
+
+def suit(optimizer: torch.optim.Optimizer, device: torch.device, *, recorded: bool) -> None:
+    """Let the steps of `optimizer` run on `device`, whichever device its state comes from.
+
+    With `recorded` they can be recorded as a CUDA graph: rate and step count are tensors on the device.
+    """
+    rate = torch.zeros((), device=device)
+    for group in optimizer.param_groups:
+        value = float(group["lr"])
+        group["lr"] = rate if recorded else value
+        rate.fill_(value)
+        if "capturable" in group:
+            group["capturable"] = recorded and device.type == "cuda"
+    for state in optimizer.state.values():
+        if isinstance(state.get("step"), torch.Tensor):
+            on_device = recorded or any(group.get("fused") for group in optimizer.param_groups)
+            state["step"] = state["step"].to(device if on_device else "cpu")

@@ -19,13 +19,17 @@ class Pace(Protocol):
 
 @dataclass(frozen=True)
 class Deadline:
-    """When everything pauses, and from when on only the finalists are trained; both on the monotonic clock."""
+    """When everything pauses, from when on only the finalists are trained, and when epochs that run are broken off.
+
+    All are on the monotonic clock of this machine.
+    """
 
     ends: float = math.inf
     race_begins: float = math.inf
+    breaks_off: float = math.inf
 
     @classmethod
-    def after(cls, seconds: float, race_share: float) -> Deadline:
-        """So many seconds from now, the last share of them for the race."""
+    def after(cls, seconds: float, race_share: float, grace: float = 0.0) -> Deadline:
+        """So many seconds from now, the last share of them for the race; an epoch has `grace` seconds more to end."""
         now = time.monotonic()
-        return cls(now + seconds, now + seconds * (1 - race_share))
+        return cls(now + seconds, now + seconds * (1 - race_share), now + seconds + grace)

@@ -94,6 +94,7 @@ def execute(study: Study, plan: Plan) -> Study:
                     plan.slots,
                     folder_of=study.trial_folder,
                     telemetry=plan.options.telemetry,
+                    stop_at=plan.deadline.breaks_off,
                     log=study.path / "ray.log",
                 )
     finally:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import logging
+import math
 import os
 import secrets
 import shutil
@@ -67,6 +68,7 @@ def run(
     folder_of: Callable[[int], Path],
     telemetry: str,
     log: Path,
+    stop_at: float = math.inf,
 ) -> None:
     """Runs `engine` until every trial has ended or it halts; Ray is gone when this returns.
 
@@ -78,11 +80,17 @@ def run(
         folder_of: from a trial's number to its folder.
         telemetry: as `Trainer` takes it.
         log: where everything goes that Ray writes to the terminal.
+        stop_at: when workers break their epochs off, on the monotonic clock.
 
     Raises:
         TunelabError: Ray does not start, or ends the search by itself; its log is named.
     """
-    settings = {"device": slots.device, "threads": slots.cpus, "telemetry": telemetry}
+    settings = {
+        "device": slots.device,
+        "threads": slots.cpus,
+        "telemetry": telemetry,
+        "stop_at": stop_at,
+    }
     with _private_folder() as folder, _environment(folder), _quiet(log), _signals(engine, at_once=True):
         try:
             from tunelab.tuning.ray_pieces import bridge

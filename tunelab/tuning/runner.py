@@ -34,7 +34,7 @@ from tunelab.tuning.ray_tune import Slots
 from tunelab.tuning.sources import FixedSource
 from tunelab.tuning.stopping import NeverStop, Stopping, SuccessiveHalving
 
-_LONGEST_ANSWER = 10.0  # seconds that Ray waits for a worker that is to end; then it is killed
+_LONGEST_ANSWER = 10.0  # seconds that are left for an epoch to end before a deadline, at most; our choice
 
 
 def search(
@@ -330,9 +330,10 @@ def _run_search(
     deadline = Deadline()
     if ends is not None:
         left = ends - time.monotonic()
-        # A worker answers after its epoch; ten seconds later Ray takes it down.
+        # A worker answers after its epoch, which it breaks off when no time is left.
         stop = forecast.plan.beside.stop + min(_LONGEST_ANSWER, forecast.epoch_seconds)
-        deadline = Deadline.after(left - min(stop, left / 20), options.race)
+        grace = max(0.0, min(stop, left / 20) - forecast.plan.beside.stop)
+        deadline = Deadline.after(left - min(stop, left / 20), options.race, grace)
     title = f"{space.name} on {info.name}: {options.trials} trials of {options.epochs} epochs -> {study.path}"
     in_full = (GRID,) if study.info.get("grid_in_full") else ()
     plan = Plan(

@@ -17,7 +17,7 @@ from typing import Any
 from ray import tune
 
 from tunelab.config import TrialConfig, from_json
-from tunelab.errors import DivergedError
+from tunelab.errors import DivergedError, OutOfTimeError
 from tunelab.records import EpochMetrics, TrialStatus
 from tunelab.training.loop import Trainer
 
@@ -29,7 +29,7 @@ class TrialWorker(tune.Trainable):
     """Trains the configuration that it is given, epoch by epoch, from the trial's last checkpoint if there is one.
 
     Its config: `number`; `trial_config`, the JSON text of a TrialConfig; `folder`, the trial's; `known_epochs`, how
-    many epochs the record holds; `device`, `threads`, `telemetry` as `Trainer` takes them.
+    many epochs the record holds; `device`, `threads`, `telemetry` as `Trainer` takes them; `stop_at`, as `run_epoch`.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -48,6 +48,8 @@ class TrialWorker(tune.Trainable):
         """One epoch, or the telling again of one that was trained before a restart."""
         try:
             content: dict[str, Any] = {"metrics": self._next_metrics().to_json()}
+        except OutOfTimeError:
+            content = {"halt": "deadline"}
         except DivergedError as error:
             content = {"status": TrialStatus.DIVERGED.value, "reason": str(error)}
         except Exception as error:
@@ -73,7 +75,7 @@ class TrialWorker(tune.Trainable):
             self._trainer = self._begin()
         if self._untold:
             return self._untold.popleft()
-        return self._trainer.run_epoch()
+        return self._trainer.run_epoch(self._config["stop_at"])
 
     def _begin(self) -> Trainer:
         trainer = Trainer(

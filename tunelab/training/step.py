@@ -1,0 +1,196 @@
+"""One update of the weights: as torch runs it, or, on a GPU, recorded once and replayed.
+
+A small network is bound by the launches of its kernels, not by their work. A CUDA graph launches all kernels of a step
+at once (https://pytorch.org/docs/stable/notes/cuda.html#cuda-graphs). It reads its batch, its rate and the weight of a
+mixup from fixed places in memory, where they are put before each replay.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from tunelab.data.batches import Batch
+from tunelab.training.loss import training_loss
+from tunelab.training.optim import set_lr, suit
+
+Replay = Callable[[], None]
+Recorder = Callable[[Callable[[], None]], Replay]
+"""Takes a function of tensors and gives one that does the same work on the same tensors again; it runs neither."""
+
+EAGER_STEPS = 3
+"""Steps before the recording, in which libraries choose their kernels and the optimizer makes its state; our choice,
+as in torch's examples."""
+
+
+def record_graph(work: Callable[[], None]) -> Replay:
+    """The CUDA graph of `work`.
+
+    Raises:
+        RuntimeError: something in it cannot be recorded: it waits for the GPU, say.
+    """
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+@dataclass
+class _Recorded:
+    """A recorded step and the places that it reads from."""
+
+    batch: Batch
+    replay: Replay
+
+
+class Steps:
+    """Trains `model` batch after batch, and sums up the losses and right answers on its device.
+
+    `note` says why steps are not replayed though they were to be, "" if there is nothing to say.
+
+    Args:
+        model: in training mode, on `device`, in the memory order that `channels_last` says.
+        optimizer: of its weights.
+        device: where batches come from.
+        dtype: the type to compute in, None for plain float32.
+        channels_last: the memory order of images.
+        smoothing: of the labels.
+        recorder: records a step; None runs each as it comes. With float16, whose scale changes, none is recorded.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        device: torch.device,
+        dtype: torch.dtype | None,
+        channels_last: bool = True,
+        smoothing: float = 0.0,
+        recorder: Recorder | None = None,
+    ) -> None:
+        self.note = ""
+        self._model, self._optimizer, self._device, self._dtype = model, optimizer, device, dtype
+        self._channels_last, self._smoothing = channels_last, smoothing
+        self._scaler = torch.amp.GradScaler(device.type) if dtype is torch.float16 else None
+        self._recorder = None if self._scaler else recorder
+        self._recorded: dict[tuple[bool, tuple[int, ...]], _Recorded] = {}
+        self._eager = 0
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._right = torch.zeros((), dtype=torch.float64, device=device)
+        self._on_host = [0.0, 0.0]  # the sums on a processor: sooner done in Python
+        self.adapt()
+
+    def adapt(self) -> None:
+        """Makes the optimizer suit this device, after it has taken another's state too; what was recorded is void."""
+        suit(self._optimizer, self._device, recorded=self._recorder is not None)
+        self._forget()
+
+    def begin(self) -> None:
+        """The sums start at 0."""
+        self._loss.zero_()
+        self._right.zero_()
+        self._on_host = [0.0, 0.0]
+
+    def train(self, batch: Batch, lr: float) -> float | None:
+        """Updates the weights at the rate `lr`; the loss before it, None on a GPU, which is not waited for."""
+        if not self._channels_last:
+            batch.images = batch.images.contiguous()
+        set_lr(self._optimizer, lr)
+        if self._recorder is None:
+            return self._run(batch)
+        key = batch.mixed_labels is not None, tuple(batch.images.shape)
+        if key not in self._recorded:
+            if self._eager < EAGER_STEPS:
+                self._eager += 1
+                return self._run(batch)
+            try:
+                self._recorded[key] = self._record(batch)
+            except RuntimeError as error:
+                return self._give_up(error, batch)
+        self._replay(self._recorded[key], batch)
+        return None
+
+    def totals(self) -> tuple[float, float]:
+        """The sum over images of their losses and of right answers since `begin`; waits for the device."""
+        return float(self._loss) + self._on_host[0], float(self._right) + self._on_host[1]
+
+    def scaler_state(self) -> Mapping[str, Any]:
+        """What float16 scales by, for a checkpoint; nothing in other types."""
+        return {} if self._scaler is None else self._scaler.state_dict()
+
+    def load_scaler(self, state: Mapping[str, Any]) -> None:
+        """Goes on with the scale of a checkpoint, if this needs one and that has it."""
+        if self._scaler is not None and state:
+            self._scaler.load_state_dict(dict(state))
+
+    def close(self) -> None:
+        """Lets go of what was recorded, and of the memory that it holds."""
+        self._forget()
+        self._recorder = None
+
+    def _run(self, batch: Batch) -> float | None:
+        """A step as it comes."""
+        loss, right = self._update(batch)
+        if self._device.type != "cpu":
+            self._loss += loss * len(batch.labels)
+            self._right += right
+            return None
+        value = float(loss)
+        self._on_host[0] += value * len(batch.labels)
+        self._on_host[1] += float(right)
+        return value
+
+    def _update(self, batch: Batch, *, cache: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+        enabled = self._dtype is not None
+        with torch.autocast(self._device.type, dtype=self._dtype, enabled=enabled, cache_enabled=cache):
+            logits = self._model(batch.images)
+        loss, right = training_loss(logits.float(), batch, self._smoothing)
+        if self._scaler is None:
+            loss.backward()  # type: ignore[no-untyped-call]
+            self._optimizer.step()
+        else:
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self._scaler.step(self._optimizer)
+            self._scaler.update()
+        self._optimizer.zero_grad(set_to_none=True)
+        return loss.detach(), right
+
+    def _record(self, batch: Batch) -> _Recorded:
+        """Records a step that reads copies of this batch."""
+        assert self._recorder is not None
+        mixed = None if batch.mixed_labels is None else batch.mixed_labels.clone()
+        images = batch.images.clone(memory_format=torch.preserve_format)
+        fixed = Batch(images, batch.labels.clone(), mixed, torch.zeros((), device=self._device))
+
+        def work() -> None:
+            loss, right = self._update(fixed, cache=False)  # a cached cast would be of weights of another step
+            self._loss.add_(loss * len(fixed.labels))
+            self._right.add_(right)
+
+        return _Recorded(fixed, self._recorder(work))
+
+    def _replay(self, recorded: _Recorded, batch: Batch) -> None:
+        fixed = recorded.batch
+        fixed.images.copy_(batch.images)
+        fixed.labels.copy_(batch.labels)
+        if batch.mixed_labels is not None and fixed.mixed_labels is not None and isinstance(fixed.mix, torch.Tensor):
+            fixed.mixed_labels.copy_(batch.mixed_labels)
+            fixed.mix.fill_(batch.mix)
+        recorded.replay()
+
+    def _give_up(self, error: RuntimeError, batch: Batch) -> float | None:
+        self._forget()
+        self._recorder = None
+        self.note = f"steps are not recorded as a graph: {str(error).strip().splitlines()[0]}"
+        suit(self._optimizer, self._device, recorded=False)
+        return self._run(batch)
+
+    def _forget(self) -> None:
+        self._recorded.clear()
+        self._eager = 0
+        self._optimizer.zero_grad(set_to_none=True)
