@@ -36,8 +36,13 @@ class Room:
 ROOMS = [
     Room(
         "tunelab.cli",
-        "parse, call, print; errors become one line here and nowhere else",
-        "tunelab.__init__ tunelab.tuning.extend tunelab.tuning.runner tunelab.tuning.execute tunelab.tuning.prospect"
+        "the group of commands, each loaded when it is asked for; errors become one line here and nowhere else",
+        "tunelab.__init__ tunelab.commands",
+    ),
+    Room(
+        "tunelab.commands",
+        "parse, call, print: a module for each group of commands",
+        "tunelab.tuning.extend tunelab.tuning.runner tunelab.tuning.execute tunelab.tuning.prospect"
         " tunelab.tuning.memory tunelab.tuning.options tunelab.study tunelab.space tunelab.records tunelab.config"
         " tunelab.shared_options",
     ),
@@ -261,7 +266,7 @@ ROOMS = [
 HEAVY = {"ray", "optuna", "torch", "torchvision"}
 # The two packages that nothing imports statically, and the modules that load by name what they may not import.
 BY_NAME_ONLY = ("tunelab.search_spaces", "tunelab.analysis")
-LOADERS = ("tunelab.__init__", "tunelab.cli", "tunelab.space")
+LOADERS = ("tunelab.__init__", "tunelab.cli", "tunelab.commands", "tunelab.space")
 LOADING_CALLS = {"import_module", "__import__", "spec_from_file_location", "run_module", "run_path"}
 LONGEST = 400
 # Where a distribution has another name than what is imported from it.
@@ -427,6 +432,7 @@ def test_ray_and_optuna_are_at_home_in_tuning_alone() -> None:
 def test_the_reading_side_may_touch_nothing_heavy() -> None:
     for name in (
         "tunelab.cli",
+        "tunelab.commands",
         "tunelab.__init__",
         "tunelab.config",
         "tunelab.records",

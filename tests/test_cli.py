@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pkgutil
 import re
 import subprocess
 import sys
@@ -15,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tunelab import commands
 from tunelab.cli import run
 from tunelab.cli import tunelab as command_line
 
@@ -88,6 +91,26 @@ def test_the_surface_is_frozen() -> None:
     assert {name: set(words.split()) for name, words in found.items()} == {
         name: set(words.split()) for name, words in SURFACE.items()
     }
+
+
+def test_every_command_that_is_written_can_be_asked_for() -> None:
+    assert isinstance(command_line, click.Group)
+    written = [
+        value
+        for module in pkgutil.iter_modules(commands.__path__)
+        for value in vars(importlib.import_module(f"tunelab.commands.{module.name}")).values()
+        if isinstance(value, click.Command)
+    ]
+    assert {command.name: command for command in written} == dict(command_line.commands)
+
+
+def test_a_command_is_loaded_when_it_is_asked_for() -> None:
+    code = (
+        "import sys; from tunelab.cli import run; status = run(['spaces']);"
+        "print(*(name for name in sys.modules if name.startswith('tunelab.commands.')), status, file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert set(done.stderr.split()) == {"tunelab.commands.looking", "tunelab.commands.studies", "0"}
 
 
 @pytest.mark.parametrize("name", SURFACE)

@@ -1,0 +1,85 @@
+"""The commands that look at what there is: list, show, spaces."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tunelab.commands.studies import find_study
+from tunelab.shared_options import JSON, RUNS_DIR, STUDY, shared
+
+if TYPE_CHECKING:
+    from tunelab.records import Trial
+
+
+@click.command("list")
+@shared(RUNS_DIR, JSON)
+def list_command(runs_dir: Path, as_json: bool) -> None:
+    """List the studies, newest first.
+
+    \b
+    tunelab list --runs-dir runs
+    """
+    from tunelab.study import list_studies
+
+    text = importlib.import_module("tunelab.analysis.text")
+    left_out: list[str] = []
+    rows = text.study_rows(list_studies(runs_dir, left_out))
+    for reason in left_out:
+        click.echo(f"tunelab: left out: {reason}", err=True)
+    if as_json:
+        click.echo(json.dumps(rows))
+    elif rows:
+        text.print_rows(rows)
+    else:
+        click.echo(f"there are no studies in {runs_dir}; `tunelab search arch` makes one")
+
+
+@click.command()
+@STUDY
+@click.argument("trial", type=click.IntRange(min=0), required=False)
+@shared(RUNS_DIR, JSON)
+def show(study: Path | None, trial: int | None, runs_dir: Path, as_json: bool) -> None:
+    """Show STUDY (by default the newest), or one TRIAL of it: what it was, how it went, why it ended.
+
+    \b
+    tunelab show
+    tunelab show runs/arch-20261121-2330 7
+    """
+    if study is not None and trial is None and study.name.isdecimal() and not study.exists():
+        found, trial = find_study(None, runs_dir), int(study.name)
+    else:
+        found = find_study(study, runs_dir)
+    text = importlib.import_module("tunelab.analysis.text")
+    if trial is None:
+        shown = text.study_summary(found)
+        click.echo(json.dumps(shown)) if as_json else text.print_study(found, shown)
+    else:
+        one: Trial = found.trial(trial)
+        from tunelab.study import trial_to_json
+
+        click.echo(json.dumps(trial_to_json(one))) if as_json else text.print_trial(found, one)
+
+
+@click.command()
+@shared(JSON)
+def spaces(as_json: bool) -> None:
+    """List the search spaces.
+
+    \b
+    tunelab spaces
+    """
+    from tunelab.space import load_space, space_names
+
+    rows = []
+    for name in space_names():
+        space = load_space(name)
+        rows.append({"name": space.name, "version": space.version, "summary": space.summary})
+    if as_json:
+        click.echo(json.dumps(rows))
+    else:
+        importlib.import_module("tunelab.analysis.text").print_rows(rows)

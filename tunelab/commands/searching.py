@@ -1,0 +1,188 @@
+"""The commands that train: search, resume, extend."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from tunelab.commands.studies import draw_plot, find_study, print_best
+from tunelab.shared_options import CONCURRENT, CONFIG, DEADLINE, JSON, RUNS_DIR, STUDY, shared
+
+
+@click.command()
+@click.argument("space")
+@click.option("--trials", type=click.IntRange(min=1), help="Configurations to try  [default: 100, or those of --grid]")
+@click.option("--epochs", type=click.IntRange(min=1), default=30, show_default=True, help="Full length of a trial.")
+@click.option("--data", default="digits", show_default=True, help="A data set, folder:PATH or npz:PATH.")
+@click.option("--data-dir", type=click.Path(), help="Where torchvision's data sets lie.")
+@click.option("--download", is_flag=True, help="Allow a download of the data.")
+@click.option("--skip-unreadable", is_flag=True, help="Go on when a file of a folder is not an image.")
+@click.option("--image-size", type=click.IntRange(min=4, max=1024), help="Resize images to N x N pixels.")
+@click.option("--limit-train", type=click.IntRange(min=2), help="Use this many training images.")
+@click.option(
+    "--val-fraction",
+    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+    default=0.15,
+    show_default=True,
+    help="Share of images held out to compare trials by, where the data has no such split.",
+)
+@click.option("--study", type=click.Path(path_type=Path), help="Folder to make  [default: RUNS_DIR/SPACE-TIME]")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Everything random derives from it."
+)
+@click.option("--cpus-per-trial", type=click.IntRange(min=1), help="Threads of a trial  [default: as measured]")
+@click.option(
+    "--gpus-per-trial", type=click.FloatRange(min=0, min_open=True), help="Share of a GPU  [default: as measured]"
+)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option(
+    "--sampler",
+    type=click.Choice(["model", "tpe", "gp", "random"]),
+    default="model",
+    show_default=True,
+    help="Proposes by a model of all trials, by Optuna's TPE or GP, or draws anywhere.",
+)
+@click.option(
+    "--scheduler",
+    type=click.Choice(["asha", "promote", "none"]),
+    help="How trials are stopped early; without it, those of --grid never are  [default: asha]",
+)
+@click.option(
+    "--race",
+    type=click.FloatRange(min=0, max=0.9),
+    help="Share of the time in which the finalists are trained again with other seeds  [default: 0.2; 0 with --grid]",
+)
+@click.option("--grid", type=click.Path(), help="YAML or JSON file of trials: a list of mappings, or lists to combine.")
+@click.option(
+    "--objective",
+    multiple=True,
+    type=click.Choice(["val_accuracy", "params", "mflops", "seconds"]),
+    default=("val_accuracy",),
+    show_default=True,
+    help="What is to be good, accuracy first, then costs; may be given several times.",
+)
+@click.option(
+    "--repeat", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings of each trial of --grid."
+)
+@click.option(
+    "--warm-start",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Begin with what an earlier study found best, on other data too; may be given several times.",
+)
+@click.option(
+    "--max-params",
+    type=click.IntRange(min=1),
+    help="Refuse networks with more weights  [default: 1000000, 12000000 on a GPU]",
+)
+@click.option(
+    "--max-mflops",
+    type=click.FloatRange(min=0, min_open=True),
+    help="Refuse networks with more million multiply-adds per image  [default: 40, 1200 on a GPU]",
+)
+@click.option("--telemetry", type=click.Choice(["off", "scalars"]), default="scalars", show_default=True)
+@click.option("--dry-run", is_flag=True, help="Say how long it would take and what fits until the deadline; no search.")
+@shared(DEADLINE, CONCURRENT, RUNS_DIR, CONFIG, JSON)
+def search(
+    space: str,
+    as_json: bool,
+    study: Path | None,
+    runs_dir: Path,
+    deadline: str | None,
+    dry_run: bool,
+    grid: str | None,
+    **options: Any,
+) -> None:
+    """Search SPACE: a name (see `tunelab spaces`), an entry point, or a path to a Python file, which is run.
+
+    \b
+    tunelab search arch --trials 16
+    tunelab search arch --data folder:photos --image-size 32 --deadline 07:30
+    tunelab search arch --trials 200 --deadline 8h --dry-run
+    tunelab search arch --grid rates.yaml --repeat 3
+    """
+    from tunelab.config import from_json
+    from tunelab.tuning.memory import find_studies
+    from tunelab.tuning.options import SearchOptions, fill_in
+    from tunelab.tuning.prospect import forecast_search
+    from tunelab.tuning.runner import start_search
+
+    data = {"name": options.pop("data")}
+    for name in ("data_dir", "download", "skip_unreadable", "image_size", "limit_train", "val_fraction"):
+        data[name] = options.pop(name)
+    options["warm_start"] = find_studies(options["warm_start"], runs_dir)
+    options, request = fill_in(options, grid)
+    checked = from_json(SearchOptions, {**options, "data": data})
+    if dry_run:
+        lines, forecast = forecast_search(space, checked, deadline, request)
+        click.echo(json.dumps(forecast) if as_json else "\n".join(lines))
+        return
+    with _plotted():
+        found = start_search(space, checked, study, runs_dir, deadline, grid=request)
+    print_best(found, 5, as_json)
+
+
+@click.command()
+@STUDY
+@shared(DEADLINE, CONCURRENT, RUNS_DIR, JSON)
+def resume(study: Path | None, as_json: bool, runs_dir: Path, deadline: str | None, concurrent: int | None) -> None:
+    """Go on with STUDY (by default the newest) after an interrupt, a crash or a deadline.
+
+    \b
+    tunelab resume
+    tunelab resume runs/arch-20261121-2330 --deadline 8h
+    """
+    from tunelab.tuning.runner import resume as go_on
+
+    with _plotted():
+        found = go_on(find_study(study, runs_dir), deadline=deadline, concurrent=concurrent)
+    print_best(found, 5, as_json)
+
+
+@click.command()
+@STUDY
+@click.option("--trials", type=click.IntRange(min=1), help="How many there are to be, or of the new length.")
+@click.option("--epochs", type=click.IntRange(min=1), help="Full length of a trial from now on.")
+@click.option("--grid", type=click.Path(), help="YAML or JSON file of trials to add; see `tunelab search`.")
+@shared(DEADLINE, CONCURRENT, RUNS_DIR, JSON)
+def extend(
+    study: Path | None,
+    trials: int | None,
+    epochs: int | None,
+    grid: str | None,
+    deadline: str | None,
+    concurrent: int | None,
+    runs_dir: Path,
+    as_json: bool,
+) -> None:
+    """Ask for more trials or more epochs on STUDY (by default the newest), and go on with it.
+
+    With more epochs, earlier trials are kept but not compared with new ones; the best of them are trained first.
+
+    \b
+    tunelab extend --trials 200
+    tunelab extend runs/arch-20261121-2330 --epochs 90 --trials 30 --deadline 8h
+    """
+    from tunelab.tuning.extend import extend as more
+
+    opened = find_study(study, runs_dir)
+    with _plotted():
+        found = more(opened, trials=trials, epochs=epochs, grid=grid, deadline=deadline, concurrent=concurrent)
+    print_best(found, 5, as_json)
+
+
+@contextlib.contextmanager
+def _plotted() -> Iterator[None]:
+    """Around a search: one that is stopped before its end leaves the plot of what there is of it, too."""
+    from tunelab.tuning.execute import PausedError
+
+    try:
+        yield
+    except PausedError as paused:
+        draw_plot(paused.study)
+        raise

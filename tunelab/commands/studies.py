@@ -1,0 +1,48 @@
+"""What several commands do with a study: find it, rank it, draw its plot."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from tunelab.errors import InputError
+
+if TYPE_CHECKING:
+    from tunelab.study import Study
+
+
+def find_study(path: Path | None, runs_dir: Path) -> Study:
+    """The study at `path`, or of that name inside the folder of studies, or the newest one."""
+    from tunelab.study import load, newest_study
+
+    if path is None:
+        return newest_study(runs_dir)
+    inside = runs_dir / path
+    if path.exists() or inside.exists():
+        return load(path if path.exists() else inside)
+    raise InputError(
+        f"there is no study {path}, neither here nor in {runs_dir}; `tunelab list` names those that there are"
+    )
+
+
+def draw_plot(study: Study) -> None:
+    """Draws the plot of a study with several objectives; where it cannot be written, that is said, and is no error."""
+    try:
+        importlib.import_module("tunelab.analysis.front").write_plot(study)
+    except OSError as error:
+        click.echo(f"tunelab: the plot of {study.path} cannot be written: {error.strerror or error}", err=True)
+
+
+def print_best(study: Study, top: int, as_json: bool) -> None:
+    """The ranking, with a plot where there are several objectives."""
+    draw_plot(study)
+    rank = importlib.import_module("tunelab.analysis.rank")
+    shown = rank.summary(study, top)
+    if as_json:
+        click.echo(json.dumps(shown))
+    else:
+        importlib.import_module("tunelab.analysis.text").print_best(shown)
