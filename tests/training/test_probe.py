@@ -43,7 +43,7 @@ def test_a_trial_is_measured(make_config: MakeConfig) -> None:
     assert 0 < measured.val_image < 1
     assert 0 < measured.build < 60
     assert measured.warm_up >= 0
-    assert 10 < measured.idle <= measured.memory
+    assert 10 < measured.idle <= measured.memory <= measured.host_memory
     assert measured.free is None
 
 
@@ -57,6 +57,15 @@ def test_one_trial_can_be_measured_several_times_and_others_after_it(make_config
 def test_nothing_held_out_is_not_validated(make_config: MakeConfig) -> None:
     found = answers([request(make_config(data={"train_on": "train+val"})), GO])[-1]
     assert found["measured"]["val_image"] is None
+
+
+def test_a_full_validation_is_of_as_many_images_as_a_training_validates_at_once(
+    make_config: MakeConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr(Trainer, "practise_validation", lambda trainer, images: asked.append(images) or images)
+    answers([request(make_config()), {**GO, "seconds": 1e-9}, {**GO, "full_validation": True, "seconds": 1e-9}])
+    assert asked == [1, 16, 16, 1000, 1000]
 
 
 def test_what_goes_wrong_is_an_answer_and_no_end(make_config: MakeConfig) -> None:

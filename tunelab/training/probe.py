@@ -3,14 +3,16 @@
 A driver starts several of these, so that they can be timed at once, and talks to each in lines of JSON. The process
 says `{"hello": true}` when everything is imported. At `{"config": ..., "device": ..., "threads": ...}` it builds the
 trial, trains it two steps, and says `{"ready": true}`. At each `{"go": true, "threads": ..., "seconds": ...}`, which
-the driver sends to all of them together, it measures, and says `{"measured": ...}` with the fields of `Measured`. What
-cannot be done is answered with `{"error": ...}`. It ends when its standard input does, at once and wherever it stands,
-so that it never outlives its driver. Nothing is written anywhere.
+the driver sends to all of them together, it measures, and says `{"measured": ...}` with the fields of `Measured`; with
+`"full_validation": true` the validation is of a whole batch. What cannot be done is answered with `{"error": ...}`. It
+ends when its standard input does, at once and wherever it stands, so that it never outlives its driver. Nothing is
+written anywhere.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import queue
 import statistics
@@ -44,7 +46,8 @@ class Measured:
     `step`: the median training step, of `images` images. `val_image`: validation of one image, None where nothing is
     held out. `build`: making the network and its optimizer. `warm_up`: what the first steps took more than later ones.
     `memory`: the peak of the process's resident memory, or of torch's allocations on a GPU; `idle`: the same before
-    the network was built. `steps`: how many were timed. `free`: free memory of the GPU, None without one.
+    the network was built; `host_memory`: the peak of the resident memory on either. `steps`: how many were timed.
+    `free`: free memory of the GPU, None without one.
     """
 
     step: float
@@ -54,6 +57,7 @@ class Measured:
     warm_up: float
     memory: float
     idle: float
+    host_memory: float
     steps: int
     free: float | None = None
 
@@ -84,8 +88,11 @@ class Rehearsal:
         self._first = sum(self._train(1)[0] for _ in range(WARM_UP))
         self._trainer.practise_validation(1)
 
-    def measure(self, threads: int, seconds: float) -> Measured:
+    def measure(self, threads: int, seconds: float, full_validation: bool = False) -> Measured:
         """Trains for `seconds`, at least one step, then validates for about a quarter of that time.
+
+        With `full_validation` it validates as many images at once as a training does, however long that takes: then
+        the memory is that of a training too.
 
         Where a step takes longer than `seconds`, that is all that is learnt: threads that wait for busy processors can
         be hundreds of times slower than one.
@@ -103,14 +110,16 @@ class Rehearsal:
             each, images = self._train(_GPU_CHUNK if self._device.type == "cuda" else 1)
             took.append(each)
         step = statistics.median(took)
+        val_images = math.inf if full_validation else seconds / 4 / (step / images)
         return Measured(
             step=step,
             images=images,
-            val_image=None if gave_up else self._validate(seconds / 4 / (step / images)),
+            val_image=None if gave_up else self._validate(val_images),
             build=self._build,
             warm_up=max(0.0, self._first - WARM_UP * step),
             memory=peak_memory_mib(self._device),
             idle=self._idle,
+            host_memory=peak_memory_mib(torch.device("cpu")),
             steps=len(took),
             free=torch.cuda.mem_get_info(self._device)[0] / 2**20 if self._device.type == "cuda" else None,
         )
@@ -129,7 +138,7 @@ class Rehearsal:
     def _validate(self, images: float) -> float | None:
         """Seconds per image of a validation of so many images, within the size of a batch."""
         height, width = self._trainer.info.image_size
-        asked = min(1000, max(1, BATCH_PIXELS // (height * width)), max(16, int(images)))
+        asked = int(min(1000, max(1, BATCH_PIXELS // (height * width)), max(16, images)))
         done, took = 0, 0.0
         for _ in range(2):  # the first compiles the kernels of its shapes
             began = time.perf_counter()
@@ -164,7 +173,8 @@ def serve(requests: Iterable[Mapping[str, Any]], answers: TextIO) -> None:
             elif rehearsal is None:
                 raise InputError("there is nothing to measure: a configuration comes first")
             else:
-                answer = {"measured": asdict(rehearsal.measure(request["threads"], request["seconds"]))}
+                full = bool(request.get("full_validation"))
+                answer = {"measured": asdict(rehearsal.measure(request["threads"], request["seconds"], full))}
         except Exception as error:  # whatever it is, the driver says it
             text = " ".join(str(error).split())[:300]
             answer = {"error": f"{type(error).__name__}: {text}"}

@@ -73,7 +73,9 @@ class Probes:
         """
         self._ask(requests, "ready")
 
-    def measure(self, count: int, threads: int, seconds: float, patience: float = PATIENCE) -> list[dict[str, Any]]:
+    def measure(
+        self, count: int, threads: int, seconds: float, patience: float = PATIENCE, *, full_validation: bool = False
+    ) -> list[dict[str, Any]]:
         """Times the trials of the first `count` processes, all at the same time; what each found.
 
         Args:
@@ -81,11 +83,13 @@ class Probes:
             threads: of each.
             seconds: how long each is to train.
             patience: so many seconds later there must be an answer.
+            full_validation: each is to validate as many images at once as a training does.
 
         Raises:
             ProbeError: as for `build`.
         """
-        return self._ask([{"go": True, "threads": threads, "seconds": seconds}] * count, "measured", patience)
+        request = {"go": True, "threads": threads, "seconds": seconds, "full_validation": full_validation}
+        return self._ask([request] * count, "measured", patience)
 
     def _ask(self, requests: Sequence[Mapping[str, Any]], kind: str, patience: float = PATIENCE) -> list[Any]:
         asked = list(zip(self._processes, requests, strict=False))
