@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from tunelab.errors import InputError
 
@@ -103,3 +104,55 @@ RUNS_DIR = click.option(
 DEADLINE = click.option("--deadline", help="Pause at a time (07:30) or after a length of time (8h, 90m).")
 CONCURRENT = click.option("--concurrent", type=click.IntRange(min=1), help="Trials at once  [default: as measured]")
 STUDY = click.argument("study", type=click.Path(path_type=Path), required=False)
+
+
+def data_options(command: Command) -> Command:
+    """The options that say which images, and how they are taken; `take_data` reads them."""
+    return shared(
+        click.option("--data", default="digits", show_default=True, help="A data set, folder:PATH or npz:PATH."),
+        click.option("--data-dir", type=click.Path(), help="Where torchvision's data sets lie."),
+        click.option("--download", is_flag=True, help="Allow a download of the data."),
+        click.option("--skip-unreadable", is_flag=True, help="Go on when a file of a folder is not an image."),
+        click.option("--image-size", type=click.IntRange(min=4, max=1024), help="Resize images to N x N pixels."),
+        click.option("--limit-train", type=click.IntRange(min=2), help="Use this many training images."),
+        click.option(
+            "--val-fraction",
+            type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+            default=0.15,
+            show_default=True,
+            help="Share of images held out to compare trials by, where the data has no such split.",
+        ),
+    )(command)
+
+
+DATA_NAMES = "data", "data_dir", "download", "skip_unreadable", "image_size", "limit_train", "val_fraction"
+"""What click calls the options of `data_options`."""
+
+
+def take_data(options: dict[str, Any]) -> dict[str, Any]:
+    """Takes what `data_options` read out of a command's options: the fields of a `DataConfig`."""
+    taken = {name: options.pop(name) for name in DATA_NAMES}
+    return {"name": taken.pop("data"), **taken}
+
+
+def words_given(context: click.Context, names: Collection[str]) -> list[str]:
+    """Those of a command's options that the command line gives, as they are spelled there; `names` are click's."""
+    return [
+        option.opts[0]
+        for option in context.command.params
+        if option.name in names and context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+    ]
+
+
+def several(
+    one: click.ParamType[Any],
+) -> Callable[[click.Context, click.Parameter, str | tuple[str, ...] | None], tuple[Any, ...]]:
+    """The callback of an option that takes values with commas between them, each read by `one`: a tuple of them."""
+
+    def read(
+        context: click.Context, parameter: click.Parameter, given: str | tuple[str, ...] | None
+    ) -> tuple[Any, ...]:
+        texts = (given,) if isinstance(given, str) else given or ()
+        return tuple(one.convert(word.strip(), parameter, context) for text in texts for word in text.split(","))
+
+    return read

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from tunelab.commands.studies import find_study
+from tunelab.commands.studies import find_trial
 from tunelab.shared_options import JSON, RUNS_DIR, STUDY, shared
 
 if TYPE_CHECKING:
@@ -50,10 +50,7 @@ def show(study: Path | None, trial: int | None, runs_dir: Path, as_json: bool) -
     tunelab show
     tunelab show runs/arch-20261121-2330 7
     """
-    if study is not None and trial is None and study.name.isdecimal() and not study.exists():
-        found, trial = find_study(None, runs_dir), int(study.name)
-    else:
-        found = find_study(study, runs_dir)
+    found, trial = find_trial(study, trial, runs_dir)
     text = importlib.import_module("tunelab.analysis.text")
     if trial is None:
         shown = text.study_summary(found)

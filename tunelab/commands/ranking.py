@@ -7,11 +7,10 @@ import json
 from pathlib import Path
 
 import click
-from click.core import ParameterSource
 
 from tunelab.commands.studies import find_study, print_best
 from tunelab.errors import InputError
-from tunelab.shared_options import JSON, RUNS_DIR, STUDY, shared
+from tunelab.shared_options import JSON, RUNS_DIR, STUDY, shared, words_given
 
 
 @click.command()
@@ -42,9 +41,7 @@ def best(
     """
     found = find_study(study, runs_dir)
     if not retrain:
-        source = click.get_current_context().get_parameter_source
-        words = {"epochs": "--epochs", "seeds": "--seeds", "trial": "--trial", "keep_val": "--keep-val"}
-        given = [word for name, word in words.items() if source(name) is ParameterSource.COMMANDLINE]
+        given = words_given(click.get_current_context(), ("epochs", "seeds", "trial", "keep_val"))
         if given:
             raise InputError(f"{' and '.join(given)} can only be used with --retrain")
         print_best(found, top, as_json)

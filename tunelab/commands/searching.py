@@ -11,26 +11,14 @@ from typing import Any
 import click
 
 from tunelab.commands.studies import draw_plot, find_study, print_best
-from tunelab.shared_options import CONCURRENT, CONFIG, DEADLINE, JSON, RUNS_DIR, STUDY, shared
+from tunelab.shared_options import CONCURRENT, CONFIG, DEADLINE, JSON, RUNS_DIR, STUDY, data_options, shared, take_data
 
 
 @click.command()
 @click.argument("space")
 @click.option("--trials", type=click.IntRange(min=1), help="Configurations to try  [default: 100, or those of --grid]")
 @click.option("--epochs", type=click.IntRange(min=1), default=30, show_default=True, help="Full length of a trial.")
-@click.option("--data", default="digits", show_default=True, help="A data set, folder:PATH or npz:PATH.")
-@click.option("--data-dir", type=click.Path(), help="Where torchvision's data sets lie.")
-@click.option("--download", is_flag=True, help="Allow a download of the data.")
-@click.option("--skip-unreadable", is_flag=True, help="Go on when a file of a folder is not an image.")
-@click.option("--image-size", type=click.IntRange(min=4, max=1024), help="Resize images to N x N pixels.")
-@click.option("--limit-train", type=click.IntRange(min=2), help="Use this many training images.")
-@click.option(
-    "--val-fraction",
-    type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
-    default=0.15,
-    show_default=True,
-    help="Share of images held out to compare trials by, where the data has no such split.",
-)
+@data_options
 @click.option("--study", type=click.Path(path_type=Path), help="Folder to make  [default: RUNS_DIR/SPACE-TIME]")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Everything random derives from it."
@@ -112,9 +100,7 @@ def search(
     from tunelab.tuning.prospect import forecast_search
     from tunelab.tuning.runner import start_search
 
-    data = {"name": options.pop("data")}
-    for name in ("data_dir", "download", "skip_unreadable", "image_size", "limit_train", "val_fraction"):
-        data[name] = options.pop(name)
+    data = take_data(options)
     options["warm_start"] = find_studies(options["warm_start"], runs_dir)
     options, request = fill_in(options, grid)
     checked = from_json(SearchOptions, {**options, "data": data})

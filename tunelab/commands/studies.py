@@ -29,6 +29,13 @@ def find_study(path: Path | None, runs_dir: Path) -> Study:
     )
 
 
+def find_trial(path: Path | None, trial: int | None, runs_dir: Path) -> tuple[Study, int | None]:
+    """The study, as `find_study`, and the number of a trial; a number in place of a study is a trial of the newest."""
+    if path is not None and trial is None and path.name.isdecimal() and not path.exists():
+        return find_study(None, runs_dir), int(path.name)
+    return find_study(path, runs_dir), trial
+
+
 def draw_plot(study: Study) -> None:
     """Draws the plot of a study with several objectives; where it cannot be written, that is said, and is no error."""
     try:
