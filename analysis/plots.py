@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tunelab.records import EpochMetrics
 from tunelab.standings import Place
 from tunelab.tuning.objectives import COSTS, costs_of
+
+if TYPE_CHECKING:  # it loads torch, and these plots are drawn where nothing else does
+    from tunelab.tuning.profile import Point
+
+_WIDE = 20  # values that lie further apart than this are drawn on a logarithmic axis; our choice
 
 
 def learning_curve(histories: Sequence[Sequence[EpochMetrics]]) -> list[dict[str, Any]]:
@@ -116,6 +122,64 @@ def draw_pareto(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
             panel.annotate(str(row["trial"]), (row["value"], row["accuracy"]))
         panel.set(xlabel=f"{name} ({COSTS[name]})", ylabel="validation accuracy", xscale="log")
         panel.grid(alpha=0.3)
+    figure.suptitle(title)
+    figure.savefig(path, dpi=120)
+
+
+def epoch_time(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """One row per measured point: line (device and threads), batch_size, value (seconds per epoch)."""
+    return [
+        {"line": point.setting.line, "batch_size": point.setting.batch_size, "value": point.figures.epoch}
+        for point in points
+        if point.figures is not None
+    ]
+
+
+def peak_memory(points: Sequence[Point]) -> list[dict[str, Any]]:
+    """One row per measured point and memory: line, batch_size, value (MiB); on a GPU its memory and the host's."""
+    rows = []
+    for point in points:
+        if point.figures is None:
+            continue
+        line, size = point.setting.line, point.setting.batch_size
+        device = point.figures.device_memory
+        if device is not None:
+            rows.append({"line": f"{line}: on the GPU", "batch_size": size, "value": device})
+        host = line if device is None else f"{line}: on the host"
+        rows.append({"line": host, "batch_size": size, "value": point.figures.host_memory})
+    return rows
+
+
+def draw_by_batch_size(rows: Sequence[dict[str, Any]], path: Path, title: str, label: str) -> None:
+    """Draws one line for each device and number of threads against the batch size to a PNG file.
+
+    Args:
+        rows: what `epoch_time` or `peak_memory` gives.
+        path: the file to write.
+        title: the heading.
+        label: what the values are, with their unit.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    panel = figure.subplots()
+    for line, marker in zip(dict.fromkeys(row["line"] for row in rows), itertools.cycle("osD^v")):
+        mine = sorted((row["batch_size"], row["value"]) for row in rows if row["line"] == line)
+        panel.plot(*zip(*mine, strict=True), marker=marker, markersize=5, label=line)
+    sizes = sorted({row["batch_size"] for row in rows})
+    panel.set_xscale("log", base=2)
+    panel.set_xticks(sizes, [str(size) for size in sizes])
+    panel.minorticks_off()
+    values = [row["value"] for row in rows]
+    if min(values) * _WIDE < max(values):
+        panel.set_yscale("log")
+    else:
+        panel.set_ylim(0, 1.08 * max(values))
+    panel.set(xlabel="batch size (images)", ylabel=label)
+    panel.grid(alpha=0.3)
+    panel.legend()
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
 

@@ -43,13 +43,14 @@ ROOMS = [
         "tunelab.commands",
         "parse, call, print: a module for each group of commands",
         "tunelab.tuning.extend tunelab.tuning.runner tunelab.tuning.execute tunelab.tuning.prospect"
-        " tunelab.tuning.memory tunelab.tuning.options tunelab.study tunelab.space tunelab.records tunelab.config"
-        " tunelab.shared_options",
+        " tunelab.tuning.memory tunelab.tuning.options tunelab.tuning.profile tunelab.study tunelab.space"
+        " tunelab.records tunelab.config tunelab.shared_options",
     ),
     Room(
         "tunelab.analysis",
-        "after the run: rank, plot, retrain. Functions of a study; not needed by a worker",
-        "tunelab.tuning.runner tunelab.tuning.options tunelab.tuning.objectives tunelab.training tunelab.study"
+        "after the run: rank, plot, retrain, profile. Functions of a study; not needed by a worker",
+        "tunelab.tuning.runner tunelab.tuning.profile tunelab.tuning.probes tunelab.tuning.hardware"
+        " tunelab.tuning.progress tunelab.tuning.options tunelab.tuning.objectives tunelab.training tunelab.study"
         " tunelab.standings tunelab.noise tunelab.space tunelab.models.check tunelab.data tunelab.records"
         " tunelab.config",
         "torch",
@@ -74,6 +75,12 @@ ROOMS = [
         " tunelab.tuning.searcher tunelab.tuning.sources tunelab.tuning.stopping tunelab.tuning.options"
         " tunelab.study tunelab.journal tunelab.space tunelab.models.check tunelab.data tunelab.records"
         " tunelab.config",
+    ),
+    Room(
+        "tunelab.tuning.profile",
+        "what one training takes with other batch sizes, devices and threads, each in a process of its own",
+        "tunelab.tuning.prospect tunelab.tuning.preflight tunelab.tuning.probes tunelab.tuning.hardware"
+        " tunelab.tuning.options tunelab.study tunelab.space tunelab.data tunelab.records tunelab.config",
     ),
     Room(
         "tunelab.tuning.execute",

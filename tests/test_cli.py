@@ -35,6 +35,10 @@ SURFACE = {
     "resume": "study --deadline --concurrent --runs-dir --json",
     "extend": "study --trials --epochs --grid --deadline --concurrent --runs-dir --json",
     "best": "study --top --retrain --epochs --seeds --trial --keep-val --runs-dir --json",
+    "profile": (
+        "study trial --space --data --data-dir --download --skip-unreadable --image-size --limit-train --val-fraction"
+        " --batch-sizes --threads --device --seconds --out --runs-dir --json"
+    ),
     "list": "--runs-dir --json",
     "show": "study trial --runs-dir --json",
     "spaces": "--json",
@@ -164,6 +168,19 @@ def test_the_group_has_help_with_an_example_and_a_version(capfd: pytest.CaptureF
         ("best", ["there is no study"]),
         ("show nowhere", ["nowhere"]),
         ("show", ["there is no study"]),
+        ("profile nowhere", ["nowhere"]),
+        ("profile 3", ["there is no study"]),
+        ("profile --batch-sizes 32,many", ["--batch-sizes", "'many'"]),
+        ("profile --batch-sizes 32,,64", ["--batch-sizes", "''"]),
+        ("profile --batch-sizes 0", ["--batch-sizes", "0", "1<=x<=65536"]),
+        ("profile --threads 0", ["--threads", "0", "x>=1"]),
+        ("profile --threads 1,4096", ["--threads 4096", "processors"]),
+        ("profile --device cpu,tpu", ["--device", "'tpu'", "cuda"]),
+        ("profile --seconds 0", ["--seconds", "0"]),
+        ("profile --data cifar10 --limit-train 9", ["--data and --limit-train", "--space"]),
+        ("profile runs --space arch", ["--space arch", "leave out runs"]),
+        ("profile --space nope", ["'nope'", "arch"]),
+        ("profile --space arch --data nope", ["'nope'", "digits"]),
         ("fly", ["'fly'"]),
         ("search arch --fly", ["--fly"]),
     ],
@@ -529,7 +546,7 @@ def test_what_nobody_expected_is_one_line_too(
 
 
 @pytest.mark.parametrize(
-    "words", ["--help", "search --help", "best", "best --json", "list", "show", "show 0", "spaces"]
+    "words", ["--help", "search --help", "profile --help", "best", "best --json", "list", "show", "show 0", "spaces"]
 )
 def test_looking_imports_neither_torch_nor_ray(words: str, make_study: MakeStudy) -> None:
     make_study([("COMPLETED", [0.1, 0.2, 0.3, 0.4])])

@@ -19,6 +19,7 @@ _HOMES = {
     "best": "ranking.best",
     "extend": "searching.extend",
     "list": "looking.list_command",
+    "profile": "measuring.profile",
     "resume": "searching.resume",
     "search": "searching.search",
     "show": "looking.show",

@@ -29,3 +29,9 @@ class DivergedError(TunelabError):
 
 class OutOfTimeError(TunelabError):
     """An epoch was broken off because no time is left; the one before is in the checkpoint."""
+
+
+class StoppedError(TunelabError):
+    """Ctrl-C ended the work before its end; the message says what is kept of it (exit status 130)."""
+
+    exit_status = 130

@@ -10,7 +10,7 @@ import pytest
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.tuning import progress as module
 from tunelab.tuning.forecast import Range
-from tunelab.tuning.progress import Progress, Silent, Told, duration, percent
+from tunelab.tuning.progress import MeasuringLine, Progress, Silent, Told, duration, percent
 
 
 class Terminal(io.StringIO):
@@ -241,3 +241,23 @@ def test_a_terminal_that_has_gone_away_does_not_end_a_search(kind: type[io.Strin
 
     with Progress(Gone(), "a title", 2, []) as progress:
         run(progress, trial(0, "COMPLETED", (0.5,)), trial(1, "FAILED", reason="it broke"))
+
+
+@pytest.mark.parametrize(("stream", "shown"), [(io.StringIO(), "3 of 4: fast\n"), (Terminal(), "measuring 3 of 4")])
+def test_measuring_is_one_line_that_changes_or_a_line_for_each_point(stream: io.StringIO, shown: str) -> None:
+    with MeasuringLine(stream) as line:
+        line.at_work("measuring 3 of 4")
+        line.done("3 of 4: fast")
+    said = stream.getvalue()
+    assert shown in said
+    assert ("measuring" in said) != ("fast" in said)
+    if stream.isatty():
+        assert said.endswith("\x1b[2K"), "the line is gone at the end"
+
+
+def test_a_terminal_that_is_gone_does_not_end_a_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = Terminal()
+    with MeasuringLine(stream) as line:
+        monkeypatch.setattr(stream, "write", lambda text: (_ for _ in ()).throw(OSError(5, "gone")))
+        line.at_work("measuring 3 of 4")
+        line.done("3 of 4: fast")

@@ -212,6 +212,40 @@ class DecodingBar:
         self._bar.update(self._task, completed=done, total=total)
 
 
+class MeasuringLine:
+    """What is measured at present, in one line of a terminal; elsewhere a line for what was. Use it as a context.
+
+    Nothing redraws it by itself, which would disturb what is measured.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._console = _LastingConsole(file=stream, highlight=False, markup=False, emoji=False)
+        self._live = Live(console=self._console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> MeasuringLine:
+        if self._console.is_terminal:
+            with contextlib.suppress(OSError):
+                self._live.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        if self._console.is_terminal:
+            with contextlib.suppress(OSError):
+                self._live.stop()
+
+    def at_work(self, what: str) -> None:
+        """This is measured now."""
+        if self._console.is_terminal:
+            with contextlib.suppress(OSError):
+                self._live.update(Text(what), refresh=True)
+
+    def done(self, what: str) -> None:
+        """This was measured."""
+        if not self._console.is_terminal:
+            with contextlib.suppress(OSError):
+                self._console.print(what, soft_wrap=True)
+
+
 def _scored(trial: Trial, mean: float | None = None) -> str:
     """The score of a trial or of all its runs, and that it is of the training images where nothing is held out."""
     nothing_held_out = bool(trial.epochs) and trial.epochs[-1].val_accuracy is None
