@@ -205,6 +205,8 @@ def print_study(study: Study, shown: Mapping[str, Any]) -> None:
     out.print(
         f"machine   {hardware['processor']}, {hardware['cpus']} CPUs, GPUs: {', '.join(hardware['gpus']) or 'none'}"
     )
+    if "calibration" in shown:
+        out.print(f"trials    {shown['calibration']['reason']}")
     out.print(f"rungs     {_rungs(shown['rungs'])}")
     if shown["best"] is not None:
         best = f"trial {shown['best']['trial']}, {percent(shown['best']['score'])}, expected {_interval(shown['best'])}"

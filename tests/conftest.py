@@ -51,13 +51,15 @@ def _numbers_as_usual() -> Iterator[None]:
 @pytest.fixture
 def no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches believe a calibration that was not made: a measured second is a long time in a test."""
-    from tunelab.tuning import calibrate, prospect
+    from tunelab.config import ComputeConfig
+    from tunelab.tuning import calibrate, compute, prospect
 
     def pretend(samples: Any, candidates: Any, *_more: Any) -> calibrate.Calibration:
         layouts = tuple(calibrate.Layout(slots, 100.0, 300.0) for slots in candidates)
         return calibrate.Calibration(candidates[0], layouts, (), 2.0, 0.1, 4000.0, "nothing was measured")
 
     monkeypatch.setattr(calibrate, "calibrate", pretend)
+    monkeypatch.setattr(compute, "fastest", lambda *_given: compute.Choice(ComputeConfig(), {}))
     monkeypatch.setattr(prospect, "Probes", lambda count: contextlib.nullcontext())
 
 

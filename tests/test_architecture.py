@@ -100,7 +100,8 @@ ROOMS = [
     Room(
         "tunelab.tuning.prospect",
         "what is known of a search before it starts: how it shares the machine, how long it takes",
-        "tunelab.tuning.preflight tunelab.tuning.progress tunelab.tuning.forecast tunelab.tuning.simulation"
+        "tunelab.tuning.compute tunelab.tuning.preflight tunelab.tuning.progress tunelab.tuning.forecast"
+        " tunelab.tuning.simulation"
         " tunelab.tuning.calibrate tunelab.tuning.probes tunelab.tuning.speed tunelab.tuning.hardware"
         " tunelab.tuning.ray_tune tunelab.tuning.repeats tunelab.tuning.searcher tunelab.tuning.sources"
         " tunelab.tuning.stopping tunelab.tuning.memory tunelab.tuning.model_sampler tunelab.tuning.grid"
@@ -137,6 +138,11 @@ ROOMS = [
     ),
     Room("tunelab.tuning.simulation", "a search played through with random luck; plain arithmetic"),
     Room(
+        "tunelab.tuning.compute",
+        "in which precision and memory order this machine computes fastest, measured once and kept",
+        "tunelab.tuning.calibrate tunelab.tuning.probes tunelab.tuning.ray_tune tunelab.data tunelab.config",
+    ),
+    Room(
         "tunelab.tuning.calibrate",
         "how many trials at once are fastest and fit, by measurement",
         "tunelab.tuning.probes tunelab.tuning.ray_tune tunelab.tuning.speed",
@@ -146,7 +152,7 @@ ROOMS = [
     Room(
         "tunelab.tuning.hardware",
         "what this machine has, and the ways to divide it among trials",
-        "tunelab.tuning.ray_tune tunelab.tuning.options",
+        "tunelab.tuning.ray_tune tunelab.tuning.options tunelab.training",
         "torch",
     ),
     Room(

@@ -36,9 +36,12 @@ def test_brackets_of_an_architecture_are_not_taken_for_markup(
 
 
 def test_a_study_and_a_trial_say_why_they_ended(make_study: MakeStudy, capsys: pytest.CaptureFixture[str]) -> None:
-    study = make_study([("COMPLETED", SCORES), ("STOPPED", [0.1])])
+    chosen = {"calibration": {"reason": "2 trials at once; bfloat16 channels_last: 1.5 x float32 channels_last"}}
+    study = make_study([("COMPLETED", SCORES), ("STOPPED", [0.1])], info=chosen)
     print_study(study, study_summary(study))
-    assert "stopped for a reason" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "stopped for a reason" in said
+    assert "1.5 x float32" in said
     print_trial(study, study.trial(1))
     said = capsys.readouterr().out
     assert "stopped for a reason" in said

@@ -18,6 +18,7 @@ from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.space import load_space
 from tunelab.study import Study
 from tunelab.tuning import calibrate, prospect
+from tunelab.tuning.hardware import precisions
 from tunelab.tuning.options import GridRequest, SearchOptions
 from tunelab.tuning.preflight import make_check, make_source
 from tunelab.tuning.prospect import (
@@ -159,7 +160,12 @@ def test_a_dry_run_on_this_machine(space: str, runs_dir: Path) -> None:
     assert lines[0].startswith("forecast: 3 trials need ")
     assert lines[0].endswith("; there are 1000 h: all of them fit")
     assert lines[1].startswith("1 trial at a time with 1 thread: ")
-    assert found["calibration"]["slots"] == {"concurrent": 1, "cpus": 1, "gpus": 0.0, "device": "cpu"}
+    slots = Slots(**found["calibration"]["slots"])
+    assert (slots.concurrent, slots.cpus, slots.gpus, slots.device) == (1, 1, 0.0, "cpu")
+    assert slots.precision in precisions("cpu")
+    assert f"; {slots.precision} channels_last" in lines[1]
+    again, _ = forecast_search(space, options, "1000h")
+    assert again[1].rpartition("; ")[2] == lines[1].rpartition("; ")[2], "what was measured of the machine is kept"
     assert found["expected"] < 600
     assert not runs_dir.exists()
 

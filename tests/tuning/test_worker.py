@@ -41,6 +41,7 @@ def given(
         "device": "cpu",
         "threads": 1,
         "telemetry": "off",
+        "compute": {},
         "stop_at": stop_at,
     }
 

@@ -1,12 +1,12 @@
 """How fast one configuration trains here, measured in a process of its own: `python -m tunelab.training.probe`.
 
 A driver starts several of these, so that they can be timed at once, and talks to each in lines of JSON. The process
-says `{"hello": true}` when everything is imported. At `{"config": ..., "device": ..., "threads": ...}` it builds the
-trial, trains it two steps, and says `{"ready": true}`. At each `{"go": true, "threads": ..., "seconds": ...}`, which
-the driver sends to all of them together, it measures, and says `{"measured": ...}` with the fields of `Measured`; with
-`"full_validation": true` the validation is of a whole batch. What cannot be done is answered with `{"error": ...}`. It
-ends when its standard input does, at once and wherever it stands, so that it never outlives its driver. Nothing is
-written anywhere.
+says `{"hello": true}` when everything is imported. At `{"config": ..., "device": ..., "threads": ...}`, with
+`"compute": ...` where a way to compute was chosen, it builds the trial, trains it two steps, and says
+`{"ready": true}`. At each `{"go": true, "threads": ..., "seconds": ...}`, which the driver sends to all of them
+together, it measures, and says `{"measured": ...}` with the fields of `Measured`; with `"full_validation": true` the
+validation is of a whole batch. What cannot be done is answered with `{"error": ...}`. It ends when its standard input
+does, at once and wherever it stands, so that it never outlives its driver. Nothing is written anywhere.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from typing import Any, TextIO
 import psutil
 import torch
 
-from tunelab.config import TrainConfig, TrialConfig, from_json
+from tunelab.config import ComputeConfig, TrainConfig, TrialConfig, from_json
 from tunelab.errors import InputError
 from tunelab.training.device import peak_memory_mib, return_freed_memory, set_up_threads
 from tunelab.training.evaluate import BATCH_PIXELS
@@ -69,16 +69,17 @@ class Rehearsal:
         config: what to train.
         device: as `Trainer` takes it.
         threads: the number of processors to compute with.
+        compute: as `Trainer` takes it.
 
     Raises:
         InputError: something in the configuration, the device or the data cannot be used.
     """
 
-    def __init__(self, config: TrialConfig, device: str, threads: int) -> None:
+    def __init__(self, config: TrialConfig, device: str, threads: int, compute: ComputeConfig | None = None) -> None:
         return_freed_memory(torch.device("cpu"))
         resident = psutil.Process().memory_info().rss / 2**20
         began = time.perf_counter()
-        self._trainer = Trainer(config, device=device, threads=threads, telemetry="off")
+        self._trainer = Trainer(config, device=device, threads=threads, telemetry="off", compute=compute)
         self._device = self._trainer.device
         self._steps = self._trainer.practise()
         self._threads = threads
@@ -168,7 +169,8 @@ def serve(requests: Iterable[Mapping[str, Any]], answers: TextIO) -> None:
                     rehearsal.close()
                     rehearsal = None
                 config = from_json(TrialConfig, request["config"])
-                rehearsal = Rehearsal(config, request["device"], request["threads"])
+                compute = from_json(ComputeConfig, request.get("compute", {}))
+                rehearsal = Rehearsal(config, request["device"], request["threads"], compute)
                 answer: dict[str, Any] = {"ready": True}
             elif rehearsal is None:
                 raise InputError("there is nothing to measure: a configuration comes first")

@@ -103,7 +103,7 @@ def calibrate(
     Raises:
         TunelabError: nothing could be measured; the cause is named.
     """
-    smaller = [_shrink(sample, candidates[0].device) for sample in samples]
+    smaller = [shrink(sample, candidates[0].device) for sample in samples]
     start = _started(probes)
     three = _three(smaller)
     work = _Work(probes, max(gpus, 1), _clip(_LAYOUT_SECONDS / len(three) / len(candidates)))
@@ -294,7 +294,7 @@ class _Work:
         )
 
     def _build(self, samples: Sequence[Sample], slots: Slots) -> None:
-        settings = {"device": slots.device, "threads": slots.cpus}
+        settings = {"device": slots.device, "threads": slots.cpus, "compute": slots.compute}
         self._probes.build([{"config": dict(sample.config), **settings} for sample in samples])
 
     def _at_once(self, slots: Slots) -> int:
@@ -338,7 +338,7 @@ def _three(samples: Sequence[Sample]) -> list[Sample]:
     return [samples[0], *others[:1], *others[1:][-1:]]
 
 
-def _shrink(sample: Sample, device: str) -> Sample:
+def shrink(sample: Sample, device: str) -> Sample:
     """The sample with a batch that a step of which does not take long."""
     load, size = sample.load, sample.load.batch_size
     while size > 8 and guess_step(dataclasses.replace(load, batch_size=size), device) > _LONGEST_STEP:

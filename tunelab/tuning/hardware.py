@@ -30,6 +30,16 @@ def count_gpus() -> int:
     return torch.cuda.device_count() if torch.cuda.is_available() else 0
 
 
+def precisions(device: str) -> tuple[str, ...]:
+    """The types that a device computes in, the usual one first: float32, and what is faster there."""
+    import torch
+
+    from tunelab.training.device import autocast_dtype
+
+    usual = autocast_dtype("auto", torch.device(device))
+    return ("float32",) if usual is None else (str(usual).removeprefix("torch."), "float32")
+
+
 def find_slots(options: SearchOptions) -> Slots:
     """How many trials run at once, and with what.
 
@@ -144,6 +154,11 @@ def describe_hardware() -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": gpus,
     }
+
+
+def torch_version() -> str:
+    """The version of torch that is installed."""
+    return importlib.metadata.version("torch")
 
 
 def describe_versions() -> dict[str, str]:

@@ -20,10 +20,19 @@ from tunelab.errors import TunelabError
 from tunelab.records import BY_MODEL, Trial
 from tunelab.space import SearchSpace, load_space
 from tunelab.study import Study
-from tunelab.tuning import calibrate, memory
+from tunelab.tuning import calibrate, compute, memory
 from tunelab.tuning.forecast import Forecast
 from tunelab.tuning.grid import ORIGIN, by_hand, read_grid
-from tunelab.tuning.hardware import count_gpus, find_layouts, find_slots, free_memory_mib, usable_cpus
+from tunelab.tuning.hardware import (
+    count_gpus,
+    describe_hardware,
+    find_layouts,
+    find_slots,
+    free_memory_mib,
+    precisions,
+    torch_version,
+    usable_cpus,
+)
 from tunelab.tuning.model_sampler import FIRST_RANDOM, Earlier
 from tunelab.tuning.options import LIMITS, GridRequest, SearchOptions, seconds_until
 from tunelab.tuning.preflight import absolute_paths, check_room, make_source, try_space
@@ -144,7 +153,11 @@ def look_ahead(
         samples = [calibrate.Sample.of(trial.config, trial.stats) for trial in trials if trial.repeat_of is None]
         if path is not None:
             check_room(path, space, options, info)
+        choice = _choose_compute(space, info, samples, layouts[0], probes, gpus)
+        layouts = [compute.apply(choice, slots) for slots in layouts]
         measured = calibrate.calibrate(samples, layouts, probes, limit, gpus)
+        if choice.images:
+            measured = dataclasses.replace(measured, reason=f"{measured.reason}; {choice.reason}")
     in_full = grid is not None and grid.in_full
     forecast = _forecast(options, info, measured, measured.slots, trials, 0 if has_baseline else None, in_full)
     return Prospect(space, options, info, has_baseline, earlier, first, measured, forecast)
@@ -193,8 +206,8 @@ def look_on(
     measured = None if plain is None else calibrate.Calibration.from_json(plain)
     slots = find_slots(options)
     if measured is not None and measured.slots.device == slots.device:
-        hardware = study.info["hardware"]
-        same = hardware["cpus"] == usable_cpus() and len(hardware.get("gpus", ())) == count_gpus()
+        same = _is_same_machine(study)
+        slots = computing_like(slots, study)
         if again and same:
             slots = measured.slots
         elif same and options.cpus_per_trial is None:  # as many threads in all
@@ -218,6 +231,15 @@ def forecast_of(
     measured = None if plain is None else calibrate.Calibration.from_json(plain)
     plan = Plan(len(configs), configs[0].train.epochs, slots.concurrent, beside=_beside(measured))
     return Forecast(_speed(measured, info, slots), plan, trials)
+
+
+def computing_like(slots: Slots, study: Study) -> Slots:
+    """The slots with the precision and memory order of a study's; on another machine as they are."""
+    plain = study.info.get("slots")
+    if plain is None or plain["device"] != slots.device or not _is_same_machine(study):
+        return slots
+    measured = Slots(**plain)
+    return dataclasses.replace(slots, precision=measured.precision, channels_last=measured.channels_last)
 
 
 def make_race(options: SearchOptions, info: DataInfo, has_baseline: bool, number: int = 0) -> Race:
@@ -276,6 +298,33 @@ def open_data(config: DataConfig, show_progress: bool) -> DataInfo:
     return info
 
 
+def _is_same_machine(study: Study) -> bool:
+    hardware = study.info["hardware"]
+    return bool(hardware["cpus"] == usable_cpus() and len(hardware.get("gpus", ())) == count_gpus())
+
+
+def _choose_compute(
+    space: SearchSpace, info: DataInfo, samples: Sequence[calibrate.Sample], slots: Slots, probes: Probes, gpus: int
+) -> compute.Choice:
+    """What is known of this machine, else what is measured now, on the baseline and a configuration of middle size."""
+    own = "auto" not in {sample.config["train"]["precision"] for sample in samples}  # the space says which
+    hardware = describe_hardware()
+    named = [f"{hardware['processor']} x {hardware['cpus']}", *hardware["gpus"][:1], f"torch {torch_version()}"]
+    shape = "x".join(str(size) for size in (info.channels, *info.image_size))
+    key = "; ".join([*named, slots.device, f"{slots.cpus} threads", f"{space.name} {space.version}", shape])
+    known = compute.recall(key)
+    if known is not None:
+        return known
+    by_size = sorted(samples[1:], key=lambda sample: sample.load.mflops)
+    measured = [calibrate.shrink(one, slots.device) for one in (samples[0], *by_size[len(by_size) // 2 :][:1])]
+    given = compute.choices(("auto",) if own else precisions(slots.device))
+    count = calibrate.processes_for([slots], gpus)
+    choice = compute.fastest(measured, slots, count, given, probes)
+    if choice.images:
+        compute.remember(key, choice)
+    return choice
+
+
 def _forecast(
     options: SearchOptions,
     info: DataInfo,
@@ -329,7 +378,8 @@ def _no_rungs(_epochs: int) -> tuple[int, ...]:
 def _beside(measured: calibrate.Calibration | None) -> Beside:
     start = _USUAL_START if measured is None else measured.start
     trial = _USUAL_TRIAL if measured is None else measured.trial
-    return Beside(start * (1 + _RAY_STARTS), _STOP_SECONDS, trial + _TRIAL_SECONDS, worker=start)
+    stop = _STOP_SECONDS * max(1.0, start / _USUAL_START)  # a machine that is busy otherwise is slow at both
+    return Beside(start * (1 + _RAY_STARTS), stop, trial + _TRIAL_SECONDS, worker=start)
 
 
 def _speed(measured: calibrate.Calibration | None, info: DataInfo, slots: Slots) -> Speed:

@@ -41,7 +41,7 @@ def bridge(engine: Engine, folder_of: Callable[[int], Path], settings: Mapping[s
     Args:
         engine: what decides.
         folder_of: from a trial's number to its folder.
-        settings: what every worker is given beside its trial: `device`, `threads`, `telemetry`, `stop_at`.
+        settings: what every worker is given beside its trial: `device`, `threads`, `compute`, `stop_at` and so on.
     """
     key = uuid.uuid4().hex
     _BRIDGES[key] = _Bridge(engine, folder_of, settings)

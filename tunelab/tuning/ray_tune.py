@@ -53,12 +53,22 @@ _OBJECT_STORE_BYTES = 80 * 2**20  # nothing but short texts goes through it; Ray
 
 @dataclass(frozen=True)
 class Slots:
-    """How many trials run at once, and what each is given. `cpus` is the number of threads of a trial."""
+    """How many trials run at once, and what each is given. `cpus` is the number of threads of a trial.
+
+    `precision` and `channels_last` are those of `ComputeConfig`.
+    """
 
     concurrent: int
     cpus: int
     gpus: float
     device: str
+    precision: str = "auto"
+    channels_last: bool = True
+
+    @property
+    def compute(self) -> dict[str, Any]:
+        """How a trial is computed, as the JSON of a ComputeConfig."""
+        return {"precision": self.precision, "channels_last": self.channels_last}
 
 
 def run(
@@ -89,6 +99,7 @@ def run(
         "device": slots.device,
         "threads": slots.cpus,
         "telemetry": telemetry,
+        "compute": slots.compute,
         "stop_at": stop_at,
     }
     with _private_folder() as folder, _environment(folder), _quiet(log), _signals(engine, at_once=True):

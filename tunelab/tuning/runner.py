@@ -29,7 +29,16 @@ from tunelab.tuning.hardware import describe_hardware, describe_versions, find_s
 from tunelab.tuning.lineage import Begun, again_of, baseline_number, carry_over, reopen, study_source
 from tunelab.tuning.options import GridRequest, SearchOptions, fill_in
 from tunelab.tuning.preflight import make_check, new_path, require_same_data
-from tunelab.tuning.prospect import end_time, forecast_of, look_ahead, look_on, make_race, open_data, seconds_to
+from tunelab.tuning.prospect import (
+    computing_like,
+    end_time,
+    forecast_of,
+    look_ahead,
+    look_on,
+    make_race,
+    open_data,
+    seconds_to,
+)
 from tunelab.tuning.ray_tune import Slots
 from tunelab.tuning.sources import FixedSource
 from tunelab.tuning.stopping import NeverStop, Stopping, SuccessiveHalving
@@ -303,7 +312,7 @@ def run_configs(
             },
         )
     source = FixedSource(configs, make_check(dataclasses.replace(options, max_params=None, max_mflops=None), info))
-    slots = find_slots(options)
+    slots = find_slots(options) if like is None else computing_like(find_slots(options), like)
     forecast = forecast_of(configs, source, info, slots, like)
     return execute(study, Plan(source, NeverStop(), len(configs), options, title, show_progress, slots, forecast))
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from ray import tune
 
-from tunelab.config import TrialConfig, from_json
+from tunelab.config import ComputeConfig, TrialConfig, from_json
 from tunelab.errors import DivergedError, OutOfTimeError
 from tunelab.records import EpochMetrics, TrialStatus
 from tunelab.training.loop import Trainer
@@ -29,7 +29,8 @@ class TrialWorker(tune.Trainable):
     """Trains the configuration that it is given, epoch by epoch, from the trial's last checkpoint if there is one.
 
     Its config: `number`; `trial_config`, the JSON text of a TrialConfig; `folder`, the trial's; `known_epochs`, how
-    many epochs the record holds; `device`, `threads`, `telemetry` as `Trainer` takes them; `stop_at`, as `run_epoch`.
+    many epochs the record holds; `device`, `threads`, `telemetry` as `Trainer` takes them; `compute`, the JSON of a
+    ComputeConfig; `stop_at`, as `run_epoch` takes it.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -84,6 +85,7 @@ class TrialWorker(tune.Trainable):
             device=self._config["device"],
             threads=self._config["threads"],
             telemetry=self._config["telemetry"],
+            compute=from_json(ComputeConfig, self._config["compute"]),
         )
         if trainer.resume():
             known = self._config["known_epochs"]

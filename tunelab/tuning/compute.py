@@ -1,0 +1,145 @@
+"""In which precision and memory order this machine computes fastest: measured once, and kept for the next search.
+
+Results differ by less than between two seeds, speed by up to a factor. What is known lies in `machine.json` in the
+cache folder, one entry per machine, torch, space and shape of images; remove the file, and it is measured again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tunelab.config import ComputeConfig, from_json, to_json
+from tunelab.data.storage import cache_root
+from tunelab.errors import InputError
+from tunelab.files import write_atomically
+from tunelab.tuning.calibrate import Sample
+from tunelab.tuning.probes import ProbeError, Probes
+from tunelab.tuning.ray_tune import Slots
+
+FILE = "machine.json"
+_WINDOW = 0.2  # seconds in which a configuration is timed; our choice
+_WORTH = 1.1  # so many times as fast as the usual choice another must be: less is within the noise; our choice
+_FAR_SLOWER = 0.7  # of the fastest on the first configuration: not measured on the second; our choice
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How to compute, and the images per second of all trials together that it was chosen by, by `describe`."""
+
+    compute: ComputeConfig
+    images: Mapping[str, float]
+
+    @property
+    def reason(self) -> str:
+        """The choice in words, with its numbers; "" if there was nothing to choose between."""
+        own = describe(self.compute)
+        others = [f"{self.images[own] / images:.2f} x {name}" for name, images in self.images.items() if name != own]
+        return f"{own}: {', '.join(others)}" if others and own in self.images else own
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return {"compute": to_json(self.compute), "images": dict(self.images)}
+
+
+def describe(compute: ComputeConfig) -> str:
+    """A way to compute in words."""
+    order = "channels_last" if compute.channels_last else "contiguous"
+    return f"{compute.precision} {order}"
+
+
+def choices(precisions: Sequence[str]) -> list[ComputeConfig]:
+    """What is worth measuring, the usual choice first: each of these precisions in both memory orders."""
+    return [
+        from_json(ComputeConfig, {"precision": precision, "channels_last": last})
+        for last in (True, False)
+        for precision in precisions
+    ]
+
+
+def fastest(
+    samples: Sequence[Sample], slots: Slots, count: int, given: Sequence[ComputeConfig], probes: Probes
+) -> Choice:
+    """Measures the ways to compute on the samples, in as many processes at once as there would be trials.
+
+    The first of them is kept unless another is faster by a tenth. One that fails is left out; if all fail, which is
+    then no fault of theirs, it is the first, unmeasured.
+
+    Args:
+        samples: configurations, the baseline first.
+        slots: the device and the threads of a trial.
+        count: how many processes, on GPUs those of one of them.
+        given: ways to compute, the usual one first.
+        probes: running processes.
+    """
+    rates: dict[str, list[float]] = {}
+    live = list(given)
+    for sample in samples:
+        for compute in list(live):
+            rate = _rate(sample, slots, count, compute, probes)
+            if rate:
+                rates.setdefault(describe(compute), []).append(rate)
+            else:
+                live.remove(compute)
+                rates.pop(describe(compute), None)
+        best = max((found[0] for found in rates.values()), default=0.0)
+        live = [compute for compute in live if rates[describe(compute)][0] > _FAR_SLOWER * best]
+    if not live:
+        return Choice(given[0], {})
+    whole = {describe(compute): _mean(rates[describe(compute)]) for compute in live}
+    chosen = max(live, key=lambda compute: whole[describe(compute)])
+    if given[0] in live and whole[describe(chosen)] < _WORTH * whole[describe(given[0])]:
+        chosen = given[0]
+    return Choice(chosen, whole)
+
+
+def recall(key: str) -> Choice | None:
+    """What is known of this machine under `key`; None if nothing is, or the file is damaged."""
+    try:
+        found = json.loads((cache_root()[0] / FILE).read_text(encoding="utf-8"))[key]
+        return Choice(
+            from_json(ComputeConfig, found["compute"]), {str(k): float(v) for k, v in found["images"].items()}
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError):
+        return None
+
+
+def remember(key: str, choice: Choice) -> None:
+    """Keeps what was measured; a folder that cannot be written costs the next search two seconds, and is no error."""
+    path = cache_root()[0] / FILE
+    try:
+        known = json.loads(path.read_text(encoding="utf-8"))
+        known = known if isinstance(known, dict) else {}
+    except (OSError, ValueError):
+        known = {}
+    made = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+    known[key] = {**choice.to_json(), "measured": made}
+    with contextlib.suppress(OSError):
+        write_atomically(path, json.dumps(known, indent=1) + "\n")
+
+
+def apply(choice: Choice, slots: Slots) -> Slots:
+    """The slots, computing so."""
+    return dataclasses.replace(slots, **to_json(choice.compute))
+
+
+def _rate(sample: Sample, slots: Slots, count: int, compute: ComputeConfig, probes: Probes) -> float:
+    """Images per second of all processes together, 0 if one fails."""
+    where = {"device": slots.device, "threads": slots.cpus}
+    try:
+        probes.build([{"config": dict(sample.config), **where, "compute": to_json(compute)}] * count)
+        found = probes.measure(count, slots.cpus, _WINDOW)
+    except ProbeError:
+        return 0.0
+    return float(sum(one["images"] / one["step"] for one in found))
+
+
+def _mean(rates: Sequence[float]) -> float:
+    """The geometric mean: no configuration counts more because it is smaller."""
+    return math.exp(sum(math.log(rate) for rate in rates) / len(rates))
