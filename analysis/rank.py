@@ -107,16 +107,23 @@ def summary(study: Study, top: int) -> dict[str, Any]:
 
 
 def describe_config(config: Mapping[str, Any]) -> str:
-    """A configuration (as JSON) in one line: stem, blocks, norm, and the recipe's main numbers.
+    """A configuration (as JSON) in one line: the network, and the recipe's main numbers.
 
-    Blocks are written as kind and count, a halving as `/2`: "basic x2, /2, bottleneck, basic".
+    Of a network of blocks: stem, blocks, norm, activation. Blocks are written as kind and count, a halving as `/2`:
+    "basic x2, /2, bottleneck, basic".
     """
-    arch, train = config["arch"], config["train"]
+    train = config["train"]
+    recipe = f"{train['optimizer']} lr {train['lr']:.2g}, {train['schedule']['name']}, batch {train['batch_size']}"
+    return f"{_describe_arch(config['arch'])}; {recipe}"
+
+
+def _describe_arch(arch: Mapping[str, Any]) -> str:
+    if "branches" not in arch:
+        return f"LeNet-5 {arch['pooling']} pool, init {arch['init']}, {arch['activation']}"
     branches = " + ".join(_describe_branch(branch) for branch in arch["branches"])
     stem = f"{arch['stem']['kernel']}x{arch['stem']['kernel']}-{arch['stem']['width']}"
     pool = " pool" if arch["stem"]["pool"] else ""
-    recipe = f"{train['optimizer']} lr {train['lr']:.2g}, {train['schedule']['name']}, batch {train['batch_size']}"
-    return f"{stem}{pool} [{branches}] norm {arch['norm']}, {arch['activation']}; {recipe}"
+    return f"{stem}{pool} [{branches}] norm {arch['norm']}, {arch['activation']}"
 
 
 def _describe_branch(blocks: Sequence[Mapping[str, Any]]) -> str:

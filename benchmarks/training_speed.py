@@ -190,7 +190,8 @@ def plain(config: Any, workers: int) -> float:
         num_workers=workers,
         persistent_workers=workers > 0,
     )
-    model = build_network(config.arch, info.channels, len(info.classes)).to(memory_format=torch.contiguous_format)
+    model = build_network(config.arch, info.channels, len(info.classes), info.image_size)
+    model = model.to(memory_format=torch.contiguous_format)
     optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=5e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.train.epochs * len(loader))
     criterion = nn.CrossEntropyLoss()

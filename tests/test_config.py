@@ -15,6 +15,7 @@ from tunelab.config import (
     AugmentConfig,
     BlockSpec,
     DataConfig,
+    LeNetSpec,
     ScheduleConfig,
     StemSpec,
     TrainConfig,
@@ -35,9 +36,16 @@ BLOCKS = st.builds(
     convs=st.integers(1, 5),
 )
 UNIT = st.floats(0.0, 0.999)
+LENETS = st.builds(
+    LeNetSpec,
+    activation=st.sampled_from(["sigmoid", "tanh", "relu"]),
+    pooling=st.sampled_from(["average", "max"]),
+    init=st.sampled_from(["torch", "lecun", "xavier", "he"]),
+)
 CONFIGS = st.builds(
     TrialConfig,
-    arch=st.builds(
+    arch=LENETS
+    | st.builds(
         ArchSpec,
         stem=st.builds(StemSpec, width=st.integers(1, 8192), kernel=st.sampled_from([3, 5, 7]), pool=st.booleans()),
         branches=st.lists(st.lists(BLOCKS, max_size=4).map(tuple), min_size=1, max_size=3).map(tuple),
@@ -120,6 +128,15 @@ def test_a_configuration_cannot_be_changed() -> None:
         ({"arch": {"stem": {}, "branches": [[{"kind": "basic", "width": 0}]]}}, "arch.branches.0.0.width"),
         ({"arch": {"stem": {}, "branches": [[{"kind": "basic", "width": 8, "stride": 3}]]}}, "stride"),
         ({"arch": {"stem": {}, "branches": [[{"width": 8}]]}}, "arch.branches.0.0.kind: field required"),
+        ({"arch": {}}, "arch.stem: field required"),
+        ({"arch": None}, "arch: input should be a dictionary, ArchSpec or LeNetSpec (got None)"),
+        ({"arch": {"activation": "gelu", "pooling": "max"}}, "'sigmoid', 'tanh' or 'relu' (got 'gelu')"),
+        (
+            {"arch": {"init": "xavier", "pooling": "sum"}},
+            "arch.pooling: input should be 'average' or 'max' (got 'sum')",
+        ),
+        ({"arch": {"init": "he", "pooling": "max", "norm": "batch"}}, "arch.norm: unexpected keyword"),
+        ({"arch": {**to_json(LeNetSpec()), "stem": {}}}, "arch.stem: unexpected keyword"),
     ],
 )
 def test_what_cannot_be_is_refused_by_name(change: dict[str, Any], said: str) -> None:
@@ -142,6 +159,23 @@ def test_a_configuration_made_in_python_is_checked_too() -> None:
         TrainConfig(lr=0.0)
     with pytest.raises(ValueError, match="unknown"):
         TrainConfig(unknown=1)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("arch", [StemSpec(), None, "lenet"])
+def test_what_is_no_network_is_refused_in_python_too(arch: Any) -> None:
+    with pytest.raises(ValueError, match="Input should be a dictionary, ArchSpec or LeNetSpec"):
+        TrialConfig(arch)
+
+
+def test_families_are_told_apart_by_what_they_have() -> None:
+    """A value that both could have, and a field that only one knows, with or without the others."""
+    lenet = LeNetSpec(activation="relu", pooling="max", init="he")
+    plain = to_json(TrialConfig(lenet))
+    assert plain["arch"] == {"activation": "relu", "pooling": "max", "init": "he"}
+    assert from_json(TrialConfig, plain).arch == lenet
+    assert from_json(TrialConfig, {"arch": {"pooling": "max"}}).arch == LeNetSpec(pooling="max")
+    assert isinstance(from_json(TrialConfig, to_json(config())).arch, ArchSpec)
+    assert len({arch_id(LeNetSpec(init=init)) for init in ("torch", "lecun", "xavier", "he")}) == 4
 
 
 def test_an_arch_id_is_of_the_architecture_alone() -> None:
@@ -169,6 +203,24 @@ def test_a_config_id_is_of_all_but_the_seed() -> None:
 def test_ids_and_seeds_stay_what_they_were() -> None:
     """They name folders and decide results on people's disks."""
     assert arch_id(config().arch) == "54a46974"
+    assert config_id(config()) == "3da02be383f6bf33"
+    assert list(to_json(config().arch)) == ["stem", "branches", "norm", "activation", "bias", "dropout"]
+    branches = ((BlockSpec("inception", 24, 2),), (BlockSpec("basic", 24, 2, 5),))
+    other = TrialConfig(
+        ArchSpec(StemSpec(12, 7, pool=True), branches, "none", "gelu", bias=True, dropout=0.25),
+        TrainConfig(
+            epochs=9,
+            optimizer="adamw",
+            lr=0.002,
+            schedule=ScheduleConfig("step", 0.1, 0.4, 0.2),
+            augment=AugmentConfig(crop=0.125, flip=True, mixup=0.4),
+        ),
+        DataConfig("npz:/data/images.npz", image_size=32, limit_train=500),
+        seed=11,
+    )
+    assert arch_id(other.arch) == "a929ad0c"
+    assert config_id(other) == "48fa7e3aad1dbda0"
+    assert arch_id(LeNetSpec()) == "ecd0ac6c"
     assert derive_seed(0, "trial", 0) == 721423983
     assert derive_seed(7, "propose", 3, 1) == 31544065
 

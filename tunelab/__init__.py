@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tunelab.config import ArchSpec, BlockSpec, DataConfig, StemSpec, TrainConfig, TrialConfig
+    from tunelab.config import ArchSpec, BlockSpec, DataConfig, LeNetSpec, StemSpec, TrainConfig, TrialConfig
     from tunelab.errors import InputError, TunelabError
     from tunelab.records import EpochMetrics, Trial, TrialStatus
     from tunelab.study import Study, load
@@ -30,6 +30,7 @@ __all__ = [
     "DataConfig",
     "EpochMetrics",
     "InputError",
+    "LeNetSpec",
     "StemSpec",
     "Study",
     "TrainConfig",
@@ -49,6 +50,7 @@ _HOMES = {
     "DataConfig": "tunelab.config",
     "EpochMetrics": "tunelab.records",
     "InputError": "tunelab.errors",
+    "LeNetSpec": "tunelab.config",
     "StemSpec": "tunelab.config",
     "Study": "tunelab.study",
     "TrainConfig": "tunelab.config",

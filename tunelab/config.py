@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from tunelab.errors import InputError
@@ -62,6 +62,31 @@ class ArchSpec:
     activation: Literal["relu", "leaky_relu", "gelu", "silu"] = "relu"
     bias: bool = False
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
+@dataclass(frozen=True, config=_FORBID)
+class LeNetSpec:
+    """LeNet-5 (LeCun et al. 1998), as `tunelab.models.classic` builds it; the defaults are nearest to the paper.
+
+    `init` is how the weights are drawn, a key of `tunelab.models.init.CLASSIC_INITS`.
+    """
+
+    activation: Literal["sigmoid", "tanh", "relu"] = "tanh"
+    pooling: Literal["average", "max"] = "average"
+    init: Literal["torch", "lecun", "xavier", "he"] = "lecun"
+
+
+AnyArch: TypeAlias = ArchSpec | LeNetSpec
+"""A network of any family."""
+
+_FAMILIES: dict[str, type[Any]] = {"ArchSpec": ArchSpec, "LeNetSpec": LeNetSpec}
+
+
+def _family(arch: Any) -> str | None:
+    """The family whose description this is: of JSON, the one that knows most of its names, the first of equals."""
+    if not isinstance(arch, Mapping):
+        return next((name for name, family in _FAMILIES.items() if isinstance(arch, family)), None)
+    return max(_FAMILIES, key=lambda name: len(_FAMILIES[name].__dataclass_fields__.keys() & arch.keys()))
 
 
 @dataclass(frozen=True, config=_FORBID)
@@ -144,7 +169,10 @@ class TrainConfig:
 class TrialConfig:
     """Everything needed to train one network again."""
 
-    arch: ArchSpec
+    arch: Annotated[
+        Annotated[ArchSpec, Tag("ArchSpec")] | Annotated[LeNetSpec, Tag("LeNetSpec")],
+        Discriminator(_family, "family", f"Input should be a dictionary, {' or '.join(_FAMILIES)}"),
+    ]
     train: TrainConfig = Field(default_factory=TrainConfig)
     data: DataConfig = Field(default_factory=DataConfig)
     seed: Annotated[int, Field(ge=0)] = 0
@@ -194,7 +222,7 @@ def one_line(error: ValidationError) -> str:
     """What pydantic found, as `name: what is allowed (got value)`, joined by semicolons."""
     found = []
     for item in error.errors(include_url=False, include_context=False):
-        name = ".".join(str(part) for part in item["loc"])
+        name = ".".join(str(part) for part in item["loc"] if part not in _FAMILIES)
         found.append(f"{name}: {item['msg'][:1].lower()}{item['msg'][1:]} (got {item['input']!r})")
     return "; ".join(found)
 
@@ -204,7 +232,7 @@ def _digest(plain: Any, length: int) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
-def arch_id(arch: ArchSpec) -> str:
+def arch_id(arch: AnyArch) -> str:
     """A short hash of the architecture alone: equal networks have equal ids (8 hex digits)."""
     return _digest(to_json(arch), 8)
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tunelab.analysis.rank import describe_config, ranking, rung_table, summary, tied
 
-from tunelab.config import ArchSpec, BlockSpec, StemSpec, TrainConfig, TrialConfig, to_json
+from tunelab.config import ArchSpec, BlockSpec, LeNetSpec, StemSpec, TrainConfig, TrialConfig, to_json
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.standings import places
 
@@ -115,3 +115,8 @@ def test_a_configuration_in_words() -> None:
         "5x5-8 pool [basic x2, /2 bottleneck, basic + /2 inception, inception] norm group, gelu; "
         "adamw lr 0.0012, cosine, batch 64"
     )
+
+
+def test_a_lenet_in_words() -> None:
+    words = describe_config(to_json(TrialConfig(LeNetSpec("relu", "max", "he"))))
+    assert words == "LeNet-5 max pool, init he, relu; sgd lr 0.1, cosine, batch 128"

@@ -78,7 +78,7 @@ def test_the_model_on_the_disk_is_the_one_that_was_measured(retrained: dict[str,
     content = json.loads((folder / "config.json").read_text())
     config = from_json(TrialConfig, content["trial_config"])
     assert (config.train.epochs, config.data.train_on) == (3, "train+val")
-    model = build_network(config.arch, content["channels"], len(content["classes"]))
+    model = build_network(config.arch, content["channels"], len(content["classes"]), content["image_size"])
     model.load_state_dict(load_file(folder / "model.safetensors"))
     info = prepare(config.data)
     assert (content["mean"], content["data_fingerprint"]) == (list(info.mean), info.fingerprint)

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from itertools import product
+from typing import Literal
 
 import pytest
 import torch
 from torch import nn
 
-from tunelab.config import ArchSpec, BlockSpec, StemSpec
+from tunelab.config import AnyArch, ArchSpec, BlockSpec, LeNetSpec, StemSpec
 from tunelab.data.vision import import_torchvision
 from tunelab.errors import InputError, RefusedError
 from tunelab.models.blocks import BLOCKS, NORMS
@@ -34,7 +35,7 @@ def plain_resnet(kind: str, width: int, lengths: tuple[int, ...]) -> ArchSpec:
     return ArchSpec(StemSpec(64, 7, pool=True), (tuple(blocks),))
 
 
-def count_on_meta(arch: ArchSpec, size: tuple[int, int], channels: int, classes: int) -> tuple[int, float, int, int]:
+def count_on_meta(arch: AnyArch, size: tuple[int, int], channels: int, classes: int) -> tuple[int, float, int, int]:
     """Parameters, multiply-adds, convolution outputs and convolutions of the network, run on the meta device."""
     found = {"multiply_adds": 0, "activations": 0, "convs": 0}
 
@@ -47,7 +48,7 @@ def count_on_meta(arch: ArchSpec, size: tuple[int, int], channels: int, classes:
             found["multiply_adds"] += module.weight.numel()
 
     with torch.device("meta"):
-        network = build_network(arch, channels, classes).eval()
+        network = build_network(arch, channels, classes, size).eval()
         images = torch.empty(2, channels, *size)
     for module in network.modules():
         module.register_forward_hook(hook)  # type: ignore[arg-type]
@@ -64,6 +65,42 @@ def test_counts_equal_the_network_on_the_meta_device(
     arch = ArchSpec(StemSpec(16, 5, pool), branches, norm=norm, bias=bias)  # type: ignore[arg-type]
     stats = check(arch, image_size=(29, 17), channels=3, classes=7)
     assert (stats.params, stats.mflops, stats.activations, stats.convs) == count_on_meta(arch, (29, 17), 3, 7)
+
+
+@pytest.mark.parametrize("pooling", ["average", "max"])
+@pytest.mark.parametrize(("side", "channels", "classes"), [(28, 1, 10), (28, 3, 2), (32, 3, 100)])
+def test_lenet_is_counted_as_the_network_on_the_meta_device(
+    pooling: Literal["average", "max"], side: int, channels: int, classes: int
+) -> None:
+    arch = LeNetSpec(pooling=pooling)
+    stats = check(arch, image_size=(side, side), channels=channels, classes=classes)
+    counted = count_on_meta(arch, (side, side), channels, classes)
+    assert (stats.params, stats.mflops, stats.activations, stats.convs) == counted
+    assert stats.depth == 5
+
+
+def test_lenet_on_mnist_costs_what_the_paper_says() -> None:
+    """LeCun et al. 1998, section II.B; C3 reads all maps here, and the classifier has weights."""
+    stats = check(LeNetSpec(), image_size=(28, 28), channels=1, classes=10)
+    assert stats.params == 156 + (16 * 6 * 25 + 16) + 48_120 + 10_164 + 850 == 61_706
+    assert stats.activations == 6 * 28 * 28 + 16 * 10 * 10
+    assert stats.mflops == (6 * 25 * 28 * 28 + 16 * 150 * 10 * 10 + 48_000 + 10_080 + 840) / 1e6
+
+
+@pytest.mark.parametrize("size", [(8, 8), (27, 27), (28, 32), (30, 30), (33, 33), (64, 64)])
+def test_lenet_takes_two_sizes(size: tuple[int, int]) -> None:
+    said = rf"28x28 or 32x32 pixels, these have {size[0]}x{size[1]} \(--image-size 32 resizes them\)"
+    with pytest.raises(RefusedError, match=said):
+        check(LeNetSpec(), image_size=size, channels=1, classes=10)
+
+
+def test_limits_hold_for_lenet_too() -> None:
+    size = {"image_size": (28, 28), "channels": 1, "classes": 10}
+    check(LeNetSpec(), **size, max_params=61_706, max_mflops=0.42)  # type: ignore[arg-type]
+    with pytest.raises(RefusedError, match="--max-params allows 61705"):
+        check(LeNetSpec(), **size, max_params=61_705)  # type: ignore[arg-type]
+    with pytest.raises(RefusedError, match=r"--max-mflops allows 0\.4"):
+        check(LeNetSpec(), **size, max_mflops=0.4)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

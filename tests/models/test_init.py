@@ -8,7 +8,7 @@ from torch import nn
 
 from tunelab.config import ArchSpec, BlockSpec, StemSpec
 from tunelab.models.blocks import ResidualBlock
-from tunelab.models.init import INITS
+from tunelab.models.init import CLASSIC_INITS, INITS
 from tunelab.models.network import build_network
 
 
@@ -26,7 +26,7 @@ def test_he_keeps_the_variance_of_gradients() -> None:
 def test_deep_networks_without_norm_start_at_the_loss_of_guessing(kind: str, bias: bool) -> None:
     torch.manual_seed(0)
     blocks = tuple(BlockSpec(kind, 16 * 2 ** (i // 3), 2 if i and i % 3 == 0 else 1, 5) for i in range(12))
-    network = build_network(ArchSpec(StemSpec(16), (blocks,), norm="none", bias=bias), 3, 10)
+    network = build_network(ArchSpec(StemSpec(16), (blocks,), norm="none", bias=bias), 3, 10, (16, 16))
     images, labels = torch.randn(8, 3, 16, 16), torch.arange(8)
     features = network.branches[0](network.stem(images))  # type: ignore[operator, index]
     assert 1e-3 < features.std() < 1e3
@@ -44,7 +44,7 @@ def test_deep_networks_without_norm_start_at_the_loss_of_guessing(kind: str, bia
 def test_fixup_scales_a_block_by_the_number_of_blocks_on_its_path() -> None:
     torch.manual_seed(0)
     blocks = tuple(BlockSpec("basic", 64, convs=3) for _ in range(4))
-    network = build_network(ArchSpec(StemSpec(64), (blocks, blocks), norm="none"), 3, 10)
+    network = build_network(ArchSpec(StemSpec(64), (blocks, blocks), norm="none"), 3, 10, (8, 8))
     residuals = [block for block in network.modules() if isinstance(block, ResidualBlock)]
     assert len(residuals) == 8
     for block in residuals:
@@ -56,5 +56,30 @@ def test_fixup_scales_a_block_by_the_number_of_blocks_on_its_path() -> None:
 
 
 def test_networks_with_norm_have_no_dead_weights() -> None:
-    network = build_network(ArchSpec(StemSpec(8), ((BlockSpec("basic", 8),),)), 3, 10)
+    network = build_network(ArchSpec(StemSpec(8), ((BlockSpec("basic", 8),),)), 3, 10, (8, 8))
     assert all(layer.weight.std() > 0 for layer in network.modules() if isinstance(layer, (nn.Conv2d, nn.Linear)))
+
+
+@pytest.mark.parametrize(
+    ("init", "sd", "bound"),
+    [
+        ("torch", math.sqrt(1 / 3 / 288), math.sqrt(1 / 288)),
+        ("lecun", math.sqrt(1 / 288), None),
+        ("xavier", math.sqrt(2 / (288 + 1152)), math.sqrt(6 / (288 + 1152))),
+        ("he", math.sqrt(2 / 288), None),
+    ],
+)
+def test_classic_weights_have_the_spread_that_is_told(init: str, sd: float, bound: float | None) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(32, 128, 3), nn.Linear(288, 1152))
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    CLASSIC_INITS[init](network)
+    for layer, weight, bias in zip(network, before[::2], before[1::2], strict=True):
+        assert not torch.equal(layer.weight, weight)
+        assert layer.weight.std().item() == pytest.approx(sd, rel=0.02)
+        if bound is not None:
+            assert 0.99 * bound < layer.weight.abs().max().item() <= bound
+        if init == "torch":
+            assert not torch.equal(layer.bias, bias)
+        else:
+            assert layer.bias.abs().max() == 0

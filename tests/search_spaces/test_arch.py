@@ -48,7 +48,7 @@ def stats_or_none(
 def losses_of_one_step(config: TrialConfig, size: int, channels: int, bfloat16: bool) -> list[float]:
     """The loss before and after one step of plain SGD."""
     torch.manual_seed(0)
-    network = build_network(config.arch, channels, 10)
+    network = build_network(config.arch, channels, 10, (size, size))
     images = torch.randn(4, channels, size, size).to(memory_format=torch.channels_last)
     labels = torch.tensor([1, 3, 5, 7])
     optimizer = torch.optim.SGD(network.parameters(), lr=0.01)

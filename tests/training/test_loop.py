@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import gc
 import math
 import weakref
@@ -9,10 +10,11 @@ import psutil
 import pytest
 import torch
 
-from tunelab.config import AugmentConfig, ScheduleConfig
+from tunelab.config import AugmentConfig, LeNetSpec, ScheduleConfig
 from tunelab.errors import DivergedError, InputError
 from tunelab.records import EpochMetrics
-from tunelab.training.checkpoint import load
+from tunelab.training.checkpoint import BEST, load, load_model
+from tunelab.training.evaluate import evaluate
 from tunelab.training.loop import Trainer, fit, load_data
 from tunelab.training.optim import OPTIMIZERS
 from tunelab.training.schedules import SCHEDULES, lr_factor
@@ -35,6 +37,20 @@ def test_digits_are_learnt(make_config):
     assert history[-1].val_accuracy is not None
     assert history[-1].val_accuracy > 0.9
     assert all(m.images_per_second > 0 and m.seconds > 0 and m.peak_memory_mib > 100 for m in history)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_lenet_learns_goes_on_and_is_loaded(make_config, tmp_path, precision):
+    recipe = make_config(epochs=4, lr=0.02, batch_size=16, precision=precision, data={"image_size": 28})
+    config = dataclasses.replace(recipe, arch=LeNetSpec("relu", "max", "he"))
+    unbroken = run(config)
+    assert unbroken[-1].val_accuracy > 0.8
+    run(config, report=lambda metrics: metrics.epoch < 2, folder=tmp_path)
+    assert measured(run(config, folder=tmp_path)) == measured(unbroken)
+    info, _train, val = load_data(config.data, torch.device("cpu"))
+    model = load_model(config, tmp_path / "checkpoint" / BEST, info)
+    again = evaluate(model, val, info, device="cpu", precision=precision)
+    assert again.accuracy == max(metrics.val_accuracy for metrics in unbroken)
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)

@@ -19,7 +19,7 @@ import pytest
 import torch
 
 from tunelab.cli import tunelab as command_line
-from tunelab.config import DataConfig, TrainConfig, TrialConfig, from_json, to_json
+from tunelab.config import DataConfig, LeNetSpec, TrainConfig, TrialConfig, from_json, to_json
 from tunelab.errors import InputError, TunelabError
 from tunelab.journal import Journal, StudyLockedError, read_journal
 from tunelab.records import EpochMetrics, Trial, TrialStatus
@@ -44,6 +44,22 @@ BASELINES = ({"lr": 0.1},)
 def draw(suggest):
     arch = ArchSpec(StemSpec(4), ((BlockSpec("basic", 4, 2, 1),),))
     return TrialConfig(arch, TrainConfig(batch_size=32, lr=suggest.suggest_float("lr", 0.001, 0.5, log=True)))
+"""
+LENETS = """
+from tunelab.config import LeNetSpec, TrainConfig, TrialConfig
+
+SUMMARY = "LeNet-5"
+VERSION = 1
+BASELINES = ({"activation": "tanh", "pooling": "average", "lr": 0.05},)
+
+
+def draw(suggest):
+    arch = LeNetSpec(
+        activation=suggest.suggest_categorical("activation", ("sigmoid", "tanh", "relu")),
+        pooling=suggest.suggest_categorical("pooling", ("average", "max")),
+        init="xavier",
+    )
+    return TrialConfig(arch, TrainConfig(batch_size=16, lr=suggest.suggest_float("lr", 0.001, 0.5, log=True)))
 """
 SMALL: dict[str, Any] = {"trials": 5, "epochs": 3, "limit_train": 100, "progress": False}
 
@@ -105,6 +121,13 @@ def space(tmp_path: Path) -> str:
     return str(file)
 
 
+@pytest.fixture
+def lenets(tmp_path: Path) -> str:
+    file = tmp_path / "lenets.py"
+    file.write_text(LENETS)
+    return str(file)
+
+
 def halt_at(number: int, epoch: int, why: str) -> Callable[[Engine, int, int], None]:
     """Halts the engine before an epoch of a trial."""
 
@@ -124,6 +147,23 @@ def outcome(study: Study) -> list[Any]:
 
 
 # A search.
+
+
+def test_a_space_of_lenets_is_searched(here: HereInsteadOfRay, lenets: str) -> None:
+    study = search(lenets, **SMALL, image_size=28, concurrent=1)
+    trials = study.list_trials()
+    assert {trial.status for trial in trials} <= {TrialStatus.COMPLETED, TrialStatus.STOPPED}
+    assert all(trial.stats["params"] == 61_706 for trial in trials)
+    assert len({trial.arch_id for trial in proposed(trials)}) > 1
+    first = from_json(TrialConfig, trials[0].config)
+    assert first.arch == LeNetSpec("tanh", "average", "xavier")
+
+
+def test_images_that_lenet_cannot_take_are_refused_before_anything_is_made(lenets: str, runs_dir: Path) -> None:
+    said = r"LeNet-5 takes images of 28x28 or 32x32 pixels, these have 8x8 \(--image-size 32 resizes them\)"
+    with pytest.raises(InputError, match=said):
+        search(lenets, **SMALL)
+    assert not runs_dir.exists()
 
 
 def test_a_search_ends_with_a_study(here: HereInsteadOfRay, space: str, runs_dir: Path) -> None:

@@ -17,6 +17,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import optuna
 import psutil
 import pytest
@@ -55,6 +56,19 @@ def draw(suggest):
         ),
         TrainConfig(optimizer="nothing" if kind == "raises" else "sgd", **recipe),
     )
+"""
+LENETS = """
+from tunelab.config import LeNetSpec, TrainConfig, TrialConfig
+
+SUMMARY = "LeNet-5"
+VERSION = 1
+BASELINES = ({"pooling": "average", "init": "lecun", "lr": 0.05},)
+
+
+def draw(suggest):
+    pooling = suggest.suggest_categorical("pooling", ("average", "max"))
+    arch = LeNetSpec("relu", pooling, suggest.suggest_categorical("init", ("torch", "lecun", "xavier", "he")))
+    return TrialConfig(arch, TrainConfig(batch_size=16, lr=suggest.suggest_float("lr", 0.01, 0.2, log=True)))
 """
 MARK = "TUNELAB_TEST_MARK"
 
@@ -279,6 +293,39 @@ def test_a_finished_search_is_not_begun_again(machine: Machine, finished: subpro
     done = machine.run("resume", str(path), TUNELAB_CACHE=str(path.parent / "cache"))
     assert (done.returncode, done.stdout) == (0, finished.stdout)
     assert (path / "journal.jsonl").read_bytes() == before
+
+
+# A space of networks of another family.
+
+
+def write_stripes(path: Path) -> None:
+    """Grey images of 28x28 in two classes, with stripes across or along."""
+    random = np.random.default_rng(0)
+    labels = np.arange(240) % 2
+    stripes = np.zeros((28, 28))
+    stripes[::4] = 100
+    images = random.integers(0, 100, (240, 28, 28)) + np.where(labels[:, None, None] == 1, stripes, stripes.T)
+    np.savez(path, images=images.astype(np.uint8), labels=labels)
+
+
+def test_lenets_are_searched_ranked_and_trained_in_full(machine: Machine, tmp_path: Path) -> None:
+    (tmp_path / "lenets.py").write_text(LENETS)
+    write_stripes(tmp_path / "stripes.npz")
+    space, study = str(tmp_path / "lenets.py"), str(tmp_path / "study")
+    data = f"npz:{tmp_path}/stripes.npz"
+    length = ["--trials", "3", "--epochs", "3", "--concurrent", "1"]
+    done = machine.run("search", space, "--study", study, "--data", data, *length)
+    assert done.returncode == 0, done.stderr
+    assert "LeNet-5 average pool, init " in done.stdout
+    trials = check_books(Path(study), 3, 3)
+    assert {trial.stats["params"] for trial in trials} == {61_706 - 8 * 85}
+    best = load(study).best()
+    assert best.score is not None
+    assert best.score > 0.9
+    done = machine.run("best", study, "--retrain", "--epochs", "3")
+    assert done.returncode == 0, done.stderr
+    assert len(list(Path(study).glob("retrain-*/model.safetensors"))) == 1
+    machine.assert_nothing_is_left()
 
 
 # Interrupted in every way.

@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from tunelab.config import ArchSpec, StemSpec, TrainConfig, TrialConfig, to_json
+from tunelab.config import ArchSpec, LeNetSpec, StemSpec, TrainConfig, TrialConfig, to_json
 from tunelab.tuning.speed import USUAL, Load, Point, Speed, guess_step, load_of
 
 IMAGES, VAL = 1000, 200
@@ -152,6 +152,11 @@ def test_a_norm_counts_as_outputs_of_its_own() -> None:
     assert load_of(config, stats) == Load(0.5, 100.0, 7.0, 32)
     del stats["convs"]
     assert load_of(config, stats).convs == 3, "a study of an earlier version"
+
+
+def test_a_lenet_has_no_norm() -> None:
+    config = to_json(TrialConfig(LeNetSpec(), TrainConfig(batch_size=32)))
+    assert load_of(config, {"mflops": 0.5, "activations": 100, "convs": 2, "depth": 5}) == Load(0.5, 100.0, 2.0, 32)
 
 
 def test_a_guess_grows_with_the_batch() -> None:

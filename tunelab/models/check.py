@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tunelab.config import ArchSpec
+from tunelab.config import AnyArch, ArchSpec, LeNetSpec
 from tunelab.errors import RefusedError
 from tunelab.models.blocks import Conv, Style, after_stride, block_kind, norm_groups
+from tunelab.models.classic import Plan, plan_lenet
 from tunelab.models.network import final_width, stem_conv, style_of
 
 Size = tuple[int, int]
@@ -21,10 +22,11 @@ Size = tuple[int, int]
 class NetworkStats:
     """What a network costs for one image.
 
-    `params`: trained numbers. `mflops`: millions of multiply-adds in convolutions and the classifier, biases left out,
-    counted as pycls and torchvision's tables do. `activations`: numbers that the convolutions put out (Radosavovic et
-    al., arXiv 2003.13678, section 3.2). `depth`: convolutions on the longest path and the classifier; 18 for ResNet18.
-    `convs`: all convolutions, shortcuts and parallel paths included; what a step costs beside its images grows with it.
+    `params`: trained numbers. `mflops`: millions of multiply-adds in convolutions and fully connected layers, biases
+    left out, counted as pycls and torchvision's tables do. `activations`: numbers that the convolutions put out
+    (Radosavovic et al., arXiv 2003.13678, section 3.2). `depth`: convolutions on the longest path and fully connected
+    layers; 18 for ResNet18, 5 for LeNet-5. `convs`: all convolutions, shortcuts and parallel paths included; what a
+    step costs beside its images grows with it.
     """
 
     params: int
@@ -60,7 +62,7 @@ class _Tally:
 
 
 def check(
-    arch: ArchSpec,
+    arch: AnyArch,
     *,
     image_size: tuple[int, int],
     channels: int,
@@ -72,9 +74,33 @@ def check(
 
     Raises:
         RefusedError: a map of one pixel would be halved, a norm would see single values, a block is too narrow for its
-            kind, the branches end with different widths, or a limit is exceeded; the message says which and where.
+            kind, the branches end with different widths, LeNet-5 cannot take images of that size, or a limit is
+            exceeded; the message says which and where.
         InputError: a kind of block is unknown.
     """
+    if isinstance(arch, LeNetSpec):
+        stats = _count_layers(plan_lenet(image_size, channels, classes))
+    else:
+        stats = _count_blocks(arch, image_size, channels, classes)
+    if max_params is not None and stats.params > max_params:
+        raise RefusedError(f"{stats.params / 1e6:.3g} million parameters, --max-params allows {max_params}")
+    if max_mflops is not None and stats.mflops > max_mflops:
+        raise RefusedError(f"{stats.mflops:.3g} million multiply-adds per image, --max-mflops allows {max_mflops:g}")
+    return stats
+
+
+def _count_layers(plan: Plan) -> NetworkStats:
+    layers = plan.convs + plan.dense
+    return NetworkStats(
+        params=sum((layer.fan_in + 1) * layer.width for layer in layers),
+        mflops=sum(layer.fan_in * layer.width * layer.pixels for layer in layers) / 1e6,
+        activations=sum(layer.width * layer.pixels for layer in plan.convs),
+        depth=len(layers),
+        convs=len(plan.convs),
+    )
+
+
+def _count_blocks(arch: ArchSpec, image_size: Size, channels: int, classes: int) -> NetworkStats:
     width = final_width(arch)
     tally = _Tally(style_of(arch))
     size = tally.add((stem_conv(arch, channels),), image_size)
@@ -85,10 +111,6 @@ def check(
     if len(arch.branches) > 1:
         params += 2 * width * len(arch.branches)
     mflops = (tally.multiply_adds + width * classes) / 1e6
-    if max_params is not None and params > max_params:
-        raise RefusedError(f"{params / 1e6:.3g} million parameters, --max-params allows {max_params}")
-    if max_mflops is not None and mflops > max_mflops:
-        raise RefusedError(f"{mflops:.3g} million multiply-adds per image, --max-mflops allows {max_mflops:g}")
     return NetworkStats(params, mflops, tally.activations, 2 + max(depths), tally.convs)
 
 

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from tunelab.models.blocks import ResidualBlock
 
@@ -40,6 +41,46 @@ def fixup(network: nn.Module) -> None:
 
 
 INITS: dict[str, Callable[[nn.Module], None]] = {"he": he, "fixup": fixup}
+"""Of networks of blocks."""
+
+
+def as_torch(network: nn.Module) -> None:
+    """Weights and biases uniform within 1 / sqrt(inputs), as PyTorch draws those of a new layer."""
+    for layer in network.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            layer.reset_parameters()
+
+
+def lecun(network: nn.Module) -> None:
+    """Normal weights of variance 1 / inputs, no biases (LeCun et al. 1998, "Efficient BackProp", section 4.6)."""
+    _draw_layers(network, partial(nn.init.kaiming_normal_, nonlinearity="linear"))
+
+
+def xavier(network: nn.Module) -> None:
+    """Uniform weights of variance 2 / (inputs + outputs), no biases (Glorot & Bengio 2010, section 4.2.1)."""
+    _draw_layers(network, nn.init.xavier_uniform_)
+
+
+def he_fan_in(network: nn.Module) -> None:
+    """Normal weights of variance 2 / inputs, no biases (He et al., arXiv 1502.01852, section 2.2, equation 10)."""
+    _draw_layers(network, partial(nn.init.kaiming_normal_, nonlinearity="relu"))
+
+
+CLASSIC_INITS: dict[str, Callable[[nn.Module], None]] = {
+    "torch": as_torch,
+    "lecun": lecun,
+    "xavier": xavier,
+    "he": he_fan_in,
+}
+"""Of the networks in `tunelab.models.classic`: all convolutions and fully connected layers alike."""
+
+
+def _draw_layers(network: nn.Module, draw: Callable[[Tensor], Tensor]) -> None:
+    for layer in network.modules():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            draw(layer.weight)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
 
 
 def _draw_convs(network: nn.Module, mode: Literal["fan_in", "fan_out"]) -> None:

@@ -1,13 +1,14 @@
-"""A network from its description: stem, one to three parallel branches of blocks, head."""
+"""A network from its description: stem, one to three parallel branches of blocks, head; or a classic one."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from tunelab.config import ArchSpec, BlockSpec
+from tunelab.config import AnyArch, ArchSpec, BlockSpec, LeNetSpec
 from tunelab.errors import RefusedError
 from tunelab.models.blocks import Conv, Style, block_kind, build_layers
+from tunelab.models.classic import build_lenet
 from tunelab.models.init import INITS
 
 
@@ -60,16 +61,25 @@ def final_width(arch: ArchSpec) -> int:
     return widths[0]
 
 
-def build_network(arch: ArchSpec, channels: int, classes: int) -> nn.Module:
+def build_network(arch: AnyArch, channels: int, classes: int, image_size: tuple[int, int]) -> nn.Module:
     """The network of `arch` for images of `channels` channels, in channels_last order, its weights drawn anew.
 
-    The weights come from PyTorch's random state: the same seed gives the same network. Call
-    `tunelab.models.check.check` first, which also sees the image size.
+    The weights come from PyTorch's random state: the same seed gives the same network. `image_size`, (height, width) in
+    pixels, has a part in fully connected layers only. Call `tunelab.models.check.check` first.
 
     Raises:
         InputError: a kind of block is unknown.
-        RefusedError: a block is too narrow for its kind, or the branches end with different widths.
+        RefusedError: a block is too narrow for its kind, the branches end with different widths, or LeNet-5 cannot
+            take images of that size.
     """
+    if isinstance(arch, LeNetSpec):
+        network: nn.Module = build_lenet(arch, channels, classes, image_size)
+    else:
+        network = _build_of_blocks(arch, channels, classes)
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def _build_of_blocks(arch: ArchSpec, channels: int, classes: int) -> Network:
     style = style_of(arch)
     width = final_width(arch)
     stem = build_layers((stem_conv(arch, channels),), style, last_activation=True)
@@ -78,7 +88,7 @@ def build_network(arch: ArchSpec, channels: int, classes: int) -> nn.Module:
     branches: list[nn.Module] = [_build_branch(blocks, arch.stem.width, style) for blocks in arch.branches]
     network = Network(nn.Sequential(*stem), branches, width, classes, arch.dropout)
     INITS["fixup" if arch.norm == "none" else "he"](network)
-    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    return network
 
 
 def _build_branch(blocks: tuple[BlockSpec, ...], width_in: int, style: Style) -> nn.Module:

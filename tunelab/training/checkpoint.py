@@ -180,7 +180,7 @@ def load_model(config: TrialConfig, path: Path, info: DataInfo, device: torch.de
         raise InputError(f"there is no checkpoint {path}") from error
     if checkpoint.arch_id != arch_id(config.arch):
         raise InputError(f"{path} holds the network {checkpoint.arch_id}, not {arch_id(config.arch)}")
-    model = build_network(config.arch, info.channels, len(info.classes))
+    model = build_network(config.arch, info.channels, len(info.classes), info.image_size)
     try:
         model.load_state_dict(checkpoint.model)
     except RuntimeError as error:

@@ -246,7 +246,7 @@ class Trainer:
             self._events.close()
             self._events = None
         torch.manual_seed(derive_seed(self.config.seed, "init"))
-        model = build_network(self.config.arch, self.info.channels, len(self.info.classes))
+        model = build_network(self.config.arch, self.info.channels, len(self.info.classes), self.info.image_size)
         order = torch.channels_last if self._channels_last else torch.contiguous_format
         self.model = model.to(self.device, memory_format=order)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(self.model, self.config.train)

@@ -63,7 +63,7 @@ class Point:
 
 def load_of(config: Mapping[str, Any], stats: Mapping[str, Any]) -> Load:
     """The load of a configuration, given as plain JSON, with the stats of its network (models/check.py)."""
-    normed = config["arch"].get("norm", "batch") != "none"
+    normed = config["arch"].get("norm", "none") != "none"
     return Load(
         mflops=float(stats.get("mflops", 0.0)),
         activations=float(stats.get("activations", 0)) * (2 if normed else 1),
