@@ -105,7 +105,8 @@ ROOMS = [
         " tunelab.tuning.calibrate tunelab.tuning.probes tunelab.tuning.speed tunelab.tuning.hardware"
         " tunelab.tuning.ray_tune tunelab.tuning.repeats tunelab.tuning.searcher tunelab.tuning.sources"
         " tunelab.tuning.stopping tunelab.tuning.memory tunelab.tuning.model_sampler tunelab.tuning.grid"
-        " tunelab.tuning.options tunelab.study tunelab.space tunelab.data tunelab.records tunelab.config",
+        " tunelab.tuning.options tunelab.study tunelab.space tunelab.data tunelab.records tunelab.config"
+        " tunelab.capacity",
     ),
     Room(
         "tunelab.tuning.memory",
@@ -245,7 +246,7 @@ ROOMS = [
     Room(
         "tunelab.training",
         "one trial: data, model, epochs, checkpoints; no Ray, no Optuna",
-        "tunelab.models tunelab.data tunelab.records tunelab.config",
+        "tunelab.models tunelab.data tunelab.records tunelab.config tunelab.capacity",
         "torch",
     ),
     Room(
@@ -253,8 +254,8 @@ ROOMS = [
     ),
     Room(
         "tunelab.data",
-        "images: found, decoded once, divided, cached, batched, augmented",
-        "tunelab.config",
+        "images: found, decoded once, divided, cached, batched, augmented, streamed where they do not fit",
+        "tunelab.config tunelab.capacity",
         "torch torchvision",
     ),
     Room(
@@ -272,6 +273,7 @@ ROOMS = [
     Room("tunelab.space", "what a search space is, and how one is found", "tunelab.config"),
     Room("tunelab.records", "what happened: metrics, trials, statuses", "tunelab.config"),
     Room("tunelab.config", "what a trial is made of: frozen data, to JSON and back"),
+    Room("tunelab.capacity", "amounts of memory: how they are written, and how much is free"),
     Room("tunelab.shared_options", "options that several commands have, among them a YAML file of options"),
     Room("tunelab.errors", "the errors raised on purpose"),
     Room("tunelab.files", "writing files so that nobody sees half of one"),

@@ -1,11 +1,25 @@
 from __future__ import annotations
 
+import dataclasses
+import os
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 
 from tunelab.config import AugmentConfig, DataConfig
-from tunelab.data.batches import Batch, Split, TrainBatches, eval_batches, load_split
+from tunelab.data import batches as module
+from tunelab.data.batches import AHEAD, Batch, Split, TrainBatches, eval_batches, load_split
 from tunelab.data.cache import DataInfo, prepare
+from tunelab.data.storage import NpyReader
+from tunelab.errors import TunelabError
 
 PLAIN = AugmentConfig()
 ALL = AugmentConfig(crop=0.2, flip=True, cutout=0.3, mixup=0.4)
@@ -16,12 +30,11 @@ def info(channels: int = 1) -> DataInfo:
     return DataInfo("x", (6, 6), channels, ("a", "b"), {}, "", (0.5,) * channels, (0.25,) * channels, ())
 
 
-def numbered(count: int, channels: int = 1, channels_last: bool = False) -> Split:
+def numbered(count: int, channels: int = 1) -> Split:
     """Image k is filled with the value k, its label is k."""
-    images = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, channels, 6, 6)
-    if channels_last:
-        images = images.contiguous(memory_format=torch.channels_last)
-    return Split(images, torch.arange(count))
+    return Split(
+        torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 6, 6, channels), torch.arange(count)
+    )
 
 
 def batches(
@@ -38,12 +51,10 @@ def flat(epoch: list[Batch]) -> list[int]:
     return [label for batch in epoch for label in batch.labels.tolist()]
 
 
-@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_batches_have_their_form(channels_last: bool, channels: int, dtype: torch.dtype) -> None:
-    split = numbered(40, channels, channels_last)
-    made = TrainBatches(split, info(channels), ALL, 16, 0, 10, dtype)
+def test_batches_have_their_form(channels: int, dtype: torch.dtype) -> None:
+    made = TrainBatches(numbered(40, channels), info(channels), ALL, 16, 0, 10, dtype)
     for batch in made.epoch(1):
         assert batch.images.shape == (16, channels, 6, 6)
         assert batch.images.dtype == dtype
@@ -98,7 +109,7 @@ def test_making_batches_leaves_torchs_own_generator_alone() -> None:
 
 
 def test_augmentation_changes_from_epoch_to_epoch_and_image_to_image() -> None:
-    made = TrainBatches(Split(torch.full((32, 1, 6, 6), 200, dtype=torch.uint8), torch.zeros(32).long()),
+    made = TrainBatches(Split(torch.full((32, 6, 6, 1), 200, dtype=torch.uint8), torch.zeros(32).long()),
                         info(), AugmentConfig(crop=0.3), 32, 0, 5)  # fmt: skip
     (first,), (second,) = made.epoch(1), made.epoch(2)
     assert not torch.equal(first.images, second.images)
@@ -127,7 +138,7 @@ def test_mixup_tells_what_it_mixed() -> None:
 
 
 def test_the_split_itself_is_not_changed() -> None:
-    split = numbered(40, channels_last=True)
+    split = numbered(40)
     before = split.images.clone()
     list(TrainBatches(split, info(), ALL, 16, 0, 5).epoch(1))
     list(eval_batches(split, info()))
@@ -155,3 +166,208 @@ def test_training_images_of_digits_are_normalised() -> None:
     assert float(images.std()) == pytest.approx(1, abs=1e-3)
     (batch,) = TrainBatches(split, known, PLAIN, 10_000, 0, 1).epoch(1)
     assert torch.allclose(batch.images.mean(), images.mean(), atol=1e-4)
+
+
+def stored(folder: Path, count: int = 50, channels: int = 3) -> torch.Tensor:
+    """Random images in a file of `folder`."""
+    pixels = np.random.default_rng(count).integers(0, 256, (count, 6, 6, channels)).astype(np.uint8)
+    np.save(folder / f"{count}.npy", pixels)
+    return torch.from_numpy(pixels)
+
+
+def streamed_and_not(folder: Path, count: int, rows: torch.Tensor | None, budget: int | None) -> tuple[Split, Split]:
+    """One split twice: streamed from a file, and as a plain tensor."""
+    pixels = stored(folder, count)
+    labels = torch.arange(count if rows is None else len(rows))
+    streamed = Split(NpyReader([folder / f"{count}.npy"]), labels, rows, budget)
+    return streamed, Split(pixels if rows is None else pixels[rows], labels)
+
+
+@pytest.mark.parametrize("rows", [None, torch.arange(0, 100, 2), torch.randperm(100)[:70]], ids=["all", "even", "some"])
+@pytest.mark.parametrize("budget", [None, 0, 10**9])
+@pytest.mark.parametrize("augment", [PLAIN, ALL], ids=["plain", "all"])
+def test_streamed_batches_are_those_of_a_tensor(
+    tmp_path: Path, augment: AugmentConfig, budget: int | None, rows: torch.Tensor | None
+) -> None:
+    streamed, plain = streamed_and_not(tmp_path, 100, rows, budget)
+    mapped = Split(torch.from_numpy(np.load(tmp_path / "100.npy", mmap_mode="c")), plain.labels, rows)
+    assert [one.streamed for one in (streamed, plain, mapped)] == [True, False, False]
+    assert streamed.image_shape == plain.image_shape == (6, 6, 3)
+    for epoch in (1, 2):
+        found = [TrainBatches(one, info(3), augment, 16, 3, 5).epoch(epoch) for one in (streamed, plain, mapped)]
+        for several in zip(*found, strict=True):
+            for one in several[1:]:
+                assert torch.equal(several[0].images, one.images)
+                assert torch.equal(several[0].labels, one.labels)
+                assert several[0].mix == one.mix
+    for size in (7, 1000):
+        for (first, labels), *others in zip(
+            *(eval_batches(one, info(3), size) for one in (streamed, plain, mapped)), strict=True
+        ):
+            for images, more in others:
+                assert torch.equal(first, images)
+                assert torch.equal(labels, more)
+
+
+def test_the_first_images_of_a_split(tmp_path: Path) -> None:
+    for rows in (None, torch.arange(99, -1, -3)):
+        for split in streamed_and_not(tmp_path, 100, rows, None):
+            assert torch.equal(split.first(10).images, split.images[:10])
+            assert torch.equal(split.first(10).labels, split.labels[:10])
+            assert len(split.first(1000).images) == len(split.labels)
+
+
+@pytest.mark.parametrize(("budget", "ahead"), [(None, AHEAD), (0, 0), (1, 0), (2, 1), (3, 2), (100, AHEAD)])
+def test_streamed_batches_keep_to_their_budget(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, budget: int | None, ahead: int
+) -> None:
+    """`budget` is in batches here: those ahead and the one in use."""
+    monkeypatch.setattr(module, "_LEAST", 0)
+    read: list[int] = []
+    real = NpyReader.read
+
+    def counted(self: NpyReader, rows: np.ndarray, out: np.ndarray) -> None:
+        real(self, rows, out)
+        read.append(len(rows))
+
+    monkeypatch.setattr(NpyReader, "read", counted)
+    split, plain = streamed_and_not(tmp_path, 98, None, None if budget is None else budget * 10 * 108)
+    places = set()
+    for taken, batch in enumerate(split.batches(10)):
+        while len(read) < min(10, taken + 1 + ahead):
+            time.sleep(0.001)
+        assert len(read) == min(10, taken + 1 + ahead)
+        assert torch.equal(batch, plain.images.permute(0, 2, 3, 1)[10 * taken : 10 * taken + 10])
+        places.add(batch.data_ptr())
+    assert read == [10] * 9 + [8]
+    assert len(places) == ahead + 1
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_an_epoch_that_is_abandoned_leaves_no_thread(tmp_path: Path, taken: int) -> None:
+    split, _ = streamed_and_not(tmp_path, 100, None, None)
+    before = threading.active_count()
+    epoch = TrainBatches(split, info(3), ALL, 10, 0, 5).epoch(1)
+    for _ in range(taken):
+        next(epoch)
+    del epoch
+    assert threading.active_count() == before
+
+
+def test_what_the_thread_meets_with_is_raised_in_the_epoch(tmp_path: Path) -> None:
+    split, _ = streamed_and_not(tmp_path, 100, None, None)
+    os.truncate(tmp_path / "100.npy", 128 + 50 * 108)
+    before = threading.active_count()
+    with pytest.raises(TunelabError, match="has become shorter"):
+        list(TrainBatches(split, info(3), ALL, 10, 0, 5).epoch(1))
+    assert threading.active_count() == before
+
+
+def archive(folder: Path, **parts: int) -> DataConfig:
+    random = np.random.default_rng(0)
+    arrays = {}
+    for split, count in (parts or {"train": 200}).items():
+        arrays[f"{split}_images"] = random.integers(0, 256, (count, 6, 6, 3)).astype(np.uint8)
+        arrays[f"{split}_labels"] = np.arange(count) % 4
+    np.savez(folder / "data.npz", **arrays)
+    return DataConfig(name=f"npz:{folder / 'data.npz'}")
+
+
+@pytest.mark.parametrize("parts", [{"train": 200}, {"train": 120, "val": 40, "test": 40}], ids=["cut", "own"])
+@pytest.mark.parametrize("change", [{}, {"limit_train": 50}, {"train_on": "train+val"}], ids=str)
+def test_a_small_budget_streams_the_same_images(tmp_path: Path, parts: dict[str, int], change: dict[str, Any]) -> None:
+    config = dataclasses.replace(archive(tmp_path, **parts), **change)
+    prepare(config)
+    for split in ("train", "val", "test"):
+        if split == "val" and config.train_on == "train+val":
+            continue
+        small, large = load_split(config, split, CPU, 100), load_split(config, split, CPU)  # type: ignore[arg-type]
+        assert small.streamed
+        assert large.streamed == (split == "train" and config.train_on == "train+val" and "val" in parts)
+        assert torch.equal(small.images, large.images)
+        assert torch.equal(small.labels, large.labels)
+
+
+def test_what_fits_is_mapped_and_never_copied(tmp_path: Path) -> None:
+    """Training and validation together must fit: they are parts of one file here."""
+    config = archive(tmp_path)
+    prepare(config)
+    size = 170 * 108 + 128  # 30 of the 200 images are for the test
+    for split in ("train", "val"):
+        assert load_split(config, split, CPU, size - 1).streamed  # type: ignore[arg-type]
+        found = load_split(config, split, CPU, size)  # type: ignore[arg-type]
+        assert not found.streamed
+        assert isinstance(found.pixels, torch.Tensor)
+        assert found.pixels.shape == (170, 6, 6, 3)
+        assert found.rows is not None
+    assert not load_split(config, "test", CPU, 30 * 108 + 128).streamed
+    own = archive(tmp_path, train=120, val=40, test=40)
+    prepare(own)
+    assert load_split(own, "val", CPU, 160 * 108 + 255).streamed
+    assert not load_split(own, "val", CPU, 160 * 108 + 256).streamed
+
+
+def test_nothing_fits_where_the_machine_has_no_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = archive(tmp_path)
+    monkeypatch.setattr(module, "free_memory_mib", lambda: 0.01)
+    assert load_split(config, "train", CPU).streamed
+    assert not load_split(config, "train", CPU, 10**6).streamed, "what is asked for counts"
+
+
+def test_a_gpu_holds_what_takes_a_quarter_of_its_free_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its decision and its copy, on the device "meta", which no image can be looked at on."""
+    config = archive(tmp_path)
+    needed = prepare(config).counts["train"] * 108
+    cuda = torch.device("cuda")
+    free = 4 * needed
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**12))
+    assert module._room(cuda, None) == module._room(cuda, 5) == needed
+    real = module._room
+    monkeypatch.setattr(module, "_room", lambda device, memory: real(cuda, memory))
+    resident = load_split(config, "train", torch.device("meta"))
+    assert not resident.streamed
+    assert isinstance(resident.pixels, torch.Tensor)
+    assert resident.pixels.shape == (needed // 108, 6, 6, 3)
+    assert resident.rows is None
+    free -= 4
+    assert load_split(config, "train", torch.device("meta")).streamed
+
+
+@pytest.mark.parametrize("chunk", [1, 1000, 2**23])
+def test_images_are_copied_to_a_device_in_parts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chunk: int) -> None:
+    monkeypatch.setattr(module, "CHUNK_BYTES", chunk)
+    pixels = stored(tmp_path, 50)
+    rows = np.array([7, 3, 4, 5, 49, 0])
+    assert torch.equal(module._copied(NpyReader([tmp_path / "50.npy"]), rows, CPU), pixels[rows])
+
+
+def test_streaming_takes_no_memory_for_what_it_has_read(tmp_path: Path) -> None:
+    """The pages of a map count as memory of the process, those that were read do not."""
+    code = """
+        import psutil, sys, torch
+        from tunelab.config import AugmentConfig, DataConfig
+        from tunelab.data.batches import TrainBatches, eval_batches, load_split
+        from tunelab.data.cache import prepare
+        config, cpu = DataConfig(name=sys.argv[1]), torch.device("cpu")
+        info = prepare(config)
+        load_split(config, "val", cpu, 0).images
+        for memory in (0, None):
+            before = psutil.Process().memory_info().shared
+            split = load_split(config, "train", cpu, memory)
+            for _ in TrainBatches(split, info, AugmentConfig(), 100, 0, 1).epoch(1):
+                pass
+            for _ in eval_batches(split, info, 100):
+                pass
+            print(split.streamed, (psutil.Process().memory_info().shared - before) / 2**20)
+    """
+    path = tmp_path / "large.npz"
+    images = np.random.default_rng(0).integers(0, 256, (2400, 128, 128, 3), dtype=np.uint8)  # 112 MiB
+    np.savez(path, images=images, labels=np.arange(2400) % 4)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), f"npz:{path}"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    first, read, second, mapped = done.stdout.split()
+    assert (first, second) == ("True", "False")
+    assert float(read) < 12, "code that was run for the first time"
+    assert float(mapped) > 75

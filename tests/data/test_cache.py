@@ -224,10 +224,11 @@ def test_train_and_val_together(tmp_path: Path) -> None:
         assert (prepare(both).mean, prepare(both).std) == (prepare(apart).mean, prepare(apart).std)
         wanted = [
             (image.numpy().tobytes(), int(label))
-            for split in ("train", "val")
-            for image, label in zip(*vars(load_split(apart, split, CPU)).values(), strict=True)  # type: ignore[arg-type]
+            for loaded in [load_split(apart, split, CPU) for split in ("train", "val")]
+            for image, label in zip(loaded.images, loaded.labels, strict=True)
         ]
-        found = zip(*vars(load_split(both, "train", CPU)).values(), strict=True)
+        together = load_split(both, "train", CPU)
+        found = zip(together.images, together.labels, strict=True)
         assert sorted((image.numpy().tobytes(), int(label)) for image, label in found) == sorted(wanted)
         with pytest.raises(InputError, match="no val images are held out"):
             load_split(both, "val", CPU)

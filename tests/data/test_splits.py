@@ -1,12 +1,16 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tunelab.config import DataConfig
+from tunelab.data import splits
 from tunelab.data.splits import STD_FLOOR, channel_stats, cut, divide, shares
+from tunelab.data.storage import NpyReader
 from tunelab.errors import InputError
 
 COUNTS = st.lists(st.integers(2, 60), min_size=2, max_size=12)
@@ -83,11 +87,14 @@ def test_too_small() -> None:
         divide(labels_of([9, 9, 9]), names(3), False, DataConfig(limit_train=2))
 
 
-def test_stats_are_those_of_numpy() -> None:
+@pytest.mark.parametrize("chunk", [2**23, 1000])
+def test_stats_are_those_of_numpy(chunk: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(splits, "CHUNK_BYTES", chunk)
     pixels = np.random.default_rng(0).integers(0, 256, (50, 6, 7, 3)).astype(np.uint8)
     pixels[..., 2] = 77
     rows = np.arange(0, 50, 3)
-    mean, std = channel_stats(pixels, rows)
+    np.save(tmp_path / "pixels.npy", pixels)
+    mean, std = channel_stats(NpyReader([tmp_path / "pixels.npy"]), rows)
     assert np.allclose(mean, (pixels[rows] / 255).mean((0, 1, 2)))
     assert np.allclose(std[:2], (pixels[rows] / 255).std((0, 1, 2))[:2])
     assert std[2] == STD_FLOOR

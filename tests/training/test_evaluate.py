@@ -38,7 +38,7 @@ def info() -> DataInfo:
 
 
 def split(levels: list[int], labels: list[int]) -> Split:
-    images = torch.tensor(levels, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, 4, 4).contiguous()
+    images = torch.tensor(levels, dtype=torch.uint8).view(-1, 1, 1, 1).expand(-1, 4, 4, 1).contiguous()
     return Split(images, torch.tensor(labels))
 
 

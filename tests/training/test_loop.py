@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import gc
 import math
+import threading
 import weakref
 from pathlib import Path
 
@@ -103,6 +104,30 @@ def test_the_data_is_opened_once_for_many_trials(make_config):
     for seed in range(3):
         run(make_config(epochs=1, seed=seed, data={"limit_train": 100}))
     assert load_data.cache_info().misses == 1
+
+
+def test_a_training_on_streamed_images_is_the_same(make_config, tmp_path):
+    config = make_config(augment=AugmentConfig(crop=0.125, flip=True, cutout=0.25, mixup=0.4))
+    streamed = Trainer(config, device="cpu", threads=1, memory=0, telemetry="off")
+    assert streamed.notes == ["the 0.0 MiB of training images are streamed from the cache"]
+    history = [streamed.run_epoch(), streamed.run_epoch()]
+    assert streamed.practise_validation(10) == 10
+    plain = Trainer(config, device="cpu", threads=1, telemetry="off")
+    assert plain.notes == []
+    assert measured([plain.run_epoch(), plain.run_epoch()]) == measured(history)
+    both = make_config(data={"train_on": "train+val"})
+    assert measured(run(both, memory=0)) == measured(run(both))
+
+
+def test_the_end_of_an_epoch_by_an_error_leaves_no_thread(make_config):
+    before = threading.active_count()
+    trainer = Trainer(make_config(batch_size=16), device="cpu", threads=1, memory=0, telemetry="off")
+    with torch.no_grad():
+        next(trainer.model.parameters()).fill_(math.nan)
+    with pytest.raises(DivergedError, match="at step 1 of 25"):
+        trainer.run_epoch()
+    gc.collect()
+    assert threading.active_count() == before
 
 
 def test_many_trials_in_one_process_do_not_leak(make_config):

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,6 @@ from tunelab.tuning.hardware import (
     describe_versions,
     find_layouts,
     find_slots,
-    free_memory_mib,
     usable_cpus,
 )
 from tunelab.tuning.options import SearchOptions
@@ -150,59 +148,3 @@ def test_the_ways_to_divide_a_machine(
             assert slots.concurrent * slots.gpus == pytest.approx(gpus)
     with pytest.raises(InputError):
         find_layouts(SearchOptions(device="cuda" if gpus == 0 else "auto", gpus_per_trial=99.5))
-
-
-def make_group(folder: Path, limit: str, used: str, kept: str = "", names: str = "memory.max memory.current") -> None:
-    """The files of a control group."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, text in zip([*names.split(), "memory.stat"], (limit, used, kept), strict=True):
-        (folder / name).write_text(text + "\n")
-
-
-MIB = 2**20
-OLD = "memory.limit_in_bytes memory.usage_in_bytes"
-
-
-@pytest.fixture
-def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A machine with 8 GiB free and no control groups."""
-    memory = type("Memory", (), {"available": 8192 * MIB})
-    monkeypatch.setattr(hardware.psutil, "virtual_memory", lambda: memory)
-    (tmp_path / "proc/self").mkdir(parents=True)
-    return tmp_path
-
-
-def test_free_memory_without_limits(root: Path) -> None:
-    assert free_memory_mib(root) == 8192
-    (root / "proc/self/cgroup").write_text("0::/user.slice\n")
-    assert free_memory_mib(root) == 8192
-    make_group(root / "sys/fs/cgroup/user.slice", "max", "5")
-    assert free_memory_mib(root) == 8192
-
-
-def test_free_memory_in_a_group_of_version_2(root: Path) -> None:
-    (root / "proc/self/cgroup").write_text("0::/pod/box\n")
-    group = root / "sys/fs/cgroup/pod/box"
-    make_group(group, str(1000 * MIB), str(700 * MIB), f"anon 5\ninactive_file {200 * MIB}")
-    assert free_memory_mib(root) == 500, "pages of files are given up"
-    make_group(root / "sys/fs/cgroup/pod", str(900 * MIB), str(800 * MIB))
-    assert free_memory_mib(root) == 100, "a parent has a limit too"
-    make_group(group, str(10 * MIB), str(70 * MIB))
-    assert free_memory_mib(root) == 0
-    make_group(group, "not a number", "70")
-    assert free_memory_mib(root) == 100
-
-
-def test_free_memory_in_a_group_of_version_1(root: Path) -> None:
-    (root / "proc/self/cgroup").write_text("9:name=systemd:/\n4:cpu,memory:/box\n1:cpu:/elsewhere\n0::/\n")
-    # In a container its own group lies at the top.
-    make_group(root / "sys/fs/cgroup/memory", str(600 * MIB), str(100 * MIB), f"total_inactive_file {MIB}", OLD)
-    assert free_memory_mib(root) == 501
-    make_group(root / "sys/fs/cgroup/memory/box", str(2**63 - 4096), str(100 * MIB), "", OLD)
-    assert free_memory_mib(root) == 501, "the largest number means no limit"
-    make_group(root / "sys/fs/cgroup/memory/box", str(300 * MIB), str(100 * MIB), "", OLD)
-    assert free_memory_mib(root) == 200
-
-
-def test_free_memory_of_this_machine() -> None:
-    assert 10 < free_memory_mib() < 1e8

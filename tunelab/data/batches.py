@@ -1,8 +1,15 @@
-"""Batches for training and evaluation, made on the device that holds the images."""
+"""Batches for training and evaluation, made on the device that trains.
+
+The images lie there as bytes, are gathered from the memory map of the cache, or are streamed: whichever it is, the
+batches are the same.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+import dataclasses
+import math
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -10,19 +17,100 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from tunelab.capacity import free_memory_mib
 from tunelab.config import AugmentConfig, DataConfig, derive_seed
+from tunelab.data.ahead import in_order
 from tunelab.data.augment import crop_and_flip, cutout, draw, mixup, mixup_weights, normalize, normalizer
+from tunelab.data.build import file_names
 from tunelab.data.cache import Cached, DataInfo, opened
-from tunelab.data.raw import Pixels, Rows
+from tunelab.data.raw import CHUNK_BYTES, Rows
+from tunelab.data.storage import NpyReader, read_ahead
 from tunelab.errors import InputError
 
+AHEAD = 3
+"""So many batches of streamed images are gathered before they are asked for; our choice."""
+_ADVISED = 4  # so many before that the system is told which images come; our choice
+_LEAST = 64 * 2**20  # bytes that such batches may take in any case; our choice
+_OF_GPU = 0.25  # of its free memory a split may take; the rest is for networks and for other trials; our choice
 
-@dataclass
+
+@dataclass(frozen=True)
 class Split:
-    """Images uint8 (N, C, H, W), in channels_last where they come from `load_split`, and labels int64 (N,)."""
+    """The images of a split, and its labels int64 (N,) on the device that they are for.
 
-    images: Tensor
+    `pixels` are uint8 (M, H, W, C) on that device, memory-mapped where it is a processor, or files that the images are
+    streamed from: read by a thread, `AHEAD` batches before they are asked for. Image i of the split is row `rows[i]` of
+    them (int64 (N,), on the host), or row i where `rows` is None. Where `budget` is given, fewer batches are read ahead
+    if all of them together would take more bytes than that, and more than 64 MiB.
+    """
+
+    pixels: Tensor | NpyReader
     labels: Tensor
+    rows: Tensor | None = None
+    budget: int | None = None
+
+    @property
+    def streamed(self) -> bool:
+        """True if the images are read batch by batch."""
+        return isinstance(self.pixels, NpyReader)
+
+    @property
+    def image_shape(self) -> tuple[int, ...]:
+        """(H, W, C)."""
+        return self.pixels.row_shape if isinstance(self.pixels, NpyReader) else tuple(self.pixels.shape[1:])
+
+    @property
+    def images(self) -> Tensor:
+        """All images on the device, uint8 (N, C, H, W) in channels_last: as they lie if that is in order, or a copy."""
+        (whole,) = self.batches(len(self.labels))
+        return whole.permute(0, 3, 1, 2)
+
+    def first(self, images: int) -> Split:
+        """The split of the first `images` images, or of all if there are fewer."""
+        rows = None if self.rows is None else self.rows[:images]
+        return dataclasses.replace(self, labels=self.labels[:images], rows=rows)
+
+    def batches(self, size: int, order: Tensor | None = None) -> Generator[Tensor, None, None]:
+        """The images at `order` (int64; None: all of them, as they come) on the device, uint8 (B, H, W, C).
+
+        There are `size` in a batch, or what is left. A batch may be a view of the data, and is good until the next is
+        asked for. What a reading thread meets with is raised here, and closing the generator ends the thread.
+        """
+        rows = order if self.rows is None else self.rows if order is None else self.rows[order.cpu()]
+        if isinstance(self.pixels, NpyReader):
+            rows = torch.arange(len(self.labels)) if rows is None else rows.cpu()
+            yield from self._stream(self.pixels, [part.numpy() for part in torch.split(rows, size)])
+        elif rows is None:
+            yield from torch.split(self.pixels[: len(self.labels)], size)
+        else:
+            for part in torch.split(rows, size):
+                yield self.pixels.index_select(0, part)
+
+    def _stream(self, pixels: NpyReader, parts: Sequence[Rows]) -> Generator[Tensor, None, None]:
+        """The images at the rows of each part, read by a thread."""
+        device, longest = self.labels.device, (len(parts[0]), *pixels.row_shape)
+        ahead = AHEAD
+        if self.budget is not None:  # beside them there is the one in use
+            ahead = max(0, min(AHEAD, max(self.budget, _LEAST) // math.prod(longest) - 1))
+
+        def room() -> Iterator[tuple[int, Tensor]]:
+            """Memory for each batch: the same few times over, on a GPU what its copying is done with."""
+            pinned = device.type == "cuda"
+            kept = [] if pinned else [torch.empty(longest, dtype=torch.uint8) for _ in range(ahead + 1)]
+            for number, part in enumerate(parts):
+                batch = torch.empty(longest, dtype=torch.uint8, pin_memory=True) if pinned else kept[number % len(kept)]
+                yield number, batch[: len(part)]
+
+        def fill(task: tuple[int, Tensor]) -> Tensor:
+            number, batch = task
+            for part in parts[number + _ADVISED : number + _ADVISED + 1] if number else parts[: _ADVISED + 1]:
+                pixels.advise(part)
+            pixels.read(parts[number], batch.numpy())
+            return batch
+
+        with contextlib.closing(in_order(fill, room(), 1, ahead)) as gathered:
+            for batch in gathered:
+                yield batch.to(device, non_blocking=True)
 
 
 @dataclass
@@ -39,10 +127,15 @@ class Batch:
     mix: float | Tensor
 
 
-def load_split(config: DataConfig, split: Literal["train", "val", "test"], device: torch.device) -> Split:
-    """One split on `device`. A split that is a whole file of the cache stays memory-mapped on the CPU.
+def load_split(
+    config: DataConfig, split: Literal["train", "val", "test"], device: torch.device, memory: int | None = None
+) -> Split:
+    """One split for `device`; on a processor nothing is copied: the memory map of the cache is what processes share.
 
-    "train" obeys `limit_train` and `train_on`. The files with the test images are opened for "test" alone.
+    The images are streamed in place of that where all of the split, or with "train" and "val" all that a search reads,
+    is more than `memory` bytes, None being what the machine has free; where they lie in two files; and on a GPU where
+    the split is more than a quarter of its free memory. "train" obeys `limit_train` and `train_on`. The files with the
+    test images are opened for "test" alone.
 
     Raises:
         InputError: "val" is asked for where it is trained on, or the data cannot be prepared.
@@ -50,30 +143,59 @@ def load_split(config: DataConfig, split: Literal["train", "val", "test"], devic
     if split == "val" and config.train_on == "train+val":
         raise InputError(f"{config.name}: with train_on 'train+val' no val images are held out")
     cached = opened(config, split)
-    pixels, labels = _rows_of(cached, split, config)
-    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).to(device)
-    return Split(images, torch.from_numpy(labels).to(device))
+    files, rows, labels = _whereabouts(cached, split, config)
+    there = torch.from_numpy(labels).to(device)
+    host_rows = None if rows is None else torch.from_numpy(rows)
+    if device.type == "cpu" and len(files) == 1 and _bytes_read(cached, split) <= _room(device, memory):
+        read_ahead(cached.image_file(files[0]))
+        return Split(torch.from_numpy(cached.images(files[0])), there, host_rows)
+    reader = NpyReader([cached.image_file(file) for file in files])
+    if device.type != "cpu" and len(labels) * reader.row_bytes <= _room(device, memory):
+        return Split(_copied(reader, np.arange(len(labels)) if rows is None else rows, device), there)
+    return Split(reader, there, host_rows, memory)
 
 
-def _rows_of(cached: Cached, split: str, config: DataConfig) -> tuple[Pixels, Rows]:
+def _whereabouts(cached: Cached, split: str, config: DataConfig) -> tuple[list[str], Rows | None, Rows]:
+    """The splits whose files hold the images, their rows in these (None: all, as they come), and the labels."""
     train, val = cached.division.train, cached.division.val
     if split == "test" or (split == "val" and val is None):
-        return cached.images(split), cached.labels(split)
-    if split == "val":
-        return _take(cached, val)
-    if config.train_on == "train":
-        return _take(cached, train)
-    if val is not None:
-        return _take(cached, np.sort(np.concatenate([train, val])))
-    pixels, labels = _take(cached, train)
-    return np.concatenate([pixels, cached.images("val")]), np.concatenate([labels, cached.labels("val")])
+        return [split], None, cached.labels(split)
+    labels = cached.labels("train")
+    rows = train
+    if split == "val" and val is not None:
+        rows = val
+    elif config.train_on == "train+val" and val is not None:
+        rows = np.sort(np.concatenate([train, val]))
+    elif config.train_on == "train+val":
+        more = cached.labels("val")
+        both = np.concatenate([rows, np.arange(len(labels), len(labels) + len(more))])
+        return ["train", "val"], both, np.concatenate([labels[rows], more])
+    return ["train"], None if len(rows) == len(labels) else rows, labels[rows]
 
 
-def _take(cached: Cached, rows: Rows | None) -> tuple[Pixels, Rows]:
-    pixels, labels = cached.images("train"), cached.labels("train")
-    if rows is None or len(rows) == len(labels):
-        return pixels, labels
-    return pixels[rows], labels[rows]
+def _bytes_read(cached: Cached, split: str) -> int:
+    """The bytes of the image files that are read where this split is."""
+    together = ["test"] if split == "test" else [name for name in ("train", "val") if name in cached.decoded.rows]
+    return sum(cached.decoded.sizes[file_names(name)[0]] for name in together)
+
+
+def _room(device: torch.device, memory: int | None) -> float:
+    """How many bytes of images `device` may hold."""
+    if device.type == "cuda":
+        return float(torch.cuda.mem_get_info(device)[0] * _OF_GPU)
+    return free_memory_mib() * 2**20 if memory is None else memory
+
+
+def _copied(reader: NpyReader, rows: Rows, device: torch.device) -> Tensor:
+    """The images at `rows` on a device, uint8 (n, H, W, C), without ever having been in the host's memory together."""
+    whole = torch.empty((len(rows), *reader.row_shape), dtype=torch.uint8, device=device)
+    step = max(1, CHUNK_BYTES // reader.row_bytes)
+    chunk = np.empty((min(step, len(rows)), *reader.row_shape), dtype=np.uint8)
+    for start in range(0, len(rows), step):
+        some = rows[start : start + step]
+        reader.read(some, chunk[: len(some)])
+        whole[start : start + step] = torch.from_numpy(chunk[: len(some)])
+    return whole
 
 
 class TrainBatches:
@@ -93,10 +215,9 @@ class TrainBatches:
         total_epochs: int,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        self._pixels = split.images.permute(0, 2, 3, 1).contiguous()
-        self._labels = split.labels
+        self._split, self._labels = split, split.labels
         self._augment, self._seed, self._total_epochs, self._dtype = augment, seed, total_epochs, dtype
-        self._scale, self._shift = normalizer(info.mean, info.std, self._pixels.shape[2], self._pixels.device)
+        self._scale, self._shift = normalizer(info.mean, info.std, split.image_shape[1], self._labels.device)
         self._batch_size = min(batch_size, len(self._labels))
         self.steps_per_epoch = len(self._labels) // self._batch_size
 
@@ -105,19 +226,18 @@ class TrainBatches:
         order = torch.randperm(len(self._labels), generator=self._generator("order", epoch), device=self._labels.device)
         draws = draw(self.steps_per_epoch * self._batch_size, self._generator("augment", epoch))
         weights = self._weights(epoch)
-        for step in range(self.steps_per_epoch):
-            part = slice(step * self._batch_size, (step + 1) * self._batch_size)
-            rows = order[part]
-            pixels = crop_and_flip(
-                self._pixels.index_select(0, rows), draws[part], self._augment.crop, self._augment.flip
-            )
-            images = normalize(pixels, self._scale, self._shift, self._dtype)
-            images = cutout(images, draws[part], self._augment.cutout)
-            labels = self._labels.index_select(0, rows)
-            if weights is None:
-                yield Batch(images, labels, None, 1.0)
-            else:
-                yield Batch(*_mixed(images, labels, weights[step]))
+        used = order[: len(draws.top)]
+        with contextlib.closing(self._split.batches(self._batch_size, used)) as gathered:
+            for step, pixels in enumerate(gathered):
+                part = slice(step * self._batch_size, (step + 1) * self._batch_size)
+                pixels = crop_and_flip(pixels, draws[part], self._augment.crop, self._augment.flip)
+                images = normalize(pixels, self._scale, self._shift, self._dtype)
+                images = cutout(images, draws[part], self._augment.cutout)
+                labels = self._labels.index_select(0, used[part])
+                if weights is None:
+                    yield Batch(images, labels, None, 1.0)
+                else:
+                    yield Batch(*_mixed(images, labels, weights[step]))
 
     def _generator(self, use: str, epoch: int) -> torch.Generator:
         generator = torch.Generator(self._labels.device)
@@ -140,8 +260,7 @@ def eval_batches(
     split: Split, info: DataInfo, batch_size: int = 1000, dtype: torch.dtype = torch.float32
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """All images once, in order: normalised `dtype` (B, C, H, W) in channels_last, and labels (B,)."""
-    pixels = split.images.permute(0, 2, 3, 1)
-    scale, shift = normalizer(info.mean, info.std, pixels.shape[2], pixels.device)
-    for start in range(0, len(split.labels), batch_size):
-        part = slice(start, start + batch_size)
-        yield normalize(pixels[part], scale, shift, dtype), split.labels[part]
+    scale, shift = normalizer(info.mean, info.std, split.image_shape[1], split.labels.device)
+    with contextlib.closing(split.batches(batch_size)) as gathered:
+        for pixels, labels in zip(gathered, torch.split(split.labels, batch_size), strict=True):
+            yield normalize(pixels, scale, shift, dtype), labels

@@ -18,7 +18,7 @@ from tunelab.data.build import FORMAT, Decoded, build, file_names, read_descript
 from tunelab.data.datasets import find_dataset
 from tunelab.data.raw import Found, Pixels, Progress, Rows
 from tunelab.data.splits import STATS_VERSION, Division, channel_stats, divide
-from tunelab.data.storage import cache_root, exclusive, room_errors
+from tunelab.data.storage import NpyReader, cache_root, exclusive, room_errors
 from tunelab.files import write_atomically
 
 
@@ -61,8 +61,12 @@ class Cached:
 
     def images(self, split: str) -> Pixels:
         """The images of a split's file, uint8 (N, H, W, C), memory-mapped; writing to them changes no file."""
-        mapped: Pixels = np.load(self.folder / file_names(split)[0], mmap_mode="c", allow_pickle=False)
+        mapped: Pixels = np.load(self.image_file(split), mmap_mode="c", allow_pickle=False)
         return mapped
+
+    def image_file(self, split: str) -> Path:
+        """The file of a split's images."""
+        return self.folder / file_names(split)[0]
 
     def labels(self, split: str) -> Rows:
         """The labels of a split's file, int64 (N,)."""
@@ -167,7 +171,7 @@ def _divided(folder: Path, decoded: Decoded, config: DataConfig, note: str) -> C
         pass  # not there yet, or damaged: made below
     cached = Cached(folder, decoded, Division(np.arange(0), None), (), (), note)
     division = divide(cached.labels("train"), decoded.classes, has_val, config)
-    mean, std = channel_stats(cached.images("train"), division.train)
+    mean, std = channel_stats(NpyReader([cached.image_file("train")]), division.train)
     val = {} if division.val is None else {"val": division.val}
     buffer = io.BytesIO()
     np.savez(buffer, allow_pickle=False, train=division.train, mean=np.array(mean), std=np.array(std), **val)

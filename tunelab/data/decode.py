@@ -6,22 +6,19 @@ goes into Python itself. Threads need no second interpreter and no picklable `__
 
 from __future__ import annotations
 
-import contextlib
 import struct
 import zlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
 
+from tunelab.data.ahead import in_order
 from tunelab.data.raw import Meter, Pixels, Rows, chunk_length, usable_cores
 from tunelab.errors import InputError
 
-Task = TypeVar("Task")
 Result = TypeVar("Result")
 
 _GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"}
@@ -56,7 +53,8 @@ def read_headers(paths: Sequence[str], skip: bool, skipped: list[str], meter: Me
     """
     found: list[Header | None] = []
     tasks = [paths[start : start + _HEADERS_PER_TASK] for start in range(0, len(paths), _HEADERS_PER_TASK)]
-    for results in _in_order(lambda some: [_attempt(_header, path) for path in some], tasks):
+    cores = usable_cores()
+    for results in in_order(lambda some: [_attempt(_header, path) for path in some], tasks, cores, cores + 1):
         found += [_kept(result, skip, skipped) for result in results]
         meter.advance(len(results))
     return found
@@ -81,7 +79,8 @@ class FileImages:
         """
         step = chunk_length(self.size, 1 if self.grey else 3)
         tasks = [rows[start : start + step] for start in range(0, len(rows), step)]
-        for task, results in zip(tasks, _in_order(self._decode_all, tasks), strict=True):
+        cores = usable_cores()
+        for task, results in zip(tasks, in_order(self._decode_all, tasks, cores, cores + 1), strict=True):
             good = [(pixels, row) for result, row in zip(results, task, strict=True)
                     if (pixels := _kept(result, self.skip, self.skipped)) is not None]  # fmt: skip
             meter.advance(len(task))
@@ -102,20 +101,6 @@ class FileImages:
                 plain = plain.resize((width, height), Image.Resampling.BICUBIC)
             pixels = np.array(plain, dtype=np.uint8)
         return pixels[..., None] if self.grey else pixels
-
-
-def _in_order(work: Callable[[Task], list[Result]], tasks: Sequence[Task]) -> Iterator[list[Result]]:
-    """`work` over `tasks` in threads, the results in their order, with few unfinished or unread ones at a time."""
-    workers = usable_cores()
-    pending: deque[Future[list[Result]]] = deque()
-    with ThreadPoolExecutor(workers) as pool, contextlib.ExitStack() as stack:
-        stack.callback(lambda: [future.cancel() for future in pending])
-        for task in tasks:
-            pending.append(pool.submit(work, task))
-            if len(pending) > workers + 1:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
 
 
 def _attempt(work: Callable[[str], Result], path: str) -> Result | _Unreadable:

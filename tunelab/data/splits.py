@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tunelab.config import DataConfig, derive_seed
-from tunelab.data.raw import Pixels, Rows, require_images
+from tunelab.data.raw import CHUNK_BYTES, Rows, require_images
+from tunelab.data.storage import NpyReader
 from tunelab.errors import InputError
 
 STATS_VERSION = 1  # goes into the name of a kept division; raise it when divide or channel_stats change
@@ -92,15 +93,18 @@ def _keep(rows: Rows, labels: Rows, most: int, seed: int) -> Rows:
     return rows[pick(labels[rows], shares(counts, max(most, len(counts)), counts), seed)]
 
 
-def channel_stats(pixels: Pixels, rows: Rows) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def channel_stats(pixels: NpyReader, rows: Rows) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Mean and standard deviation of each channel over the images at `rows` of uint8 (N, H, W, C), scaled to [0, 1].
 
-    Counted exactly, as a histogram; a deviation below 1/255 is given as 1/255.
+    Counted exactly, as a histogram, in chunks of at most 8 MiB; a deviation below 1/255 is given as 1/255.
     """
-    channels = pixels.shape[3]
+    channels = pixels.row_shape[2]
     counts = np.zeros((channels, 256), dtype=np.int64)
-    for start in range(0, len(rows), 2048):
-        some = pixels[rows[start : start + 2048]]
+    step = max(1, CHUNK_BYTES // pixels.row_bytes)
+    chunk = np.empty((min(step, len(rows)), *pixels.row_shape), dtype=np.uint8)
+    for start in range(0, len(rows), step):
+        some = chunk[: len(rows[start : start + step])]
+        pixels.read(rows[start : start + step], some)
         for channel in range(channels):
             counts[channel] += np.bincount(some[..., channel].ravel(), minlength=256)
     values = np.arange(256) / 255

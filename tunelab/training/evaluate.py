@@ -74,7 +74,7 @@ def evaluate(
     confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     was_training = model.training
     model.eval()
-    height, width = split.images.shape[-2:]
+    height, width = split.image_shape[:2]
     batch_size = max(1, min(1000, BATCH_PIXELS // (height * width)))
     for images, labels in eval_batches(split, info, batch_size, dtype=compute or torch.float32):
         with torch.autocast(device.type, dtype=compute, enabled=compute is not None):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from tunelab.capacity import describe_size
 from tunelab.config import ComputeConfig, DataConfig, TrialConfig, derive_seed
 from tunelab.data.batches import Split, TrainBatches, load_split
 from tunelab.data.cache import DataInfo, prepare
@@ -45,15 +46,17 @@ Telemetry = Literal["off", "scalars"]
 
 
 @functools.lru_cache(maxsize=1)
-def load_data(config: DataConfig, device: torch.device) -> tuple[DataInfo, Split, Split | None]:
-    """The data, its training images and its validation images (None when they are trained on), on `device`.
+def load_data(
+    config: DataConfig, device: torch.device, memory: int | None = None
+) -> tuple[DataInfo, Split, Split | None]:
+    """The data, its training images and its validation images (None when they are trained on), for `device`.
 
-    The last answer is kept, so that the trials of one process do not each open the data again;
-    `load_data.cache_clear()` lets go of it.
+    What is more than `memory` bytes is streamed, as `load_split` says. The last answer is kept, so that the trials of
+    one process do not each open the data again; `load_data.cache_clear()` lets go of it.
     """
     info = prepare(config)
-    val = load_split(config, "val", device) if config.train_on == "train" else None
-    return info, load_split(config, "train", device), val
+    val = load_split(config, "val", device, memory) if config.train_on == "train" else None
+    return info, load_split(config, "train", device, memory), val
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,7 @@ class Trainer:
         threads: int | None = None,
         telemetry: Telemetry = "scalars",
         compute: ComputeConfig | None = None,
+        memory: int | None = None,
     ):
         """Open the data and build the network; nothing is written to `folder` before the first epoch ends.
 
@@ -92,6 +96,8 @@ class Trainer:
             threads: the number of processors to compute with; None leaves torch's number as it is.
             telemetry: "scalars" writes TensorBoard events into `folder`.
             compute: how this machine computes; by default in the type that its hardware has, in channels_last order.
+            memory: the most bytes of images that the process may hold; what is more is streamed from the cache. None is
+                what the machine has free. On a GPU its own memory decides what is streamed to it.
 
         Raises:
             InputError: a name or value in the configuration, the device or the data cannot be used.
@@ -116,7 +122,10 @@ class Trainer:
         if self.device.type == "cpu":
             keep_freed_memory()
         reset_peak_memory(self.device)
-        self.info, train, self._val = load_data(config.data, self.device)
+        self.info, train, self._val = load_data(config.data, self.device, memory)
+        if train.streamed:
+            size = describe_size(len(train.labels) * math.prod(train.image_shape))
+            self.notes.append(f"the {size} of training images are streamed from the cache")
         self._batches = TrainBatches(
             train,
             self.info,
@@ -223,7 +232,7 @@ class Trainer:
         """Validate on the first `images` images, or all if there are fewer; how many they were, 0 without any."""
         if self._val is None:
             return 0
-        some = Split(self._val.images[:images], self._val.labels[:images])
+        some = self._val.first(images)
         self._evaluate(some)
         return len(some.labels)
 
@@ -346,16 +355,20 @@ def fit(
     threads: int | None = None,
     telemetry: Telemetry = "scalars",
     compute: ComputeConfig | None = None,
+    memory: int | None = None,
 ) -> list[EpochMetrics]:
     """Train `config` to its full length, or until `report` returns False; the metrics of all epochs.
 
-    A checkpoint of the same configuration in `folder` is gone on from; `report` hears of the new epochs only.
+    A checkpoint of the same configuration in `folder` is gone on from; `report` hears of the new epochs only. The rest
+    is as `Trainer` takes it.
 
     Raises:
         DivergedError: the training left the finite numbers.
         InputError: something in the configuration, the device or the data cannot be used.
     """
-    trainer = Trainer(config, folder=folder, device=device, threads=threads, telemetry=telemetry, compute=compute)
+    trainer = Trainer(
+        config, folder=folder, device=device, threads=threads, telemetry=telemetry, compute=compute, memory=memory
+    )
     try:
         trainer.resume()
         while not trainer.finished:

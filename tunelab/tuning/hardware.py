@@ -104,44 +104,6 @@ def _halves(most: int) -> list[int]:
     return [most >> shift for shift in range(most.bit_length()) if most >> shift]
 
 
-def free_memory_mib(root: Path = Path("/")) -> float:
-    """Memory that new processes can have: what the machine has free, and what the container's limits leave.
-
-    Pages of files that a container has read count as free: the kernel gives them up. Versions 1 and 2 of control
-    groups are read, those of all parents included.
-    """
-    free = psutil.virtual_memory().available
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        base, names = root / "sys/fs/cgroup", ("memory.max", "memory.current")
-        if controllers:
-            if "memory" not in controllers.split(","):
-                continue
-            base, names = base / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
-        own = base / path.lstrip("/")
-        for group in (own, *own.parents):
-            if group == base.parent:
-                break
-            left = _left_in(group, *names)
-            free = free if left is None else min(free, left)
-    return float(max(0, free)) / 2**20
-
-
-def _left_in(group: Path, limit: str, usage: str) -> int | None:
-    """Bytes that a control group may still take; None if it has no limit, or there is no such group here."""
-    try:
-        most = (group / limit).read_text().strip()
-        kept = [line.partition(" ") for line in (group / "memory.stat").read_text().splitlines()]
-        files = [int(value) for name, _, value in kept if name in ("inactive_file", "total_inactive_file")]
-        return None if most == "max" else int(most) - int((group / usage).read_text()) + max(files, default=0)
-    except (OSError, ValueError):
-        return None
-
-
 def describe_hardware() -> dict[str, Any]:
     """Processor, memory and GPUs, for the study's manifest."""
     import torch

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tunelab.capacity import free_memory_mib
 from tunelab.config import DataConfig, TrialConfig, to_json
 from tunelab.data.cache import DataInfo, prepare
 from tunelab.errors import TunelabError
@@ -28,7 +29,6 @@ from tunelab.tuning.hardware import (
     describe_hardware,
     find_layouts,
     find_slots,
-    free_memory_mib,
     precisions,
     torch_version,
     usable_cpus,
