@@ -1,6 +1,11 @@
 from __future__ import annotations
 
+import io
 import os
+import subprocess
+import sys
+import textwrap
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +14,7 @@ import pytest
 import torch
 
 from tunelab.config import DataConfig
+from tunelab.data import archives, raw
 from tunelab.data.batches import load_split
 from tunelab.data.cache import prepare
 from tunelab.errors import InputError
@@ -137,3 +143,76 @@ def test_a_changed_file_is_decoded_again(tmp_path: Path) -> None:
     first = prepare(write(tmp_path, {"images": GREY, "labels": LABELS}))
     second = prepare(write(tmp_path, {"images": 255 - GREY, "labels": LABELS}))
     assert first.fingerprint != second.fingerprint
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("size", [None, 4])
+def test_images_come_in_chunks_and_are_those_of_the_array(
+    compressed: bool, order: str, size: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In Fortran's order there is nothing for it but to read the whole array."""
+    for module in (archives, raw):
+        monkeypatch.setattr(module, "CHUNK_BYTES", 700)
+    config = write(tmp_path, {"images": COLOUR, "labels": LABELS})
+    config = DataConfig(name=config.name, image_size=size)
+    save = np.savez_compressed if compressed else np.savez
+    save(tmp_path / "data.npz", images=np.asarray(COLOUR, order=order), labels=LABELS)  # type: ignore[call-overload]
+    meter = raw.Meter(None)
+    images = archives.find(config, str(tmp_path / "data.npz")).read(meter).splits["train"]
+    assert isinstance(images, archives.ArchiveImages if order == "C" else raw.ArrayImages)
+    wanted = raw.resize_all(COLOUR, (size or 6, size or 5))
+    for rows in (np.arange(40), np.arange(3, 37, 5), np.array([39])):
+        found = list(images.chunks(rows, meter))
+        assert order == "F" or len(found) >= len(rows) / 7, "at most 7 images of 90 bytes are a chunk"
+        assert np.array_equal(np.concatenate([some for _, some in found]), rows)
+        assert np.array_equal(np.concatenate([pixels for pixels, _ in found]), wanted[rows])
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_damage_anywhere_in_the_images_is_found(compressed: bool, tmp_path: Path) -> None:
+    """Also behind the last image that is asked for: the checksum is of the whole."""
+    path = tmp_path / "data.npz"
+    images = np.random.default_rng(0).integers(0, 256, (4000, 6, 6, 3)).astype(np.uint8)
+    for place in (0.3, 0.9, 0.995):
+        (np.savez_compressed if compressed else np.savez)(path, images=images, labels=np.arange(4000) % 4)
+        content = bytearray(path.read_bytes())
+        at = int(place * images.nbytes)
+        content[at : at + 40] = bytes(40)
+        path.write_bytes(content)
+        with pytest.raises(InputError, match="is damaged"):
+            prepare(DataConfig(name=f"npz:{path}"))
+
+
+def test_an_array_that_is_not_there_in_full(tmp_path: Path) -> None:
+    path = tmp_path / "data.npz"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array, cut in (("images", GREY, 5), ("labels", LABELS, 0)):
+            with io.BytesIO() as stream:
+                np.save(stream, array)
+                archive.writestr(f"{name}.npy", stream.getvalue()[: len(stream.getvalue()) - cut])
+    with pytest.raises(InputError, match=r"damaged .*images ends too early"):
+        prepare(DataConfig(name=f"npz:{path}"))
+
+
+def test_decoding_takes_little_memory(tmp_path: Path) -> None:
+    code = """
+        import sys
+        from tunelab.config import DataConfig
+        from tunelab.data.cache import prepare
+        from tunelab.data import batches  # all that is imported on the way
+        import torch
+        from tunelab.training.device import peak_memory_mib, reset_peak_memory
+        reset_peak_memory(torch.device("cpu"))
+        before = peak_memory_mib(torch.device("cpu"))
+        prepare(DataConfig(name=sys.argv[1]))
+        print(peak_memory_mib(torch.device("cpu")) - before)
+    """
+    path = tmp_path / "large.npz"
+    images = np.random.default_rng(0).integers(0, 256, (2400, 128, 128, 3), dtype=np.uint8)  # 112 MiB
+    np.savez(path, images=images, labels=np.arange(2400) % 4)
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), f"npz:{path}"], capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) < 60

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+import math
 import zipfile
 import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.lib.npyio import NpzFile
 
 from tunelab.config import DataConfig
-from tunelab.data.raw import Found, Meter, Pixels, Raw, Rows, raw_from_arrays
+from tunelab.data.raw import (
+    CHUNK_BYTES,
+    ArrayImages,
+    Found,
+    Images,
+    Meter,
+    Pixels,
+    Raw,
+    Rows,
+    chunk_length,
+    resize_all,
+    size_of,
+)  # fmt: skip
 from tunelab.errors import InputError
 
 # Per layout, the keys of each split's images and labels. The second is MedMNIST's, the third that of Keras.
@@ -20,6 +35,7 @@ _LAYOUTS: tuple[dict[str, tuple[str, str]], ...] = (
     {split: (f"{split}_images", f"{split}_labels") for split in ("train", "val", "test")},
     {split: (f"x_{split}", f"y_{split}") for split in ("train", "val", "test")},
 )
+_DAMAGE = (OSError, EOFError, zipfile.BadZipFile, zlib.error)
 _LAYOUTS_TEXT = "images and labels, or train_images and train_labels, or x_train and y_train"
 
 
@@ -61,22 +77,100 @@ def _layout(file: Path, keys: set[str]) -> dict[str, tuple[str, str]]:
     return layout
 
 
+@dataclass(frozen=True)
+class ArchiveImages:
+    """Images that are a member of an archive, uint8 of `shape` (N, H, W, C), read from its begin on when asked for.
+
+    They are never in memory all together. Where their size is not `size` (H, W), they are resized on the way out.
+    """
+
+    file: Path
+    member: str
+    shape: tuple[int, ...]
+    labels: Rows
+    size: tuple[int, int]
+
+    def chunks(self, rows: Rows, meter: Meter) -> Iterator[tuple[Pixels, Rows]]:
+        """As `Images.chunks`; the rows must ascend.
+
+        Raises:
+            InputError: the archive is damaged.
+        """
+        stored = (self.shape[1], self.shape[2])
+        step = min(chunk_length(stored, self.shape[3]), chunk_length(self.size, self.shape[3]))
+        row_bytes, at = math.prod(self.shape[1:]), 0
+        try:
+            with zipfile.ZipFile(self.file) as archive, archive.open(self.member) as stream:
+                _read_head(stream)
+                for start in range(0, len(rows), step):
+                    some = rows[start : start + step]
+                    pixels = np.empty((len(some), *self.shape[1:]), dtype=np.uint8)
+                    for place, row in enumerate(some.tolist()):
+                        _skip(stream, (row - at) * row_bytes)
+                        pixels[place].reshape(-1)[:] = np.frombuffer(_exactly(stream, row_bytes), dtype=np.uint8)
+                        at = row + 1
+                    meter.advance(len(some))
+                    yield resize_all(pixels, self.size), some
+                _skip(stream, (self.shape[0] - at) * row_bytes)  # at its end the checksum of the whole is compared
+        except _DAMAGE as error:
+            raise InputError(f"{self.file} is damaged ({type(error).__name__}: {error})") from error
+
+
+def _skip(stream: IO[bytes], size: int) -> None:
+    while size:
+        size -= len(_exactly(stream, min(size, CHUNK_BYTES)))
+
+
+def _exactly(stream: IO[bytes], size: int) -> bytes:
+    content = stream.read(size)
+    if len(content) < size:
+        raise EOFError("it ends too early")
+    return content
+
+
+def _read_head(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Shape, whether it is in Fortran's order, and type of the array that comes."""
+    version = np.lib.format.read_magic(stream)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    head: tuple[tuple[int, ...], bool, np.dtype[Any]] = read(stream)
+    return head
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The images of a split as they lie in an archive, and their labels. `whole`: they are in memory."""
+
+    member: str
+    shape: tuple[int, ...]
+    labels: Rows
+    whole: Pixels | None
+
+    def images(self, file: Path, size: tuple[int, int]) -> Images:
+        if self.whole is not None:
+            return ArrayImages(self.whole, self.labels, size)
+        return ArchiveImages(file, self.member, self.shape, self.labels, size)
+
+
 def _read(
     file: Path, layout: dict[str, tuple[str, str]], has_classes: bool, image_size: int | None, meter: Meter
 ) -> Raw:
     try:
         with np.load(file, allow_pickle=False) as archive:
-            arrays = {split: _split(file, archive, pair) for split, pair in layout.items()}
+            parts = {split: _split(file, archive, pair) for split, pair in layout.items()}
             names = _array(file, archive, "classes") if has_classes else None
-    except (OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except _DAMAGE as error:
         raise InputError(f"{file} is damaged ({type(error).__name__}: {error})") from error
-    shapes = {pixels.shape[1:] for pixels, _ in arrays.values()}
+    shapes = {part.shape[1:] for part in parts.values()}
     if len(shapes) > 1:
         raise InputError(f"{file}: the splits have images of different shapes: {', '.join(map(str, sorted(shapes)))}")
-    highest = max(int(labels.max()) for _, labels in arrays.values())
-    if highest >= len(arrays["train"][1]):  # also keeps a stray huge label from asking for as much memory
+    highest = max(int(part.labels.max()) for part in parts.values())
+    if highest >= len(parts["train"].labels):  # also keeps a stray huge label from asking for as much memory
         raise InputError(f"{file}: labels must number the classes 0, 1, 2, ...; there is a {highest}")
-    return raw_from_arrays(_classes(file, names, highest), arrays, image_size, meter)
+    classes = _classes(file, names, highest)
+    height, width, channels = parts["train"].shape[1:]
+    size, notes = size_of((height, width), image_size)
+    meter.start(sum(len(part.labels) for part in parts.values()))
+    return Raw(classes, size, channels, {split: part.images(file, size) for split, part in parts.items()}, notes)
 
 
 def _array(file: Path, archive: NpzFile, key: str) -> np.ndarray[Any, Any]:
@@ -86,23 +180,42 @@ def _array(file: Path, archive: NpzFile, key: str) -> np.ndarray[Any, Any]:
         raise InputError(f"{file}: {key} cannot be read ({error})") from error
 
 
-def _split(file: Path, archive: NpzFile, pair: tuple[str, str]) -> tuple[Pixels, Rows]:
-    images, labels = (_array(file, archive, key) for key in pair)
-    if images.dtype != np.uint8:
-        raise InputError(f"{file}: {pair[0]} must be uint8 (0 to 255), not {images.dtype}")
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or not 1 <= images.shape[3] <= 4 or 0 in images.shape:
-        raise InputError(f"{file}: {pair[0]} must be (N, H, W) or (N, H, W, C) with C from 1 to 4, not {images.shape}")
+def _split(file: Path, archive: NpzFile, pair: tuple[str, str]) -> _Part:
+    assert archive.zip is not None  # it is open
+    member = f"{pair[0]}.npy" if f"{pair[0]}.npy" in archive.zip.namelist() else pair[0]
+    try:
+        with archive.zip.open(member) as stream:
+            shape, in_fortran_order, dtype = _read_head(stream)
+            begin = stream.tell()
+    except (ValueError, SyntaxError) as error:
+        raise InputError(f"{file}: {pair[0]} cannot be read ({error})") from error
+    if dtype.hasobject:
+        raise InputError(f"{file}: {pair[0]} cannot be read (it holds Python objects)")
+    if dtype != np.uint8:
+        raise InputError(f"{file}: {pair[0]} must be uint8 (0 to 255), not {dtype}")
+    if len(shape) == 3:
+        shape = (*shape, 1)
+    if len(shape) != 4 or not 1 <= shape[3] <= 4 or 0 in shape:
+        raise InputError(f"{file}: {pair[0]} must be (N, H, W) or (N, H, W, C) with C from 1 to 4, not {shape}")
+    if archive.zip.getinfo(member).file_size < begin + math.prod(shape):
+        raise EOFError(f"{pair[0]} ends too early")
+    # In that order the parts of an image lie all over the array.
+    whole = _array(file, archive, pair[0]).reshape(shape) if in_fortran_order else None
+    return _Part(member, shape, _labels(file, archive, pair, shape[0]), whole)
+
+
+def _labels(file: Path, archive: NpzFile, pair: tuple[str, str], images: int) -> Rows:
+    labels = _array(file, archive, pair[1])
     if labels.dtype.kind not in "iu":
         raise InputError(f"{file}: {pair[1]} must be integers from 0, not {labels.dtype}")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.shape != images.shape[:1]:
-        raise InputError(f"{file}: {pair[1]} must be ({len(images)},), one per image, not {labels.shape}")
+    if labels.shape != (images,):
+        raise InputError(f"{file}: {pair[1]} must be ({images},), one per image, not {labels.shape}")
     if labels.min() < 0:
         raise InputError(f"{file}: {pair[1]} must number the classes 0, 1, 2, ...; it has {labels.min()}")
-    return images, labels.astype(np.int64)
+    found: Rows = labels.astype(np.int64)
+    return found
 
 
 def _classes(file: Path, names: np.ndarray[Any, Any] | None, highest: int) -> tuple[str, ...]:

@@ -90,11 +90,8 @@ class ArrayImages:
         step = chunk_length(self.size, self.pixels.shape[3])
         for start in range(0, len(rows), step):
             some = rows[start : start + step]
-            pixels = self.pixels[some]
-            if pixels.shape[1:3] != self.size:
-                pixels = np.stack([resize_pixels(image, self.size) for image in pixels])
             meter.advance(len(some))
-            yield pixels, some
+            yield resize_all(self.pixels[some], self.size), some
 
 
 def raw_from_arrays(
@@ -102,11 +99,25 @@ def raw_from_arrays(
 ) -> Raw:
     """A data set from one (images (N, H, W, C), labels (N,)) pair per split, all images of one size."""
     height, width, channels = arrays["train"][0].shape[1:]
-    size = (height, width) if image_size is None else (image_size, image_size)
-    notes = [] if size == (height, width) else [f"images of {width}x{height} resized to {size[1]}x{size[0]}"]
+    size, notes = size_of((height, width), image_size)
     meter.start(sum(len(labels) for _, labels in arrays.values()))
     splits = {name: ArrayImages(pixels, labels, size) for name, (pixels, labels) in arrays.items()}
     return Raw(classes, size, channels, splits, notes)
+
+
+def size_of(size: tuple[int, int], image_size: int | None) -> tuple[tuple[int, int], list[str]]:
+    """The size (H, W) that images of `size` are decoded to, and a note if that resizes them."""
+    height, width = size
+    if image_size is None or size == (image_size, image_size):
+        return size, []
+    return (image_size, image_size), [f"images of {width}x{height} resized to {image_size}x{image_size}"]
+
+
+def resize_all(images: Pixels, size: tuple[int, int]) -> Pixels:
+    """Images uint8 (k, h, w, C) as (k, H, W, C), themselves where that is their size."""
+    if images.shape[1:3] == size:
+        return images
+    return np.stack([resize_pixels(image, size) for image in images])
 
 
 def resize_pixels(image: Pixels, size: tuple[int, int]) -> Pixels:
