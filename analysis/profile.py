@@ -18,11 +18,12 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from tunelab.capacity import free_memory_mib
 from tunelab.config import to_json
 from tunelab.errors import InputError
 from tunelab.files import write_atomically
 from tunelab.study import write_csv
-from tunelab.tuning.hardware import describe_hardware, describe_versions, free_memory_mib
+from tunelab.tuning.hardware import describe_hardware, describe_versions
 from tunelab.tuning.probes import COMMAND
 from tunelab.tuning.profile import Figures, Point, Setting, Subject, measure
 from tunelab.tuning.progress import MeasuringLine, duration

@@ -52,7 +52,7 @@ ROOMS = [
         "tunelab.tuning.runner tunelab.tuning.profile tunelab.tuning.probes tunelab.tuning.hardware"
         " tunelab.tuning.progress tunelab.tuning.options tunelab.tuning.objectives tunelab.training tunelab.study"
         " tunelab.standings tunelab.noise tunelab.space tunelab.models.check tunelab.data tunelab.records"
-        " tunelab.config",
+        " tunelab.capacity tunelab.config",
         "torch",
     ),
     Room(
@@ -80,7 +80,8 @@ ROOMS = [
         "tunelab.tuning.profile",
         "what one training takes with other batch sizes, devices and threads, each in a process of its own",
         "tunelab.tuning.prospect tunelab.tuning.preflight tunelab.tuning.probes tunelab.tuning.hardware"
-        " tunelab.tuning.options tunelab.study tunelab.space tunelab.data tunelab.records tunelab.config",
+        " tunelab.tuning.options tunelab.study tunelab.space tunelab.data tunelab.records tunelab.config"
+        " tunelab.capacity",
     ),
     Room(
         "tunelab.tuning.execute",

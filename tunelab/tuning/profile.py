@@ -11,13 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunelab.capacity import free_memory_mib
 from tunelab.config import DataConfig, TrialConfig, to_json
 from tunelab.data.cache import DataInfo
 from tunelab.errors import InputError
 from tunelab.records import Trial
 from tunelab.space import load_space
 from tunelab.study import Study
-from tunelab.tuning.hardware import count_gpus, free_memory_mib, usable_cpus
+from tunelab.tuning.hardware import count_gpus, usable_cpus
 from tunelab.tuning.options import LIMITS, SearchOptions
 from tunelab.tuning.preflight import absolute_paths, make_source
 from tunelab.tuning.probes import COMMAND, PATIENCE, ProbeError, Probes, TooSlowError
