@@ -67,14 +67,14 @@ def lengthened(network: Network, data: DataConfig, epochs: int, seed: int = 0) -
     return dataclasses.replace(network.config, train=train, data=data, seed=seed)
 
 
-def images_at_hand(folder: Path, data: str | None, images: int) -> DataConfig:
-    """A file of `images` training images and 100 more of 32x32: of `data`, or random ones of 10 classes."""
+def images_at_hand(folder: Path, data: str | None, images: int, held_out: int = 100) -> DataConfig:
+    """`images.npz` with so many training and validation images of 32x32: of `data`, or random ones of 10 classes."""
     from tunelab.data.batches import load_split
     from tunelab.data.cache import prepare
 
     draw = np.random.default_rng(0)
     arrays = {}
-    counts = {"train": images, "val": 100, "test": 100}
+    counts = {"train": images, "val": held_out, "test": 100}
     if data is None:
         for split, count in counts.items():
             arrays[f"{split}_images"] = draw.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)

@@ -73,7 +73,7 @@ def find_layouts(options: SearchOptions) -> list[Slots]:
     """The ways to divide the machine that are worth measuring, the usual one of `find_slots` first.
 
     On a CPU: all processors shared by as many trials as there are processors, half as many, and so on down to one. On a
-    GPU: 1, 2 and 4 trials on each. What the options fix stays as it is.
+    GPU: 1, 2, 4 and 8 trials on each, no more than there are processors. What the options fix stays as it is.
 
     Raises:
         InputError: the machine lacks what is asked for.
@@ -83,9 +83,9 @@ def find_layouts(options: SearchOptions) -> list[Slots]:
     found = [usual]
     if usual.device == "cuda":
         if options.gpus_per_trial is None and options.concurrent is None:
-            for share in (2, 4):
-                if usual.concurrent * share <= options.trials:
-                    shared = usual.concurrent * share
+            for share in (2, 4, 8):
+                shared = usual.concurrent * share
+                if shared <= min(options.trials, cpus):
                     found.append(Slots(shared, options.cpus_per_trial or max(1, cpus // shared), 1 / share, "cuda"))
         return found
     if options.concurrent is not None and options.cpus_per_trial is None:
