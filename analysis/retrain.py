@@ -103,7 +103,7 @@ def _finish(
         return before
     device = pick_device(str(study.info["options"]["device"]))
     info = prepare(configs[0].data)
-    test = load_split(configs[0].data, "test", device)
+    test = load_split(configs[0].data, "test", device, study.info["options"].get("memory"))
     results = []
     for run, config in zip(trained, configs, strict=False):
         model = load_model(config, runs.trial_folder(run.number) / "checkpoint" / "last.pt", info, device)

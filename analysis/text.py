@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from tunelab.capacity import describe_size
 from tunelab.errors import TunelabError
 from tunelab.records import Trial
 from tunelab.standings import Place
@@ -240,6 +241,8 @@ def print_trial(study: Study, trial: Trial) -> None:
         out.print(", ".join(f"{name}={_cell(value)}" for name, value in trial.params.items()))
     if trial.epochs:
         print_rows([metrics.to_json() for metrics in trial.epochs])
+    for note in trial.notes:
+        out.print(f"note: {note}")
     for decision in trial.decisions:
         verdict = "stopped" if decision["stop"] else "paused" if decision.get("pause") else "went on"
         noise = f", noise {100 * decision['noise']:.2g}%" if decision.get("noise") else ""
@@ -320,4 +323,7 @@ def _rungs(rungs: Sequence[Mapping[str, int]]) -> str:
 
 
 def _options(options: Mapping[str, Any]) -> str:
-    return ", ".join(f"{name} {value}" for name, value in options.items() if value is not None and name != "data")
+    told = {name: value for name, value in options.items() if value is not None and name != "data"}
+    if "memory" in told:
+        told["memory"] = describe_size(told["memory"])
+    return ", ".join(f"{name} {value}" for name, value in told.items())

@@ -102,9 +102,9 @@ ROOMS = [
         "tunelab.tuning.prospect",
         "what is known of a search before it starts: how it shares the machine, how long it takes",
         "tunelab.tuning.compute tunelab.tuning.preflight tunelab.tuning.progress tunelab.tuning.forecast"
-        " tunelab.tuning.simulation"
-        " tunelab.tuning.calibrate tunelab.tuning.probes tunelab.tuning.speed tunelab.tuning.hardware"
-        " tunelab.tuning.ray_tune tunelab.tuning.repeats tunelab.tuning.searcher tunelab.tuning.sources"
+        " tunelab.tuning.simulation tunelab.tuning.calibrate tunelab.tuning.quota tunelab.tuning.probes"
+        " tunelab.tuning.speed tunelab.tuning.hardware tunelab.tuning.ray_tune tunelab.tuning.repeats"
+        " tunelab.tuning.searcher tunelab.tuning.sources"
         " tunelab.tuning.stopping tunelab.tuning.memory tunelab.tuning.model_sampler tunelab.tuning.grid"
         " tunelab.tuning.options tunelab.study tunelab.space tunelab.data tunelab.records tunelab.config"
         " tunelab.capacity",
@@ -142,12 +142,18 @@ ROOMS = [
     Room(
         "tunelab.tuning.compute",
         "in which precision and memory order this machine computes fastest, measured once and kept",
-        "tunelab.tuning.calibrate tunelab.tuning.probes tunelab.tuning.ray_tune tunelab.data tunelab.config",
+        "tunelab.tuning.calibrate tunelab.tuning.probes tunelab.tuning.hardware tunelab.tuning.ray_tune tunelab.space"
+        " tunelab.data tunelab.config",
     ),
     Room(
         "tunelab.tuning.calibrate",
         "how many trials at once are fastest and fit, by measurement",
-        "tunelab.tuning.probes tunelab.tuning.ray_tune tunelab.tuning.speed",
+        "tunelab.tuning.quota tunelab.tuning.probes tunelab.tuning.ray_tune tunelab.tuning.speed",
+    ),
+    Room(
+        "tunelab.tuning.quota",
+        "what a bound on memory leaves for a search, its trials and their images; plain arithmetic",
+        "tunelab.tuning.ray_tune tunelab.capacity",
     ),
     Room("tunelab.tuning.probes", "the processes that measure, started, asked together, and never left behind"),
     Room("tunelab.tuning.speed", "seconds per epoch of a configuration; plain arithmetic"),
@@ -237,7 +243,7 @@ ROOMS = [
     Room(
         "tunelab.tuning.objectives", "several goals: costs, fronts, and one number; plain arithmetic", "tunelab.records"
     ),
-    Room("tunelab.tuning.options", "what a search is asked for, checked", "tunelab.config"),
+    Room("tunelab.tuning.options", "what a search is asked for, checked", "tunelab.config tunelab.capacity"),
     Room("tunelab.tuning.__init__", "the only home of Ray and Optuna"),
     Room(
         "tunelab.search_spaces",

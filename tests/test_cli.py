@@ -30,7 +30,7 @@ SURFACE = {
         "space --trials --epochs --data --data-dir --download --skip-unreadable --image-size --limit-train"
         " --val-fraction --study --dry-run --race --warm-start --grid --repeat --objective --seed --cpus-per-trial"
         " --gpus-per-trial --device --sampler --scheduler --max-params --max-mflops --telemetry --deadline"
-        " --concurrent --runs-dir --config --json"
+        " --concurrent --memory --runs-dir --config --json"
     ),
     "resume": "study --deadline --concurrent --runs-dir --json",
     "extend": "study --trials --epochs --grid --deadline --concurrent --runs-dir --json",
@@ -145,6 +145,9 @@ def test_the_group_has_help_with_an_example_and_a_version(capfd: pytest.CaptureF
         ("search arch --trials 0", ["--trials", "0"]),
         ("search arch --epochs many", ["--epochs", "'many'"]),
         ("search arch --limit-train 1", ["--limit-train"]),
+        ("search arch --memory much", ["--memory 'much'", "8GiB"]),
+        ("search arch --memory 8", ["--memory '8'", "8GiB"]),
+        ("search arch --device cpu --memory 100MiB", ["--memory: 100 MiB", "at least 470MiB"]),
         ("search arch --val-fraction 1", ["--val-fraction"]),
         ("search arch --image-size 2", ["--image-size"]),
         ("search arch --sampler magic", ["--sampler", "tpe"]),

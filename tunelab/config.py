@@ -149,7 +149,8 @@ class TrainConfig:
     """A training recipe. `optimizer` is a key of `tunelab.training.optim.OPTIMIZERS`; `lr` is its peak rate.
 
     `momentum` is used by sgd (with Nesterov's form if `nesterov`) and rmsprop. Norms and biases are never decayed.
-    `precision` "auto" is bfloat16 autocast where the processor or GPU computes in it, else float32.
+    `precision` "auto" is what a search found fastest on its machine; elsewhere bfloat16 autocast where the processor or
+    GPU computes in it, float16 on other GPUs, else float32.
     """
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 30

@@ -69,7 +69,8 @@ class Trial:
     values that the space suggested. `reason` says why a trial ended before its full length. `decisions` are the
     scheduler's, one for each rung reached, with the numbers that they were made from. `origin` says where the
     configuration came from ("baseline", "starter", "sampler", ...). A trial with `repeat_of` trains the configuration
-    of that trial again with another seed, to measure noise; it is no configuration of its own.
+    of that trial again with another seed, to measure noise; it is no configuration of its own. `notes` say what went
+    differently from plan while it was trained.
     """
 
     number: int
@@ -83,6 +84,7 @@ class Trial:
     arch_id: str = ""
     origin: str = ""
     repeat_of: int | None = None
+    notes: list[str] = field(default_factory=list)
 
     @property
     def score(self) -> float | None:

@@ -103,6 +103,9 @@ RUNS_DIR = click.option(
 )
 DEADLINE = click.option("--deadline", help="Pause at a time (07:30) or after a length of time (8h, 90m).")
 CONCURRENT = click.option("--concurrent", type=click.IntRange(min=1), help="Trials at once  [default: as measured]")
+MEMORY = click.option(
+    "--memory", metavar="SIZE", help="Memory that all trials together may take, e.g. 8GiB  [default: what is free]"
+)
 STUDY = click.argument("study", type=click.Path(path_type=Path), required=False)
 
 

@@ -264,6 +264,7 @@ def replay(events: Iterable[Mapping[str, Any]]) -> list[Trial]:
             )
         elif kind == "result":
             trials[event["trial"]].epochs.append(EpochMetrics(**event["metrics"]))
+            trials[event["trial"]].notes += event.get("notes", ())
         elif kind == "decision":
             trials[event["trial"]].decisions.append(dict(event["decision"]))
         elif kind == "ended":
@@ -349,6 +350,7 @@ def trial_to_json(trial: Trial) -> dict[str, Any]:
         "config": trial.config,
         "epochs": [metrics.to_json() for metrics in trial.epochs],
         "decisions": trial.decisions,
+        "notes": trial.notes,
     }
 
 

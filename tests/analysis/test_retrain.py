@@ -202,9 +202,9 @@ def test_an_interrupted_retraining_goes_on_and_the_test_images_are_read_once(
 ) -> None:
     reads: list[str] = []
 
-    def counted(config: DataConfig, split: Any, device: torch.device) -> Any:
+    def counted(config: DataConfig, split: Any, device: torch.device, memory: int | None) -> Any:
         reads.append(split)
-        return load_split(config, split, device)
+        return load_split(config, split, device, memory)
 
     monkeypatch.setattr("tunelab.analysis.retrain.load_split", counted)
     with pytest.raises(PausedError) as paused:

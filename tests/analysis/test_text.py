@@ -48,6 +48,19 @@ def test_a_study_and_a_trial_say_why_they_ended(make_study: MakeStudy, capsys: p
     assert "1.2k parameters" in said
 
 
+def test_what_went_differently_and_the_memory_are_shown(
+    make_study: MakeStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = make_study([("COMPLETED", SCORES)])
+    trial = study.trial(0)
+    trial.notes.append("the 1.5 GiB of training images are streamed from the cache")
+    print_trial(study, trial)
+    assert "note: the 1.5 GiB of training images are streamed from the cache\n" in capsys.readouterr().out
+    study.info["options"]["memory"] = 3 * 2**29
+    print_study(study, study_summary(study))
+    assert "memory 1.5 GiB" in capsys.readouterr().out
+
+
 FOUR = [("COMPLETED", [0.1, 0.2, 0.3, score]) for score in (0.4, 0.41, 0.1, 0.39)]
 
 

@@ -12,7 +12,7 @@ from tunelab.errors import InputError
 from tunelab.records import EpochMetrics
 from tunelab.training.loop import Trainer, fit
 from tunelab.training.optim import OPTIMIZERS, build_optimizer
-from tunelab.training.step import EAGER_STEPS, Steps, record_graph
+from tunelab.training.step import EAGER_STEPS, Steps, graph_recorder
 
 CPU = torch.device("cpu")
 LR = {"sgd": 0.05, "adam": 0.003, "adamw": 0.003, "rmsprop": 0.0003}
@@ -68,7 +68,7 @@ def test_a_recorded_step_does_what_one_that_is_run_does(optimizer, mixup):
 def test_a_graph_does_what_single_kernels_do(optimizer, mixup):
     device = torch.device("cuda")
     weights, sums, _ = trained(optimizer, None, mixup, device)
-    recorded, recorded_sums, steps = trained(optimizer, record_graph, mixup, device)
+    recorded, recorded_sums, steps = trained(optimizer, graph_recorder(), mixup, device)
     assert steps.note == ""
     assert steps._recorded
     for one, other in zip(weights, recorded, strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tunelab.config import ArchSpec, BlockSpec, DataConfig, StemSpec, TrainConfig, TrialConfig, to_json
-from tunelab.errors import TunelabError
+from tunelab.errors import InputError, TunelabError
 from tunelab.tuning import calibrate as module
 from tunelab.tuning.calibrate import (
     Calibration,
@@ -27,6 +27,7 @@ from tunelab.tuning.speed import Load, Point
 
 TWO = [Slots(2, 1, 0.0, "cpu"), Slots(1, 2, 0.0, "cpu")]
 FOUR = [Slots(4, 1, 0.0, "cpu"), Slots(2, 2, 0.0, "cpu"), Slots(1, 4, 0.0, "cpu")]
+MIB = 2**20
 ON_GPU = [Slots(2, 8, 1.0, "cuda"), Slots(4, 4, 0.5, "cuda"), Slots(8, 2, 0.25, "cuda")]  # two GPUs
 
 
@@ -189,6 +190,29 @@ def test_a_layout_that_does_not_fit_into_memory_is_not_taken() -> None:
     assert found.reason.endswith("; 1000 MiB each of 3.4 GiB; not enough memory for 4 x 1 thread")
     tiny = calibrate(samples(4), TWO, Pretended(even, memory=lambda mflops: 1000.0), 800 + 100)
     assert tiny.slots == TWO[1], "one at a time is tried whatever is free"
+
+
+def test_a_bound_on_memory_leaves_a_share_for_images() -> None:
+    """What is measured holds none of the data, which is streamed then; each trial holds 170 MiB of Ray."""
+    probes = Pretended(even, memory=lambda mflops: 1000.0)
+    free = calibrate(samples(4), FOUR, probes, 90_000)
+    assert (free.slots.memory, probes.built[0][0]["memory"]) == (None, None)
+    found = calibrate(samples(4), FOUR, probes, 3340 + 800, memory=3340 * MIB)
+    assert probes.built[-1][0]["memory"] == 0
+    assert found.slots == dataclasses.replace(FOUR[1], memory=500 * MIB)
+    assert found.reason.startswith("2 trials at once with 2 threads each: 283 images/s")
+    assert found.reason.endswith("; not enough memory for 4 x 1 thread; 500 MiB each left for images")
+    assert Calibration.from_json(json.loads(json.dumps(found.to_json()))) == found
+    one = calibrate(samples(4), FOUR, probes, 1170 + 800, memory=1170 * MIB)
+    assert one.slots == dataclasses.replace(FOUR[2], memory=0)
+    with pytest.raises(InputError, match=r"--memory: 1024 MiB is too little, .* give at least 1170MiB"):
+        calibrate(samples(4), FOUR, probes, 1024 + 800, memory=1024 * MIB)
+
+
+def test_on_gpus_the_bound_is_on_the_memory_of_the_machine() -> None:
+    probes = Pretended(lambda count, threads: 1000.0 / count**0.5, memory=lambda mflops: 700.0)
+    found = calibrate(samples(4), ON_GPU, probes, 64_000, gpus=2, memory=8 * 1170 * MIB)
+    assert found.slots == dataclasses.replace(ON_GPU[2], memory=100 * MIB)
 
 
 def test_memory_is_that_of_the_largest_configuration() -> None:

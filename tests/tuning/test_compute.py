@@ -81,7 +81,7 @@ def test_what_fails_is_left_out() -> None:
 def test_the_reason_has_the_numbers() -> None:
     choice = Choice(BOTH[0], {"bfloat16 channels_last": 100.0, "float32 channels_last": 80.0})
     assert choice.reason == "bfloat16 channels_last: 1.25 x float32 channels_last"
-    assert apply(choice, SLOTS) == Slots(2, 1, 0.0, "cpu", "bfloat16", True)
+    assert apply(choice, SLOTS) == Slots(2, 1, 0.0, "cpu", precision="bfloat16")
     assert apply(choice, SLOTS).compute == to_json(BOTH[0])
 
 

@@ -154,6 +154,18 @@ def test_a_report_that_comes_twice_changes_nothing() -> None:
     assert engine.trials[0].status is TrialStatus.STOPPED
 
 
+def test_notes_are_recorded_once_with_the_epoch_that_brings_them() -> None:
+    engine, journal, _ = make_engine(1)
+    trial = engine.next_trial()
+    assert trial is not None
+    for number, notes in ((1, ["streamed"]), (2, ["streamed", "a checkpoint was passed over"]), (3, ["streamed"])):
+        engine.report(0, epoch(number), notes)
+    told = [event.get("notes") for event in journal.events if event["event"] == "result"]
+    assert told == [["streamed"], ["a checkpoint was passed over"], None]
+    assert trial.notes == ["streamed", "a checkpoint was passed over"]
+    assert replay(journal.events) == [trial]
+
+
 def test_what_was_told_before_a_restart_and_comes_again_changes_nothing() -> None:
     known = [Trial(0, to_json(configs(1)[0]), epochs=[epoch(1), epoch(2)])]
     engine, _, said = make_engine(2, known=known)

@@ -8,7 +8,7 @@ import pytest
 
 from tunelab.config import DataConfig, from_json, to_json
 from tunelab.errors import InputError
-from tunelab.tuning.options import LIMITS, SearchOptions, seconds_until
+from tunelab.tuning.options import LIMITS, SearchOptions, fill_in, seconds_until
 
 NOON = datetime.datetime(2026, 11, 21, 12, 0, 0, tzinfo=datetime.timezone(datetime.timedelta(hours=1)))
 
@@ -68,9 +68,27 @@ def test_options_come_back_from_the_study() -> None:
     assert from_json(SearchOptions, {}) == SearchOptions()
 
 
+ASKED: dict[str, Any] = {"trials": None, "scheduler": None, "race": None, "repeat": 1}
+
+
+@pytest.mark.parametrize(("memory", "size"), [("8GiB", 2**33), ("500MB", 500_000_000), (12345, 12345), (None, None)])
+def test_memory_is_kept_in_bytes(memory: Any, size: int | None) -> None:
+    values, _ = fill_in({**ASKED, "memory": memory}, None)
+    options = from_json(SearchOptions, values)
+    assert options.memory == size
+    assert from_json(SearchOptions, to_json(options)) == options
+
+
+def test_an_older_study_has_no_bound_on_memory() -> None:
+    plain = to_json(SearchOptions())
+    del plain["memory"]
+    assert from_json(SearchOptions, plain).memory is None
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
+        {"memory": 0},
         {"trials": 0},
         {"trials": 1_000_001},
         {"epochs": 0},

@@ -17,7 +17,7 @@ from tunelab.errors import InputError
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.space import load_space
 from tunelab.study import Study
-from tunelab.tuning import calibrate, prospect
+from tunelab.tuning import calibrate, prospect, quota
 from tunelab.tuning.hardware import precisions
 from tunelab.tuning.options import GridRequest, SearchOptions
 from tunelab.tuning.preflight import make_check, make_source
@@ -30,6 +30,7 @@ from tunelab.tuning.prospect import (
     look_on,
     make_race,
     seconds_to,
+    slots_for,
 )
 from tunelab.tuning.ray_tune import Slots
 from tunelab.tuning.sources import FixedSource
@@ -93,6 +94,50 @@ def test_a_space_of_few_configurations_is_no_error(tmp_path: Path) -> None:
     (tmp_path / "few.py").write_text(few)
     source = make_source(load_space(str(tmp_path / "few.py")), OPTIONS, prepare(OPTIONS.data), 0, None)
     assert len(first_proposals(source, None, 12)) == 3
+
+
+@pytest.mark.usefixtures("no_calibration")
+def test_a_bound_on_memory_is_that_of_the_calibration(space: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    real = calibrate.calibrate
+
+    def told(samples: Any, candidates: Any, probes: Any, limit: float, gpus: int, memory: int | None) -> Any:
+        asked.append((limit, memory))
+        return real(samples, candidates, probes, limit, gpus, memory)
+
+    monkeypatch.setattr(calibrate, "calibrate", told)
+    monkeypatch.setattr(prospect, "free_memory_mib", lambda: 9000.0)
+    options = dataclasses.replace(OPTIONS, device="cpu")
+    look_ahead(space, options, show_progress=False)
+    look_ahead(space, dataclasses.replace(options, memory=2000 * 2**20), show_progress=False)
+    assert asked == [(9000.0, None), (2000.0 + quota.RAY_MIB, 2000 * 2**20)]
+    with pytest.raises(InputError, match="--memory: 0 MiB is too little"):
+        look_ahead(space, dataclasses.replace(options, memory=1), show_progress=False)
+
+
+def test_a_bound_on_memory_holds_when_a_search_goes_on(
+    space: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prospect, "usable_cpus", lambda: 8)
+    monkeypatch.setattr(prospect, "find_slots", lambda options: Slots(options.concurrent or 8, 1, 0.0, "cpu"))
+    monkeypatch.setattr(prospect, "free_memory_mib", lambda: 90_000.0)
+    info, mib = prepare(OPTIONS.data), 2**20
+    four = Slots(4, 2, 0.0, "cpu", 100 * mib)
+    measured = dataclasses.replace(calibration(four), layouts=(calibrate.Layout(four, 100.0, 1000.0),))
+    options = dataclasses.replace(OPTIONS, memory=4400 * mib)
+    found = []
+    for number, (known, asked) in enumerate(
+        [(measured, options), (measured, dataclasses.replace(options, concurrent=2)), (None, options)]
+    ):
+        study = study_of(tmp_path / f"study-{number}", known, 8)
+        source = make_source(load_space(space), options, info, 0, None)
+        found.append(look_on(study, source, asked, info, [], 0, again=asked.concurrent is None)[0])
+    assert found == [four, Slots(2, 4, 0.0, "cpu", 1200 * mib), Slots(8, 1, 0.0, "cpu", 80 * mib)]
+    like = study_of(tmp_path / "like", measured, 8)
+    assert slots_for(options, like) == Slots(4, 1, 0.0, "cpu", 100 * mib)
+    assert slots_for(dataclasses.replace(options, concurrent=1), None) == Slots(1, 1, 0.0, "cpu", 3930 * mib)
+    with pytest.raises(InputError, match="--memory: 900 MiB is too little"):
+        slots_for(dataclasses.replace(options, memory=900 * mib), like)
 
 
 @pytest.mark.usefixtures("no_calibration")

@@ -78,6 +78,12 @@ def test_a_trial_that_goes_on_tells_what_is_known(key: str, engine: Engine) -> N
         assert EngineSearcher(other).suggest("a")["known_epochs"] == 1
 
 
+def test_notes_of_a_trial_reach_the_engine(key: str, engine: Engine) -> None:
+    EngineSearcher(key).suggest("a")
+    tell(key, 0, metrics=epoch(1), notes=["streamed"])
+    assert engine.trials[0].notes == ["streamed"]
+
+
 def test_a_halted_search_is_finished_and_stops_all(key: str, engine: Engine) -> None:
     searcher, stopper = EngineSearcher(key), EngineStopper(key)
     searcher.suggest("a")

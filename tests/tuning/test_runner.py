@@ -427,6 +427,18 @@ def test_a_deadline_of_a_resume(here: HereInsteadOfRay, space: str) -> None:
         resume(paused.value.study, deadline="8 days", progress=False)
 
 
+def test_a_bound_on_memory_is_recorded_and_kept(here: HereInsteadOfRay, space: str) -> None:
+    here.before_epoch = lambda engine, number, epoch: engine.halt("SIGTERM") if number == 1 else None
+    with pytest.raises(PausedError) as paused:
+        search(space, **{**SMALL, "memory": "2GiB", "concurrent": 2})
+    study = Study.open(paused.value.study.path)
+    assert study.info["options"]["memory"] == 2**31
+    here.before_epoch = lambda engine, number, epoch: None
+    resume(study, progress=False)
+    assert here.starts[-1].memory == 2**30 - 300 * 2**20, "half of it without what was measured"
+    assert Study.open(study.path).info["options"]["memory"] == 2**31
+
+
 def test_a_finished_study_is_returned_as_it_is(here: HereInsteadOfRay, space: str) -> None:
     study = search(space, **SMALL)
     record = (study.path / "journal.jsonl").read_bytes()

@@ -43,6 +43,7 @@ def given(
         "telemetry": "off",
         "compute": {},
         "stop_at": stop_at,
+        "memory": None,
     }
 
 
@@ -140,6 +141,15 @@ def test_a_lost_checkpoint_means_a_new_beginning(make_worker: MakeWorker) -> Non
     """The engine knows the epochs that come again."""
     worker = make_worker(known_epochs=2)
     assert [metrics(worker).epoch for _ in range(3)] == [1, 2, 3]
+
+
+def test_a_trial_tells_its_notes_with_every_epoch(make_worker: MakeWorker, tmp_path: Path) -> None:
+    assert "notes" not in told(make_worker())
+    worker = make_worker(folder=tmp_path / "other")
+    assert worker.reset_config({**given(tmp_path / "streamed", trial_config()), "memory": 0}) is True
+    assert [told(worker)["notes"] for _ in range(2)] == [
+        ["the 0.0 MiB of training images are streamed from the cache"]
+    ] * 2
 
 
 def test_a_diverged_trial_says_so(make_worker: MakeWorker) -> None:

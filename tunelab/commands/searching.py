@@ -11,7 +11,18 @@ from typing import Any
 import click
 
 from tunelab.commands.studies import draw_plot, find_study, print_best
-from tunelab.shared_options import CONCURRENT, CONFIG, DEADLINE, JSON, RUNS_DIR, STUDY, data_options, shared, take_data
+from tunelab.shared_options import (
+    CONCURRENT,
+    CONFIG,
+    DEADLINE,
+    JSON,
+    MEMORY,
+    RUNS_DIR,
+    STUDY,
+    data_options,
+    shared,
+    take_data,
+)
 
 
 @click.command()
@@ -75,7 +86,7 @@ from tunelab.shared_options import CONCURRENT, CONFIG, DEADLINE, JSON, RUNS_DIR,
 )
 @click.option("--telemetry", type=click.Choice(["off", "scalars"]), default="scalars", show_default=True)
 @click.option("--dry-run", is_flag=True, help="Say how long it would take and what fits until the deadline; no search.")
-@shared(DEADLINE, CONCURRENT, RUNS_DIR, CONFIG, JSON)
+@shared(DEADLINE, CONCURRENT, MEMORY, RUNS_DIR, CONFIG, JSON)
 def search(
     space: str,
     as_json: bool,

@@ -127,32 +127,49 @@ class Batch:
     mix: float | Tensor
 
 
-def load_split(
-    config: DataConfig, split: Literal["train", "val", "test"], device: torch.device, memory: int | None = None
-) -> Split:
-    """One split for `device`; on a processor nothing is copied: the memory map of the cache is what processes share.
+SplitName = Literal["train", "val", "test"]
 
-    The images are streamed in place of that where all of the split, or with "train" and "val" all that a search reads,
-    is more than `memory` bytes, None being what the machine has free; where they lie in two files; and on a GPU where
-    the split is more than a quarter of its free memory. "train" obeys `limit_train` and `train_on`. The files with the
-    test images are opened for "test" alone.
+
+def load_split(config: DataConfig, split: SplitName, device: torch.device, memory: int | None = None) -> Split:
+    """One split; as `load_splits`."""
+    (loaded,) = load_splits(config, [split], device, memory)
+    return loaded
+
+
+def load_splits(
+    config: DataConfig, splits: Sequence[SplitName], device: torch.device, memory: int | None = None
+) -> list[Split]:
+    """Splits for `device`; on a processor nothing is copied: the memory map of the cache is what processes share.
+
+    The images are streamed in place of that where the test split, or all that a search reads, is more than `memory`
+    bytes, None being what the machine has free; where they lie in two files; and on a GPU where a split is more than a
+    quarter of its free memory. "train" obeys `limit_train` and `train_on`. The files with the test images are opened
+    for "test" alone. A file is mapped once for all of `splits`.
 
     Raises:
         InputError: "val" is asked for where it is trained on, or the data cannot be prepared.
     """
-    if split == "val" and config.train_on == "train+val":
-        raise InputError(f"{config.name}: with train_on 'train+val' no val images are held out")
-    cached = opened(config, split)
-    files, rows, labels = _whereabouts(cached, split, config)
-    there = torch.from_numpy(labels).to(device)
-    host_rows = None if rows is None else torch.from_numpy(rows)
-    if device.type == "cpu" and len(files) == 1 and _bytes_read(cached, split) <= _room(device, memory):
-        read_ahead(cached.image_file(files[0]))
-        return Split(torch.from_numpy(cached.images(files[0])), there, host_rows)
-    reader = NpyReader([cached.image_file(file) for file in files])
-    if device.type != "cpu" and len(labels) * reader.row_bytes <= _room(device, memory):
-        return Split(_copied(reader, np.arange(len(labels)) if rows is None else rows, device), there)
-    return Split(reader, there, host_rows, memory)
+    maps: dict[str, Tensor] = {}
+    loaded = []
+    for split in splits:
+        if split == "val" and config.train_on == "train+val":
+            raise InputError(f"{config.name}: with train_on 'train+val' no val images are held out")
+        cached = opened(config, split)
+        files, rows, labels = _whereabouts(cached, split, config)
+        there = torch.from_numpy(labels).to(device)
+        host_rows = None if rows is None else torch.from_numpy(rows)
+        if device.type == "cpu" and len(files) == 1 and _bytes_read(cached, split) <= _room(device, memory):
+            if files[0] not in maps:
+                read_ahead(cached.image_file(files[0]))
+                maps[files[0]] = torch.from_numpy(cached.images(files[0]))
+            loaded.append(Split(maps[files[0]], there, host_rows))
+            continue
+        reader = NpyReader([cached.image_file(file) for file in files])
+        if device.type != "cpu" and len(labels) * reader.row_bytes <= _room(device, memory):
+            loaded.append(Split(_copied(reader, np.arange(len(labels)) if rows is None else rows, device), there))
+        else:
+            loaded.append(Split(reader, there, host_rows, memory))
+    return loaded
 
 
 def _whereabouts(cached: Cached, split: str, config: DataConfig) -> tuple[list[str], Rows | None, Rows]:

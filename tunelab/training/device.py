@@ -76,7 +76,8 @@ def keep_freed_memory() -> None:
 def return_freed_memory(device: torch.device) -> None:
     """Give the memory that this process holds but does not use back to the GPU or the kernel."""
     if device.type == "cuda":
-        torch.cuda.empty_cache()
+        with contextlib.suppress(RuntimeError):  # after a recording that became invalid
+            torch.cuda.empty_cache()
         return
     library = _glibc()
     if library is not None:
@@ -145,11 +146,12 @@ def reset_peak_memory(device: torch.device) -> None:
 def peak_memory_mib(device: torch.device) -> float:
     """The most memory held since `reset_peak_memory`, in MiB.
 
-    On a GPU: what torch had allocated on it. On a processor: the resident memory of the whole process (VmHWM), Python,
-    torch and touched pages of memory-mapped data included. Where the kernel offers no reset it is the process's peak.
+    On a GPU: what torch had taken of it, recorded graphs included. On a processor: the resident memory of the whole
+    process (VmHWM), Python, torch and touched pages of memory-mapped data included. Where the kernel offers no reset it
+    is the process's peak.
     """
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
+        return torch.cuda.max_memory_reserved(device) / 2**20
     try:
         for line in _STATUS.read_text().splitlines():
             if line.startswith("VmHWM:"):

@@ -19,7 +19,7 @@ import torch
 
 from tunelab.capacity import describe_size
 from tunelab.config import ComputeConfig, DataConfig, TrialConfig, derive_seed
-from tunelab.data.batches import Split, TrainBatches, load_split
+from tunelab.data.batches import Split, TrainBatches, load_splits
 from tunelab.data.cache import DataInfo, prepare
 from tunelab.errors import DivergedError, InputError, OutOfTimeError
 from tunelab.models.network import build_network
@@ -37,7 +37,7 @@ from tunelab.training.device import (
 from tunelab.training.evaluate import Evaluation, evaluate
 from tunelab.training.optim import build_optimizer
 from tunelab.training.schedules import find_schedule, lr_factor
-from tunelab.training.step import Steps, record_graph
+from tunelab.training.step import Steps, graph_recorder
 
 if TYPE_CHECKING:
     from tunelab.training.telemetry import EventWriter
@@ -51,12 +51,12 @@ def load_data(
 ) -> tuple[DataInfo, Split, Split | None]:
     """The data, its training images and its validation images (None when they are trained on), for `device`.
 
-    What is more than `memory` bytes is streamed, as `load_split` says. The last answer is kept, so that the trials of
+    What is more than `memory` bytes is streamed, as `load_splits` says. The last answer is kept, so that the trials of
     one process do not each open the data again; `load_data.cache_clear()` lets go of it.
     """
     info = prepare(config)
-    val = load_split(config, "val", device, memory) if config.train_on == "train" else None
-    return info, load_split(config, "train", device, memory), val
+    train, *val = load_splits(config, ["train", "val"] if config.train_on == "train" else ["train"], device, memory)
+    return info, train, val[0] if val else None
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,8 @@ class Trainer:
         self.config = config
         self.folder = folder
         self.device = pick_device(device)
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
         self.threads = threads
         self.history: list[EpochMetrics] = []
         self.notes: list[str] = []
@@ -266,7 +268,7 @@ class Trainer:
             dtype=self._dtype,
             channels_last=self._channels_last,
             smoothing=self.config.train.label_smoothing,
-            recorder=record_graph if self.device.type == "cuda" else None,
+            recorder=graph_recorder() if self.device.type == "cuda" else None,
         )
 
     def _train(self, epoch: int, stop_at: float) -> _Trained:
@@ -281,7 +283,7 @@ class Trainer:
             lr = self.config.train.lr * lr_factor(self.config.train.schedule, progress, losses)
             loss = self._steps.train(batch, lr)
             images += len(batch.labels)
-            if time.monotonic() > stop_at:
+            if time.monotonic() > stop_at and step + 1 < steps:
                 raise OutOfTimeError(f"epoch {epoch} was broken off at step {step + 1} of {steps}")
             if loss is not None and not math.isfinite(loss):
                 raise self._diverged(epoch, lr, f"the training loss became {loss} at step {step + 1} of {steps}")

@@ -79,7 +79,8 @@ def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
 def suit(optimizer: torch.optim.Optimizer, device: torch.device, *, recorded: bool) -> None:
     """Let the steps of `optimizer` run on `device`, whichever device its state comes from.
 
-    With `recorded` they can be recorded as a CUDA graph: rate and step count are tensors on the device.
+    With `recorded` they can be recorded as a CUDA graph: rate and step count are tensors on the device. What the state
+    holds of each weight is put into the weight's memory order: fused steps walk over both as they lie.
     """
     rate = torch.zeros((), device=device)
     for group in optimizer.param_groups:
@@ -88,7 +89,10 @@ def suit(optimizer: torch.optim.Optimizer, device: torch.device, *, recorded: bo
         rate.fill_(value)
         if "capturable" in group:
             group["capturable"] = recorded and device.type == "cuda"
-    for state in optimizer.state.values():
+    for weight, state in optimizer.state.items():
+        for name, value in state.items():
+            if isinstance(value, torch.Tensor) and value.shape == weight.shape and value.stride() != weight.stride():
+                state[name] = torch.empty_like(weight, dtype=value.dtype).copy_(value)
         if isinstance(state.get("step"), torch.Tensor):
             on_device = recorded or any(group.get("fused") for group in optimizer.param_groups)
             state["step"] = state["step"].to(device if on_device else "cpu")

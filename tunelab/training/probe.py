@@ -1,8 +1,8 @@
 """How fast one configuration trains here, measured in a process of its own: `python -m tunelab.training.probe`.
 
 A driver starts several of these, so that they can be timed at once, and talks to each in lines of JSON. The process
-says `{"hello": true}` when everything is imported. At `{"config": ..., "device": ..., "threads": ...}`, with
-`"compute": ...` where a way to compute was chosen, it builds the trial, trains it two steps, and says
+says `{"hello": true}` when everything is imported. At `{"config": ..., "device": ..., "threads": ..., "memory": ...}`,
+with `"compute": ...` where a way to compute was chosen, it builds the trial, trains it some steps, and says
 `{"ready": true}`. At each `{"go": true, "threads": ..., "seconds": ...}`, which the driver sends to all of them
 together, it measures, and says `{"measured": ...}` with the fields of `Measured`; with `"full_validation": true` the
 validation is of a whole batch. What cannot be done is answered with `{"error": ...}`. It ends when its standard input
@@ -32,6 +32,7 @@ from tunelab.training.device import peak_memory_mib, return_freed_memory, set_up
 from tunelab.training.evaluate import BATCH_PIXELS
 from tunelab.training.loop import Trainer
 from tunelab.training.optim import build_optimizer
+from tunelab.training.step import EAGER_STEPS
 
 WARM_UP = 2
 """Steps before the timed ones: the first compiles the kernels of its shapes, the second fills caches; our choice."""
@@ -69,24 +70,34 @@ class Rehearsal:
         config: what to train.
         device: as `Trainer` takes it.
         threads: the number of processors to compute with.
+        memory: as `Trainer` takes it.
         compute: as `Trainer` takes it.
 
     Raises:
         InputError: something in the configuration, the device or the data cannot be used.
     """
 
-    def __init__(self, config: TrialConfig, device: str, threads: int, compute: ComputeConfig | None = None) -> None:
+    def __init__(
+        self,
+        config: TrialConfig,
+        device: str,
+        threads: int,
+        memory: int | None = None,
+        compute: ComputeConfig | None = None,
+    ) -> None:
         return_freed_memory(torch.device("cpu"))
         resident = psutil.Process().memory_info().rss / 2**20
         began = time.perf_counter()
-        self._trainer = Trainer(config, device=device, threads=threads, telemetry="off", compute=compute)
+        self._trainer = Trainer(config, device=device, threads=threads, telemetry="off", memory=memory, compute=compute)
         self._device = self._trainer.device
         self._steps = self._trainer.practise()
         self._threads = threads
         self._idle = 0.0 if self._device.type == "cuda" else resident
         self._wait()
         self._build = time.perf_counter() - began
-        self._first = sum(self._train(1)[0] for _ in range(WARM_UP))
+        warm_up = WARM_UP + (EAGER_STEPS if self._device.type == "cuda" else 0)  # a graph is recorded among them
+        self._first = sum(self._train(1)[0] for _ in range(warm_up))
+        self._warm_up = warm_up
         self._trainer.practise_validation(1)
 
     def measure(self, threads: int, seconds: float, full_validation: bool = False) -> Measured:
@@ -117,7 +128,7 @@ class Rehearsal:
             images=images,
             val_image=None if gave_up else self._validate(val_images),
             build=self._build,
-            warm_up=max(0.0, self._first - WARM_UP * step),
+            warm_up=max(0.0, self._first - self._warm_up * step),
             memory=peak_memory_mib(self._device),
             idle=self._idle,
             host_memory=peak_memory_mib(torch.device("cpu")),
@@ -170,7 +181,8 @@ def serve(requests: Iterable[Mapping[str, Any]], answers: TextIO) -> None:
                     rehearsal = None
                 config = from_json(TrialConfig, request["config"])
                 compute = from_json(ComputeConfig, request.get("compute", {}))
-                rehearsal = Rehearsal(config, request["device"], request["threads"], compute)
+                memory = request.get("memory")
+                rehearsal = Rehearsal(config, request["device"], request["threads"], memory, compute)
                 answer: dict[str, Any] = {"ready": True}
             elif rehearsal is None:
                 raise InputError("there is nothing to measure: a configuration comes first")

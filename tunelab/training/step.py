@@ -27,16 +27,25 @@ EAGER_STEPS = 3
 as in torch's examples."""
 
 
-def record_graph(work: Callable[[], None]) -> Replay:
-    """The CUDA graph of `work`.
+def graph_recorder() -> Recorder:
+    """Records CUDA graphs, whose memory is one pool: of several only one runs at a time.
 
-    Raises:
-        RuntimeError: something in it cannot be recorded: it waits for the GPU, say.
+    A recording raises a RuntimeError if something in it cannot be recorded: it waits for the GPU, say.
     """
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        work()
-    return graph.replay
+    pools: list[Any] = []
+
+    def record(work: Callable[[], None]) -> Replay:
+        pools[:] = pools or [torch.cuda.graph_pool_handle()]
+        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.current_stream()
+        try:
+            with torch.cuda.graph(graph, pool=pools[0]):
+                work()
+        except RuntimeError:
+            torch.cuda.set_stream(stream)  # which a recording that became invalid leaves changed
+            raise
+        return graph.replay
+
+    return record
 
 
 @dataclass
@@ -87,7 +96,6 @@ class Steps:
 
     def adapt(self) -> None:
         """Makes the optimizer suit this device, after it has taken another's state too; what was recorded is void."""
-        suit(self._optimizer, self._device, recorded=self._recorder is not None)
         self._forget()
 
     def begin(self) -> None:
@@ -104,16 +112,17 @@ class Steps:
         if self._recorder is None:
             return self._run(batch)
         key = batch.mixed_labels is not None, tuple(batch.images.shape)
-        if key not in self._recorded:
-            if self._eager < EAGER_STEPS:
-                self._eager += 1
-                return self._run(batch)
-            try:
-                self._recorded[key] = self._record(batch)
-            except RuntimeError as error:
-                return self._give_up(error, batch)
-        self._replay(self._recorded[key], batch)
-        return None
+        if key in self._recorded:
+            self._replay(self._recorded[key], batch)
+            return None
+        if self._eager < EAGER_STEPS:
+            self._eager += 1
+            return self._run(batch)
+        why = self._record(key, batch, lr)
+        if why is None:
+            return None
+        self._give_up(why)
+        return self._run(batch)
 
     def totals(self) -> tuple[float, float]:
         """The sum over images of their losses and of right answers since `begin`; waits for the device."""
@@ -160,9 +169,11 @@ class Steps:
         self._optimizer.zero_grad(set_to_none=True)
         return loss.detach(), right
 
-    def _record(self, batch: Batch) -> _Recorded:
-        """Records a step that reads copies of this batch."""
+    def _record(self, key: tuple[bool, tuple[int, ...]], batch: Batch, lr: float) -> str | None:
+        """Records a step that reads copies of this batch, and replays it; why that cannot be done, None if it was."""
         assert self._recorder is not None
+        suit(self._optimizer, self._device, recorded=True)
+        set_lr(self._optimizer, lr)
         mixed = None if batch.mixed_labels is None else batch.mixed_labels.clone()
         images = batch.images.clone(memory_format=torch.preserve_format)
         fixed = Batch(images, batch.labels.clone(), mixed, torch.zeros((), device=self._device))
@@ -172,7 +183,13 @@ class Steps:
             self._loss.add_(loss * len(fixed.labels))
             self._right.add_(right)
 
-        return _Recorded(fixed, self._recorder(work))
+        before = self.totals()
+        try:
+            self._recorded[key] = _Recorded(fixed, self._recorder(work))
+        except RuntimeError as error:
+            return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        self._replay(self._recorded[key], batch)
+        return "a replay does nothing" if self.totals() == before else None
 
     def _replay(self, recorded: _Recorded, batch: Batch) -> None:
         fixed = recorded.batch
@@ -183,14 +200,13 @@ class Steps:
             fixed.mix.fill_(batch.mix)
         recorded.replay()
 
-    def _give_up(self, error: RuntimeError, batch: Batch) -> float | None:
+    def _give_up(self, why: str) -> None:
         self._forget()
         self._recorder = None
-        self.note = f"steps are not recorded as a graph: {str(error).strip().splitlines()[0]}"
-        suit(self._optimizer, self._device, recorded=False)
-        return self._run(batch)
+        self.note = f"steps are not recorded as a graph: {why}"
 
     def _forget(self) -> None:
         self._recorded.clear()
         self._eager = 0
         self._optimizer.zero_grad(set_to_none=True)
+        suit(self._optimizer, self._device, recorded=False)

@@ -17,6 +17,7 @@ from typing import Any
 
 from tunelab.errors import TunelabError
 from tunelab.tuning.probes import PATIENCE, ProbeError, Probes, TooSlowError
+from tunelab.tuning.quota import PROCESS_MIB, RAY_MIB, WORKER_MIB, in_words, share_memory
 from tunelab.tuning.ray_tune import Slots
 from tunelab.tuning.speed import Load, Point, guess_step, load_of
 
@@ -27,8 +28,6 @@ _LONGEST_STEP = 0.3  # usual seconds of a step; larger batches are measured in p
 _FAR_SLOWER = 0.6  # of the best layout's images per second on the baseline; our choice
 _FAR_SLOWER_STEPS = 8  # a layout is given up when its first steps take as long as so many of the one before; our choice
 _DISTURBED = 2.0  # times as slow as others let expect, twice the usual spread: a draw is measured again; our choice
-_RAY_MIB = 800.0  # what Ray's own processes hold, measured
-_PROCESS_MIB = {"cpu": 300.0, "cuda": 900.0}  # what a process holds that has loaded torch, measured
 _CONTEXT_MIB = 500.0  # what a process holds on a GPU beside tensors: context and kernels; our estimate
 _BUILT_MIB = 40.0  # what libraries take when a network is first trained, whatever its size; measured
 
@@ -89,7 +88,12 @@ class Calibration:
 
 
 def calibrate(
-    samples: Sequence[Sample], candidates: Sequence[Slots], probes: Probes, limit: float, gpus: int = 0
+    samples: Sequence[Sample],
+    candidates: Sequence[Slots],
+    probes: Probes,
+    limit: float,
+    gpus: int = 0,
+    memory: int | None = None,
 ) -> Calibration:
     """Measures the candidates, and more of the samples on the one that is chosen.
 
@@ -97,37 +101,41 @@ def calibrate(
         samples: configurations as the search will train them, the baseline first.
         candidates: ways to divide the machine, the most promising first.
         probes: running processes, as many as `processes_for` says.
-        limit: free memory of the machine in MiB.
+        limit: free memory of the machine in MiB, as far as it may be used (`capped`).
         gpus: how many GPUs share the trials of a candidate; the trials of one of them are measured.
+        memory: bytes that all trials may take. The data is streamed then, so that what is measured holds none of it,
+            and what Ray holds in each trial is counted.
 
     Raises:
+        InputError: not one trial fits into `memory`.
         TunelabError: nothing could be measured; the cause is named.
     """
     smaller = [shrink(sample, candidates[0].device) for sample in samples]
     start = _started(probes)
     three = _three(smaller)
-    work = _Work(probes, max(gpus, 1), _clip(_LAYOUT_SECONDS / len(three) / len(candidates)))
+    work = _Work(probes, max(gpus, 1), _clip(_LAYOUT_SECONDS / len(three) / len(candidates)), memory)
     layouts = work.measure_layouts(candidates, three, samples)
     if not any(layout.images for layout in layouts):
         raise TunelabError(f"no trial could be measured: {layouts[0].failed}")
-    limit = work.gpu_limit if gpus else max(0.0, limit - _RAY_MIB)
+    limit = work.gpu_limit if gpus else max(0.0, limit - RAY_MIB)
     chosen = choose(layouts, limit, max(gpus, 1))
+    slots = share_memory(chosen, memory, 0.0 if gpus else most_needed(layouts))
     points = work.points.get(chosen, []) + work.measure_draws(chosen, [one for one in smaller if one not in three])
     return Calibration(
-        slots=chosen,
+        slots=slots,
         layouts=tuple(layouts),
         points=tuple(points),
         start=start,
         trial=statistics.median(work.overheads),
         limit=limit,
-        reason=explain(chosen, layouts, limit, max(gpus, 1)),
+        reason=explain(chosen, layouts, limit, max(gpus, 1)) + in_words(slots),
     )
 
 
 def startable(candidates: Sequence[Slots], limit: float, gpus: int = 0) -> list[Slots]:
     """Those whose processes can be started in `limit` MiB of free memory; if none can, the smallest made smaller."""
-    each = _PROCESS_MIB[candidates[0].device]
-    most = max(1, int((limit - _RAY_MIB) // each))
+    each = PROCESS_MIB[candidates[0].device]
+    most = max(1, int((limit - RAY_MIB) // each))
     found = [slots for slots in candidates if _at_once(slots, max(gpus, 1)) <= most]
     if found:
         return found
@@ -154,15 +162,17 @@ def choose(layouts: Sequence[Layout], limit: float, gpus: int = 1) -> Slots:
     return dataclasses.replace(least.slots, concurrent=min(least.slots.concurrent, fits * gpus))
 
 
-def within(slots: Slots, measured: Calibration, free: float, gpus: int = 0) -> Slots:
-    """The slots with only so many trials at once as `free` MiB of the machine carry; on GPUs as they are.
+def most_needed(layouts: Sequence[Layout]) -> float:
+    """What a trial needs, in MiB: the most that was measured in any layout; 0 if nothing was."""
+    return max((layout.memory for layout in layouts if layout.images), default=0.0)
 
-    What a trial needs is the most that was measured in any layout.
-    """
-    needed = max((layout.memory for layout in measured.layouts if layout.images), default=0.0)
+
+def within(slots: Slots, measured: Calibration, free: float, gpus: int = 0) -> Slots:
+    """The slots with only so many trials at once as `free` MiB of the machine carry; on GPUs as they are."""
+    needed = most_needed(measured.layouts)
     if gpus or not needed:
         return slots
-    fits = max(1, int((free - _RAY_MIB) // needed))
+    fits = max(1, int((free - RAY_MIB) // needed))
     return dataclasses.replace(slots, concurrent=min(slots.concurrent, fits))
 
 
@@ -187,7 +197,9 @@ def explain(chosen: Slots, layouts: Sequence[Layout], limit: float, gpus: int = 
 class _Work:
     """The measuring itself, and what came of it."""
 
-    def __init__(self, probes: Probes, gpus: int, window: float) -> None:
+    def __init__(self, probes: Probes, gpus: int, window: float, memory: int | None) -> None:
+        self._images = None if memory is None else 0  # bytes that a probe may hold of the data
+        self._beside = 0.0 if memory is None else WORKER_MIB
         self._probes = probes
         self._gpus = gpus
         self._window = window
@@ -226,7 +238,7 @@ class _Work:
                 found.append(Layout(slots, failed=self._failed.get(slots, causes.get(slots, ""))))
                 continue
             images = whole.get(slots, whole[best] * self._rates[slots][0] / self._rates[best][0])
-            found.append(Layout(slots, images, memory.most(samples)))
+            found.append(Layout(slots, images, memory.most(samples) + (self._beside if slots.device == "cpu" else 0.0)))
         return found
 
     def _measure_on_all(self, sample: Sample, live: Sequence[Slots], memory: _Memory) -> None:
@@ -294,7 +306,12 @@ class _Work:
         )
 
     def _build(self, samples: Sequence[Sample], slots: Slots) -> None:
-        settings = {"device": slots.device, "threads": slots.cpus, "compute": slots.compute}
+        settings = {
+            "device": slots.device,
+            "threads": slots.cpus,
+            "memory": self._images,
+            "compute": slots.compute,
+        }
         self._probes.build([{"config": dict(sample.config), **settings} for sample in samples])
 
     def _at_once(self, slots: Slots) -> int:

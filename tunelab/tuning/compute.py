@@ -16,10 +16,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from tunelab.config import ComputeConfig, from_json, to_json
+from tunelab.data.cache import DataInfo
 from tunelab.data.storage import cache_root
 from tunelab.errors import InputError
 from tunelab.files import write_atomically
-from tunelab.tuning.calibrate import Sample
+from tunelab.space import SearchSpace
+from tunelab.tuning.calibrate import Sample, processes_for, shrink
+from tunelab.tuning.hardware import describe_hardware, precisions, torch_version
 from tunelab.tuning.probes import ProbeError, Probes
 from tunelab.tuning.ray_tune import Slots
 
@@ -63,8 +66,53 @@ def choices(precisions: Sequence[str]) -> list[ComputeConfig]:
     ]
 
 
+def choose(
+    space: SearchSpace,
+    info: DataInfo,
+    samples: Sequence[Sample],
+    slots: Slots,
+    probes: Probes,
+    gpus: int,
+    *,
+    streamed: bool,
+) -> Choice:
+    """What is known of this machine, else what is measured now, on the baseline and a configuration of middle size.
+
+    Args:
+        space: what is searched.
+        info: its data.
+        samples: configurations as the search will train them, the baseline first.
+        slots: the most promising way to divide the machine.
+        probes: running processes.
+        gpus: how many GPUs share the trials.
+        streamed: as `fastest` takes it.
+    """
+    own = "auto" not in {sample.config["train"]["precision"] for sample in samples}  # the space says which
+    hardware = describe_hardware()
+    named = [f"{hardware['processor']} x {hardware['cpus']}", *hardware["gpus"][:1], f"torch {torch_version()}"]
+    shape = "x".join(str(size) for size in (info.channels, *info.image_size))
+    key = "; ".join([*named, slots.device, f"{slots.cpus} threads", f"{space.name} {space.version}", shape])
+    known = recall(key)
+    if known is not None:
+        return known
+    by_size = sorted(samples[1:], key=lambda sample: sample.load.mflops)
+    measured = [shrink(one, slots.device) for one in (samples[0], *by_size[len(by_size) // 2 :][:1])]
+    given = choices(("auto",) if own else precisions(slots.device))
+    count = processes_for([slots], gpus)
+    choice = fastest(measured, slots, count, given, probes, streamed=streamed)
+    if choice.images:
+        remember(key, choice)
+    return choice
+
+
 def fastest(
-    samples: Sequence[Sample], slots: Slots, count: int, given: Sequence[ComputeConfig], probes: Probes
+    samples: Sequence[Sample],
+    slots: Slots,
+    count: int,
+    given: Sequence[ComputeConfig],
+    probes: Probes,
+    *,
+    streamed: bool = False,
 ) -> Choice:
     """Measures the ways to compute on the samples, in as many processes at once as there would be trials.
 
@@ -77,12 +125,15 @@ def fastest(
         count: how many processes, on GPUs those of one of them.
         given: ways to compute, the usual one first.
         probes: running processes.
+        streamed: the processes are to hold none of the data, because their memory is measured afterwards.
     """
+    where = {"device": slots.device, "threads": slots.cpus, "memory": 0 if streamed else None}
     rates: dict[str, list[float]] = {}
     live = list(given)
     for sample in samples:
         for compute in list(live):
-            rate = _rate(sample, slots, count, compute, probes)
+            request = {"config": dict(sample.config), **where, "compute": to_json(compute)}
+            rate = _rate(request, slots.cpus, count, probes)
             if rate:
                 rates.setdefault(describe(compute), []).append(rate)
             else:
@@ -129,12 +180,11 @@ def apply(choice: Choice, slots: Slots) -> Slots:
     return dataclasses.replace(slots, **to_json(choice.compute))
 
 
-def _rate(sample: Sample, slots: Slots, count: int, compute: ComputeConfig, probes: Probes) -> float:
+def _rate(request: Mapping[str, Any], threads: int, count: int, probes: Probes) -> float:
     """Images per second of all processes together, 0 if one fails."""
-    where = {"device": slots.device, "threads": slots.cpus}
     try:
-        probes.build([{"config": dict(sample.config), **where, "compute": to_json(compute)}] * count)
-        found = probes.measure(count, slots.cpus, _WINDOW)
+        probes.build([request] * count)
+        found = probes.measure(count, threads, _WINDOW)
     except ProbeError:
         return 0.0
     return float(sum(one["images"] / one["step"] for one in found))

@@ -11,7 +11,7 @@ import math
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from tunelab.config import arch_id, derive_seed, to_json
@@ -155,16 +155,21 @@ class Engine:
         self._listener.started(trial)
         return trial
 
-    def report(self, number: int, metrics: EpochMetrics) -> bool:
-        """Records an epoch; True if the trial goes on. An epoch that the record holds already changes nothing."""
+    def report(self, number: int, metrics: EpochMetrics, notes: Sequence[str] = ()) -> bool:
+        """Records an epoch, and the notes of the trial that are new; True if the trial goes on.
+
+        An epoch that the record holds already changes nothing.
+        """
         trial = self.trials[number]
         self._events += 1
         if trial.status.ended:
             return False
         if metrics.epoch <= len(trial.epochs):
             return not self._settle(trial, metrics.epoch)
-        self._append("result", trial, metrics=metrics.to_json())
+        told = {"notes": new} if (new := [note for note in notes if note not in trial.notes]) else {}
+        self._append("result", trial, metrics=metrics.to_json(), **told)
         trial.epochs.append(metrics)
+        trial.notes += new
         self._source.observe(number, metrics.epoch, metrics.score)
         self._listener.reported(trial)
         return not self._settle(trial, metrics.epoch)
@@ -304,7 +309,7 @@ class Engine:
         config = {**first.config, "seed": derive_seed(first.config["seed"], "repeat", before)}
         trial = dataclasses.replace(
             first, number=number, config=config, status=TrialStatus.RUNNING, reason="", epochs=[], decisions=[],
-            origin="repeat", repeat_of=of,
+            origin="repeat", repeat_of=of, notes=[],
         )  # fmt: skip
         if self._comes_too_late(trial):
             return None

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass
 
+from tunelab.capacity import parse_size
 from tunelab.config import DataConfig
 from tunelab.errors import InputError
 
@@ -31,7 +32,7 @@ class SearchOptions:
     `objective` is what is to be good: the validation accuracy first, then costs of which less is better (`seconds` are
     those of a whole training). `repeat` is how often each configuration of a grid is trained.
     `concurrent` None is as many trials as the processors or GPUs carry. `cpus_per_trial` is the number of threads of
-    a trial.
+    a trial. `memory` is the most bytes of the machine's memory that all trials together may take; None is what is free.
     """
 
     trials: Annotated[int, Field(ge=1, le=1_000_000)] = 100
@@ -41,6 +42,7 @@ class SearchOptions:
     concurrent: Annotated[int, Field(ge=1)] | None = None
     cpus_per_trial: Annotated[int, Field(ge=1)] | None = None
     gpus_per_trial: Annotated[float, Field(gt=0.0)] | None = None
+    memory: Annotated[int, Field(ge=1)] | None = None
     device: Literal["auto", "cpu", "cuda"] = "auto"
     sampler: Literal["model", "tpe", "gp", "random"] = "model"
     scheduler: Literal["asha", "promote", "none"] = "asha"
@@ -75,9 +77,15 @@ class GridRequest:
 def fill_in(asked: Mapping[str, Any], grid: str | Path | None) -> tuple[dict[str, Any], GridRequest | None]:
     """Puts in what `trials`, `scheduler` and `race` are where they are None, which depends on whether there is a grid.
 
-    A grid is a comparison: no other trials, all of them in full, and repeats only as many as are asked for.
+    A grid is a comparison: no other trials, all of them in full, and repeats only as many as are asked for. `memory`
+    may be a text such as `8GiB`, and becomes bytes.
+
+    Raises:
+        InputError: two options contradict each other, or the text is no amount of memory.
     """
     values = dict(asked)
+    if isinstance(values.get("memory"), str):
+        values["memory"] = parse_size(values["memory"], "--memory")
     request = None
     if grid is not None:
         request = GridRequest(Path(grid).expanduser(), values["trials"] is None, values["scheduler"] is None)

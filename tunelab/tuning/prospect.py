@@ -21,7 +21,7 @@ from tunelab.errors import TunelabError
 from tunelab.records import BY_MODEL, Trial
 from tunelab.space import SearchSpace, load_space
 from tunelab.study import Study
-from tunelab.tuning import calibrate, compute, memory
+from tunelab.tuning import calibrate, compute, memory, quota
 from tunelab.tuning.forecast import Forecast
 from tunelab.tuning.grid import ORIGIN, by_hand, read_grid
 from tunelab.tuning.hardware import (
@@ -29,8 +29,6 @@ from tunelab.tuning.hardware import (
     describe_hardware,
     find_layouts,
     find_slots,
-    precisions,
-    torch_version,
     usable_cpus,
 )
 from tunelab.tuning.model_sampler import FIRST_RANDOM, Earlier
@@ -132,7 +130,7 @@ def look_ahead(
         max_mflops=options.max_mflops or max_mflops,
     )
     gpus = count_gpus() if device == "cuda" else 0
-    limit = free_memory_mib()
+    limit = quota.capped(free_memory_mib(), options.memory, device)
     layouts = calibrate.startable(layouts, limit, gpus)
     with Probes(calibrate.processes_for(layouts, gpus)) as probes:  # they start while the data is opened
         info = open_data(options.data, show_progress)
@@ -153,9 +151,9 @@ def look_ahead(
         samples = [calibrate.Sample.of(trial.config, trial.stats) for trial in trials if trial.repeat_of is None]
         if path is not None:
             check_room(path, space, options, info)
-        choice = _choose_compute(space, info, samples, layouts[0], probes, gpus)
+        choice = compute.choose(space, info, samples, layouts[0], probes, gpus, streamed=options.memory is not None)
         layouts = [compute.apply(choice, slots) for slots in layouts]
-        measured = calibrate.calibrate(samples, layouts, probes, limit, gpus)
+        measured = calibrate.calibrate(samples, layouts, probes, limit, gpus, options.memory)
         if choice.images:
             measured = dataclasses.replace(measured, reason=f"{measured.reason}; {choice.reason}")
     in_full = grid is not None and grid.in_full
@@ -191,7 +189,8 @@ def look_on(
     """How a search that was begun shares the machine from now on, and the forecast of the rest of it.
 
     What was measured at its begin is used again; on another machine, and where nothing was measured, the usual slots.
-    There are never more trials at once than the free memory carries, as far as it was measured.
+    There are never more trials at once than the free memory, or what the options allow of it, carries, as far as it was
+    measured.
 
     Args:
         study: what there is of it.
@@ -202,18 +201,19 @@ def look_on(
         baseline: the number of the trial that is the baseline, if there is one.
         again: the machine is to be shared as before; else as `options` say now.
     """
-    plain = study.info.get("calibration")
-    measured = None if plain is None else calibrate.Calibration.from_json(plain)
+    measured = _calibration(study)
     slots = find_slots(options)
     if measured is not None and measured.slots.device == slots.device:
-        same = _is_same_machine(study)
-        slots = computing_like(slots, study)
+        same = _shares_alike(study)
         if again and same:
-            slots = measured.slots
+            slots = dataclasses.replace(measured.slots, precision="auto", channels_last=True)
         elif same and options.cpus_per_trial is None:  # as many threads in all
             threads = measured.slots.concurrent * measured.slots.cpus // slots.concurrent
             slots = dataclasses.replace(slots, cpus=max(1, threads))
-        slots = calibrate.within(slots, measured, free_memory_mib(), count_gpus())
+        limit = quota.capped(free_memory_mib(), options.memory, slots.device)
+        slots = computing_like(slots, study)
+        slots = calibrate.within(slots, measured, limit, count_gpus())
+    slots = quota.share_memory(slots, options.memory, _needed(measured, slots))
     race = make_race(options, info, baseline is not None)
     trials = first_proposals(source, race, min(DRAWS, options.trials))
     in_full = bool(study.info.get("grid_in_full"))
@@ -222,21 +222,44 @@ def look_on(
     return slots, forecast
 
 
+def slots_for(options: SearchOptions, like: Study | None) -> Slots:
+    """How a list of trainings shares the machine; what was measured for the study `like` is used again.
+
+    Raises:
+        InputError: the machine lacks what is asked for, or the memory that is allowed is too little.
+    """
+    slots = find_slots(options) if like is None else computing_like(find_slots(options), like)
+    return quota.share_memory(slots, options.memory, _needed(_calibration(like), slots))
+
+
+def _calibration(study: Study | None) -> calibrate.Calibration | None:
+    """What was measured when a study was begun."""
+    plain = None if study is None else study.info.get("calibration")
+    return None if plain is None else calibrate.Calibration.from_json(plain)
+
+
+def _needed(measured: calibrate.Calibration | None, slots: Slots) -> float:
+    """The MiB of the machine's memory that a trial takes; 0 where that is not known."""
+    if measured is None or slots.device != "cpu" or measured.slots.device != slots.device:
+        return 0.0
+    return calibrate.most_needed(measured.layouts)
+
+
 def forecast_of(
     configs: Sequence[TrialConfig], source: Source, info: DataInfo, slots: Slots, like: Study | None
 ) -> Forecast:
     """The forecast of a list of trainings; what was measured for the study `like` is used again."""
     trials = first_proposals(source, None, min(DRAWS, len(configs)))
-    plain = None if like is None else like.info.get("calibration")
-    measured = None if plain is None else calibrate.Calibration.from_json(plain)
+    measured = _calibration(like)
     plan = Plan(len(configs), configs[0].train.epochs, slots.concurrent, beside=_beside(measured))
     return Forecast(_speed(measured, info, slots), plan, trials)
 
 
 def computing_like(slots: Slots, study: Study) -> Slots:
     """The slots with the precision and memory order of a study's; on another machine as they are."""
-    plain = study.info.get("slots")
-    if plain is None or plain["device"] != slots.device or not _is_same_machine(study):
+    plain, then, now = study.info.get("slots"), study.info["hardware"], describe_hardware()
+    same = all(then.get(name) == now[name] for name in ("processor", "gpus"))
+    if plain is None or plain["device"] != slots.device or not same:
         return slots
     measured = Slots(**plain)
     return dataclasses.replace(slots, precision=measured.precision, channels_last=measured.channels_last)
@@ -298,31 +321,10 @@ def open_data(config: DataConfig, show_progress: bool) -> DataInfo:
     return info
 
 
-def _is_same_machine(study: Study) -> bool:
+def _shares_alike(study: Study) -> bool:
+    """True if this machine has as many processors and GPUs as the one that the study was begun on."""
     hardware = study.info["hardware"]
     return bool(hardware["cpus"] == usable_cpus() and len(hardware.get("gpus", ())) == count_gpus())
-
-
-def _choose_compute(
-    space: SearchSpace, info: DataInfo, samples: Sequence[calibrate.Sample], slots: Slots, probes: Probes, gpus: int
-) -> compute.Choice:
-    """What is known of this machine, else what is measured now, on the baseline and a configuration of middle size."""
-    own = "auto" not in {sample.config["train"]["precision"] for sample in samples}  # the space says which
-    hardware = describe_hardware()
-    named = [f"{hardware['processor']} x {hardware['cpus']}", *hardware["gpus"][:1], f"torch {torch_version()}"]
-    shape = "x".join(str(size) for size in (info.channels, *info.image_size))
-    key = "; ".join([*named, slots.device, f"{slots.cpus} threads", f"{space.name} {space.version}", shape])
-    known = compute.recall(key)
-    if known is not None:
-        return known
-    by_size = sorted(samples[1:], key=lambda sample: sample.load.mflops)
-    measured = [calibrate.shrink(one, slots.device) for one in (samples[0], *by_size[len(by_size) // 2 :][:1])]
-    given = compute.choices(("auto",) if own else precisions(slots.device))
-    count = calibrate.processes_for([slots], gpus)
-    choice = compute.fastest(measured, slots, count, given, probes)
-    if choice.images:
-        compute.remember(key, choice)
-    return choice
 
 
 def _forecast(

@@ -94,7 +94,9 @@ class EngineScheduler(FIFOScheduler):
         engine = _BRIDGES[self._key].engine
         content = json.loads(result["report"])
         if "metrics" in content:
-            goes_on = engine.report(trial.config["number"], EpochMetrics(**content["metrics"]))
+            goes_on = engine.report(
+                trial.config["number"], EpochMetrics(**content["metrics"]), content.get("notes", ())
+            )
         elif "halt" in content:
             engine.halt(content["halt"])
             goes_on = False

@@ -53,15 +53,17 @@ _OBJECT_STORE_BYTES = 80 * 2**20  # nothing but short texts goes through it; Ray
 
 @dataclass(frozen=True)
 class Slots:
-    """How many trials run at once, and what each is given. `cpus` is the number of threads of a trial.
+    """How many trials run at once, and what each is given.
 
-    `precision` and `channels_last` are those of `ComputeConfig`.
+    `cpus` is the number of threads of a trial, `memory` the most bytes of images that it may hold (None: as many as
+    there are); `precision` and `channels_last` are those of `ComputeConfig`.
     """
 
     concurrent: int
     cpus: int
     gpus: float
     device: str
+    memory: int | None = None
     precision: str = "auto"
     channels_last: bool = True
 
@@ -99,6 +101,7 @@ def run(
         "device": slots.device,
         "threads": slots.cpus,
         "telemetry": telemetry,
+        "memory": slots.memory,
         "compute": slots.compute,
         "stop_at": stop_at,
     }

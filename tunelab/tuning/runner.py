@@ -20,17 +20,17 @@ from tunelab.journal import Journal
 from tunelab.space import SearchSpace
 from tunelab.study import Study, current, proposed
 from tunelab.study import runs_dir as find_runs_dir
-from tunelab.tuning import memory
 from tunelab.tuning.deadline import Deadline
 from tunelab.tuning.execute import PausedError, Plan, execute
 from tunelab.tuning.forecast import Forecast
 from tunelab.tuning.grid import ORIGIN as GRID
-from tunelab.tuning.hardware import describe_hardware, describe_versions, find_slots
+from tunelab.tuning.hardware import describe_hardware, describe_versions
 from tunelab.tuning.lineage import Begun, again_of, baseline_number, carry_over, reopen, study_source
+from tunelab.tuning.memory import find_studies
+from tunelab.tuning.memory import write as write_earlier
 from tunelab.tuning.options import GridRequest, SearchOptions, fill_in
 from tunelab.tuning.preflight import make_check, new_path, require_same_data
 from tunelab.tuning.prospect import (
-    computing_like,
     end_time,
     forecast_of,
     look_ahead,
@@ -38,6 +38,7 @@ from tunelab.tuning.prospect import (
     make_race,
     open_data,
     seconds_to,
+    slots_for,
 )
 from tunelab.tuning.ray_tune import Slots
 from tunelab.tuning.sources import FixedSource
@@ -65,6 +66,7 @@ def search(
     concurrent: int | None = None,
     cpus_per_trial: int | None = None,
     gpus_per_trial: float | None = None,
+    memory: str | int | None = None,
     device: Literal["auto", "cpu", "cuda"] = "auto",
     sampler: Literal["model", "tpe", "gp", "random"] = "model",
     scheduler: Literal["asha", "promote", "none"] | None = None,
@@ -98,6 +100,7 @@ def search(
         concurrent: trials at once; by default as many as the processors or GPUs carry.
         cpus_per_trial: threads of a trial.
         gpus_per_trial: the share of a GPU that a trial takes.
+        memory: the most of the machine's memory that all trials together take, in bytes or as a text such as `8GiB`.
         device: where trials train.
         sampler: proposes configurations: tunelab's model of all trials, Optuna's TPE or GP, or luck (random).
         scheduler: stops weak trials early (asha, the default), pauses them and goes on with those that become good
@@ -141,6 +144,7 @@ def search(
             "concurrent": concurrent,
             "cpus_per_trial": cpus_per_trial,
             "gpus_per_trial": gpus_per_trial,
+            "memory": memory,
             "device": device,
             "sampler": sampler,
             "scheduler": scheduler,
@@ -154,7 +158,7 @@ def search(
         },
         grid,
     )
-    options = from_json(SearchOptions, {**values, "warm_start": memory.find_studies(warm_start, runs_dir)})
+    options = from_json(SearchOptions, {**values, "warm_start": find_studies(warm_start, runs_dir)})
     path = None if study is None else Path(study).expanduser()
     try:
         return start_search(space, options, path, runs_dir, deadline, grid=request, show_progress=progress)
@@ -206,7 +210,7 @@ def start_search(
             "grid_in_full": grid is None or grid.in_full,
         },
     )
-    memory.write(study.path, ahead.earlier)
+    write_earlier(study.path, ahead.earlier)
     if show_progress:
         print(*ahead.describe(seconds_to(ends), deadline), sep="\n", file=sys.stderr)
     return _run_search(study, space, options, info, ends, show_progress, ahead.slots, ahead.forecast)
@@ -312,7 +316,7 @@ def run_configs(
             },
         )
     source = FixedSource(configs, make_check(dataclasses.replace(options, max_params=None, max_mflops=None), info))
-    slots = find_slots(options) if like is None else computing_like(find_slots(options), like)
+    slots = slots_for(options, like)
     forecast = forecast_of(configs, source, info, slots, like)
     return execute(study, Plan(source, NeverStop(), len(configs), options, title, show_progress, slots, forecast))
 

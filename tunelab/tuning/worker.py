@@ -1,7 +1,8 @@
 """One trial after another in one process: Ray's trainable around `training.loop.Trainer`.
 
-A step is an epoch. What comes back is one text, `report`: the JSON of an epoch's metrics, or of an early end. Ray sees
-no number of it, so that none can end a search. Checkpoints are tunelab's own, in the trial's folder; Ray keeps none.
+A step is an epoch. What comes back is one text, `report`: the JSON of an epoch's metrics with the notes so far,
+or of an early end. Ray sees no number of it, so that none can end a search. Checkpoints are tunelab's own, in the
+trial's folder; Ray keeps none.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ class TrialWorker(tune.Trainable):
     """Trains the configuration that it is given, epoch by epoch, from the trial's last checkpoint if there is one.
 
     Its config: `number`; `trial_config`, the JSON text of a TrialConfig; `folder`, the trial's; `known_epochs`, how
-    many epochs the record holds; `device`, `threads`, `telemetry` as `Trainer` takes them; `compute`, the JSON of a
-    ComputeConfig; `stop_at`, as `run_epoch` takes it.
+    many epochs the record holds; `device`, `threads`, `telemetry`, `memory` as `Trainer` takes them; `compute`, the
+    JSON of a ComputeConfig; `stop_at`, as `run_epoch` takes it.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -49,6 +50,8 @@ class TrialWorker(tune.Trainable):
         """One epoch, or the telling again of one that was trained before a restart."""
         try:
             content: dict[str, Any] = {"metrics": self._next_metrics().to_json()}
+            if self._trainer is not None and self._trainer.notes:
+                content["notes"] = self._trainer.notes
         except OutOfTimeError:
             content = {"halt": "deadline"}
         except DivergedError as error:
@@ -86,6 +89,7 @@ class TrialWorker(tune.Trainable):
             threads=self._config["threads"],
             telemetry=self._config["telemetry"],
             compute=from_json(ComputeConfig, self._config["compute"]),
+            memory=self._config["memory"],
         )
         if trainer.resume():
             known = self._config["known_epochs"]
