@@ -104,12 +104,15 @@ def _finish(
     device = pick_device(str(study.info["options"]["device"]))
     info = prepare(configs[0].data)
     test = load_split(configs[0].data, "test", device, study.info["options"].get("memory"))
+    chosen_precision = runs.info.get("slots", {}).get("precision", "auto")  # of those that the recipe leaves open
     results = []
     for run, config in zip(trained, configs, strict=False):
+        stated = config.train.precision
+        precision = chosen_precision if stated == "auto" else stated
         model = load_model(config, runs.trial_folder(run.number) / "checkpoint" / "last.pt", info, device)
         if run.number == 0:
             _write_model(runs.path, model, config, info)
-        results.append(evaluate(model, test, info, device=device, precision=config.train.precision))
+        results.append(evaluate(model, test, info, device=device, precision=precision))
     metrics = _metrics(study, runs, chosen, configs, trained, results)
     rows = learning_curve([run.epochs for run in trained])
     write_csv(runs.path / "learning_curve.csv", rows)

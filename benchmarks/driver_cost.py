@@ -25,7 +25,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,8 +53,9 @@ def make_worker() -> type[worker.TrialWorker]:
         def __init__(self, number: int) -> None:
             self.number = number
             self.epoch = 0
+            self.notes: list[str] = []
 
-        def run_epoch(self) -> EpochMetrics:
+        def run_epoch(self, _stop_at: float) -> EpochMetrics:
             self.epoch += 1
             return made_up(self.number, self.epoch)
 
@@ -120,8 +121,8 @@ def run_tunelab(folder: Path, options: argparse.Namespace) -> dict[str, float]:
 
     report = timed("engine", Engine.report)
 
-    def watched(engine: Engine, number: int, metrics: EpochMetrics) -> bool:
-        goes_on = bool(report(engine, number, metrics))
+    def watched(engine: Engine, number: int, metrics: EpochMetrics, notes: Sequence[str] = ()) -> bool:
+        goes_on = bool(report(engine, number, metrics, notes))
         watch.reported(number)
         return goes_on
 

@@ -4,7 +4,8 @@
 
 A function trainable, a DataLoader over PIL images with torchvision's transforms, float32, Ray's OptunaSearch and Ray's
 ASHAScheduler with their defaults, a trial per processor. The configurations are those of the space `arch`: its draws,
-its networks, its optimizers and schedules. A network beyond the limits is drawn again, under other names.
+its networks, its optimizers and schedules; its crops and flips, which is what torchvision has for them. A network
+beyond the limits is drawn again, under other names.
 """
 
 from __future__ import annotations

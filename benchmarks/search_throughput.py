@@ -57,7 +57,7 @@ def by_tunelab(images: Path, trials: int, epochs: int, seed: int, folder: Path) 
         sys.exit(f"tunelab failed: {done.stderr[-2000:]}")
     rows = [json.loads(line) for line in (study / "trials.jsonl").read_text(encoding="utf-8").splitlines()]
     own = [row for row in rows if row["repeat_of"] is None and row["status"] in ("COMPLETED", "STOPPED", "DIVERGED")]
-    best = max(metrics["val_accuracy"] for row in own for metrics in row["epochs"])
+    best = max((metrics["val_accuracy"] for row in own for metrics in row["epochs"]), default=0.0)
     return figures(seconds, len(own), sum(len(row["epochs"]) for row in own), best)
 
 

@@ -80,7 +80,8 @@ ROOMS = [
         "tunelab.tuning.profile",
         "what one training takes with other batch sizes, devices and threads, each in a process of its own",
         "tunelab.tuning.prospect tunelab.tuning.preflight tunelab.tuning.probes tunelab.tuning.hardware"
-        " tunelab.tuning.options tunelab.study tunelab.space tunelab.data tunelab.records tunelab.config"
+        " tunelab.tuning.ray_tune tunelab.tuning.options tunelab.study tunelab.space tunelab.data tunelab.records"
+        " tunelab.config"
         " tunelab.capacity",
     ),
     Room(

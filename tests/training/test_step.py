@@ -88,6 +88,16 @@ def test_what_cannot_be_recorded_is_run():
     assert run_sums == pytest.approx(sums, rel=1e-5)
 
 
+def test_a_replay_that_does_nothing_is_noticed():
+    """As a graph that was recorded on another stream than its kernels ran on."""
+    weights, sums, _ = trained("adam", None)
+    run, run_sums, steps = trained("adam", lambda work: lambda: None)
+    assert steps.note == "steps are not recorded as a graph: a replay does nothing"
+    for one, other in zip(weights, run, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+    assert run_sums == pytest.approx(sums, rel=1e-5)
+
+
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(("before", "after"), [(None, later), (later, None)])
 def test_the_state_of_a_run_step_goes_on_in_a_recorded_one_and_back(optimizer, before, after):
@@ -158,6 +168,39 @@ def test_device_memory_is_given_back(make_config):
     before = torch.cuda.memory_reserved()
     fit(make_config(arch={"dropout": 0.1}), device="cuda")
     assert torch.cuda.memory_reserved() <= before
+
+
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_weights_and_images_lie_in_the_order_that_was_chosen(make_config, channels_last):
+    trainer = Trainer(
+        make_config(data={"image_size": 8}), device="cpu", compute=ComputeConfig("float32", channels_last)
+    )
+    order, other = torch.channels_last, torch.contiguous_format
+    order, other = (order, other) if channels_last else (other, order)
+    weight = max(trainer.model.parameters(), key=lambda one: one.ndim * one.numel())
+    assert weight.is_contiguous(memory_format=order)
+    assert not weight.is_contiguous(memory_format=other)
+    seen: list[torch.Tensor] = []
+    last = [module for module in trainer.model.modules() if isinstance(module, nn.Conv2d)][-1]
+    last.register_forward_hook(lambda _module, _given, answer: seen.append(answer))
+    next(trainer.practise())
+    trainer.practise_validation(10)
+    assert [answer.is_contiguous(memory_format=order) for answer in seen] == [True, True]
+    assert not any(answer.is_contiguous(memory_format=other) for answer in seen)
+    trainer.close()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("first", [True, False])
+def test_a_training_goes_on_in_another_memory_order(make_config, tmp_path, optimizer, first):
+    """What an optimizer knows of each weight stays with it."""
+    config = make_config(epochs=3, optimizer=optimizer, lr=LR[optimizer])
+    orders = [ComputeConfig("float32", first), ComputeConfig("float32", not first)]
+    unbroken = fit(config, device="cpu", threads=1, compute=orders[0])
+    fit(config, lambda metrics: metrics.epoch < 2, folder=tmp_path, device="cpu", threads=1, compute=orders[0])
+    resumed = fit(config, folder=tmp_path, device="cpu", threads=1, compute=orders[1])
+    assert resumed[-1].train_loss == pytest.approx(unbroken[-1].train_loss, rel=2e-3)
+    assert resumed[-1].val_loss == pytest.approx(unbroken[-1].val_loss, rel=5e-3)
 
 
 def test_a_stated_precision_is_stronger_than_the_machines(make_config):

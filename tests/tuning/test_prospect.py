@@ -22,6 +22,7 @@ from tunelab.tuning.hardware import precisions
 from tunelab.tuning.options import GridRequest, SearchOptions
 from tunelab.tuning.preflight import make_check, make_source
 from tunelab.tuning.prospect import (
+    computing_like,
     end_time,
     first_proposals,
     forecast_of,
@@ -208,11 +209,24 @@ def test_a_dry_run_on_this_machine(space: str, runs_dir: Path) -> None:
     slots = Slots(**found["calibration"]["slots"])
     assert (slots.concurrent, slots.cpus, slots.gpus, slots.device) == (1, 1, 0.0, "cpu")
     assert slots.precision in precisions("cpu")
-    assert f"; {slots.precision} channels_last" in lines[1]
+    assert f"; {slots.precision} {'channels_last' if slots.channels_last else 'contiguous'}: " in lines[1]
     again, _ = forecast_search(space, options, "1000h")
     assert again[1].rpartition("; ")[2] == lines[1].rpartition("; ")[2], "what was measured of the machine is kept"
     assert found["expected"] < 600
     assert not runs_dir.exists()
+
+
+def test_trials_compute_as_in_the_study_on_its_machine_alone(make_study: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    chosen = dataclasses.asdict(Slots(2, 1, 0.0, "cpu", precision="float32", channels_last=False))
+    study = make_study([("COMPLETED", [0.1])], info={"slots": chosen})
+    usual, on_gpu = Slots(4, 2, 0.0, "cpu"), Slots(1, 2, 1.0, "cuda")
+    monkeypatch.setattr(prospect, "describe_hardware", lambda: study.info["hardware"])
+    assert computing_like(usual, study) == Slots(4, 2, 0.0, "cpu", precision="float32", channels_last=False)
+    assert computing_like(on_gpu, study) == on_gpu
+    for other in ({"processor": "another"}, {"gpus": ["a GPU"]}):
+        monkeypatch.setattr(prospect, "describe_hardware", lambda other=other: {**study.info["hardware"], **other})
+        assert computing_like(usual, study) == usual
+    assert computing_like(usual, make_study([], path=study.path.with_name("old"))) == usual, "begun before it was kept"
 
 
 def test_what_was_measured_before_is_used_again(space: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import json
+import math
 import os
 import shutil
 import time
@@ -73,6 +74,7 @@ class HereInsteadOfRay:
 
     def __init__(self) -> None:
         self.starts: list[Slots] = []
+        self.stops: list[float] = []
         self.trained: list[tuple[int, int]] = []
         self.before_epoch: Callable[[Engine, int, int], None] = lambda engine, number, epoch: None
         self.score: Callable[[Trial], float] | None = None
@@ -82,9 +84,17 @@ class HereInsteadOfRay:
         return told if self.score is None else dataclasses.replace(told, val_accuracy=self.score(trial))
 
     def run(
-        self, engine: Engine, slots: Slots, *, folder_of: Callable[[int], Path], log: Path, **_more: object
+        self,
+        engine: Engine,
+        slots: Slots,
+        *,
+        folder_of: Callable[[int], Path],
+        log: Path,
+        stop_at: float,
+        **_more: object,
     ) -> None:
         self.starts.append(slots)
+        self.stops.append(stop_at)
         log.touch()
         while (trial := engine.next_trial()) is not None:
             config = from_json(TrialConfig, trial.config)
@@ -384,6 +394,14 @@ def test_paused_trials_go_on_from_their_checkpoints(here: HereInsteadOfRay, spac
     here.before_epoch = lambda engine, number, epoch: None
     assert outcome(resume(paused.value.study, progress=False)) == outcome(unbroken)
     assert len(set(here.trained)) == len(here.trained)
+
+
+def test_workers_are_told_when_to_break_off(here: HereInsteadOfRay, space: str) -> None:
+    search(space, **SMALL)
+    began = time.monotonic()
+    search(space, **SMALL, deadline="1h")
+    assert here.stops[0] == math.inf
+    assert began + 3500 < here.stops[1] < time.monotonic() + 3600
 
 
 def test_an_interrupted_race_goes_on(here: HereInsteadOfRay, space: str) -> None:

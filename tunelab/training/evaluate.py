@@ -11,6 +11,7 @@ from torch import nn
 from tunelab.data.batches import Split, eval_batches
 from tunelab.data.cache import DataInfo
 from tunelab.training.device import autocast_dtype
+from tunelab.training.step import contiguous
 
 BATCH_PIXELS = 1000 * 32 * 32
 """Pixels of an evaluation batch, at most 1000 images of 32x32: enough to keep a device busy; our choice."""
@@ -78,7 +79,7 @@ def evaluate(
     batch_size = max(1, min(1000, BATCH_PIXELS // (height * width)))
     for images, labels in eval_batches(split, info, batch_size, dtype=compute or torch.float32):
         with torch.autocast(device.type, dtype=compute, enabled=compute is not None):
-            logits = model(images if channels_last else images.contiguous())
+            logits = model(images if channels_last else contiguous(images))
         logits = logits.float()
         loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
         confusion += torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)

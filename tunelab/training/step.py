@@ -48,6 +48,11 @@ def graph_recorder() -> Recorder:
     return record
 
 
+def contiguous(images: torch.Tensor) -> torch.Tensor:
+    """A copy with the values of a channel side by side; grey images are so already, but their strides do not say it."""
+    return images.clone(memory_format=torch.contiguous_format)
+
+
 @dataclass
 class _Recorded:
     """A recorded step and the places that it reads from."""
@@ -107,7 +112,7 @@ class Steps:
     def train(self, batch: Batch, lr: float) -> float | None:
         """Updates the weights at the rate `lr`; the loss before it, None on a GPU, which is not waited for."""
         if not self._channels_last:
-            batch.images = batch.images.contiguous()
+            batch.images = contiguous(batch.images)
         set_lr(self._optimizer, lr)
         if self._recorder is None:
             return self._run(batch)

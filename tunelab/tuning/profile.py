@@ -22,7 +22,8 @@ from tunelab.tuning.hardware import count_gpus, usable_cpus
 from tunelab.tuning.options import LIMITS, SearchOptions
 from tunelab.tuning.preflight import absolute_paths, make_source
 from tunelab.tuning.probes import COMMAND, PATIENCE, ProbeError, Probes, TooSlowError
-from tunelab.tuning.prospect import open_data
+from tunelab.tuning.prospect import computing_like, open_data
+from tunelab.tuning.ray_tune import Slots
 
 DEVICES = ("cpu", "cuda")
 _SHARES = (0.25, 0.5, 1, 2, 4)  # of the configuration's own batch size, where none are asked for; our choice
@@ -37,7 +38,7 @@ class Subject:
     """A configuration that is to be measured, and its data.
 
     `name` says in words whose it is, `stats` are those of its network (models/check.py). `source` is where it comes
-    from, as plain JSON values: a study and a trial, or a space.
+    from, as plain JSON values: a study and a trial, or a space. `study` is the study of the trial.
     """
 
     name: str
@@ -45,6 +46,12 @@ class Subject:
     info: DataInfo
     stats: Mapping[str, Any]
     source: Mapping[str, Any]
+    study: Study | None = None
+
+    def compute(self, device: str) -> dict[str, Any]:
+        """How the trial is computed on a device, as the JSON of a ComputeConfig: as in its study, on that machine."""
+        slots = Slots(1, 1, 0.0, device)
+        return (slots if self.study is None else computing_like(slots, self.study)).compute
 
 
 @dataclass(frozen=True)
@@ -115,7 +122,7 @@ def trial_subject(study: Study, trial: Trial) -> Subject:
     config = study.config(trial)
     info = open_data(config.data, show_progress=True)
     source = {"study": str(study.path), "trial": trial.number}
-    return Subject(f"{study.name}, trial {trial.number}", config, info, trial.stats, source)
+    return Subject(f"{study.name}, trial {trial.number}", config, info, trial.stats, source, study)
 
 
 def baseline_subject(space_name: str, data: DataConfig, device: str) -> Subject:
@@ -194,7 +201,8 @@ def measure(
     config = to_json(dataclasses.replace(subject.config, train=train))
     try:
         with Probes(1, command) as probes:
-            probes.build([{"config": config, "device": setting.device, "threads": setting.threads}])
+            where = {"device": setting.device, "threads": setting.threads, "compute": subject.compute(setting.device)}
+            probes.build([{"config": config, **where}])
             (found,) = probes.measure(1, setting.threads, seconds, seconds + PATIENCE, full_validation=True)
     except ProbeError as error:
         return Point(setting, failed=why(error), note=note)

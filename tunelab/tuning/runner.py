@@ -31,6 +31,7 @@ from tunelab.tuning.memory import write as write_earlier
 from tunelab.tuning.options import GridRequest, SearchOptions, fill_in
 from tunelab.tuning.preflight import make_check, new_path, require_same_data
 from tunelab.tuning.prospect import (
+    computing_like,
     end_time,
     forecast_of,
     look_ahead,
@@ -294,9 +295,11 @@ def run_configs(
     info = open_data(configs[0].data, show_progress)
     if like is not None:
         require_same_data(like, info)
+    slots = slots_for(options, like)
     if (path / "study.json").exists():
         study = Study.open(path)
         require_same_data(study, info)
+        slots = computing_like(slots, study)
         for trial, config in zip(study.list_trials(), configs, strict=False):  # more or fewer of them than before
             if trial.config != to_json(config):
                 raise InputError(
@@ -312,11 +315,11 @@ def run_configs(
                 "seed": options.seed,
                 "versions": describe_versions(),
                 "hardware": describe_hardware(),
+                "slots": dataclasses.asdict(slots),
                 **about,
             },
         )
     source = FixedSource(configs, make_check(dataclasses.replace(options, max_params=None, max_mflops=None), info))
-    slots = slots_for(options, like)
     forecast = forecast_of(configs, source, info, slots, like)
     return execute(study, Plan(source, NeverStop(), len(configs), options, title, show_progress, slots, forecast))
 
