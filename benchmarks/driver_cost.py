@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import math
 import os
 import platform
 import subprocess
@@ -175,7 +176,7 @@ def fit_plain(place: Path, slots: Slots, lengths: list[int], watch: Watch) -> No
     class EndingWorker(base):  # type: ignore[misc, valid-type]
         def setup(self, config: dict[str, Any]) -> None:
             number, self._length = config["job"]
-            super().setup({**config, "number": number})
+            super().setup({**config, "number": number, "stop_at": math.inf})
 
         def step(self) -> dict[str, Any]:
             result = super().step()
