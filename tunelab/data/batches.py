@@ -92,6 +92,7 @@ class Split:
         ahead = AHEAD
         if self.budget is not None:  # beside them there is the one in use
             ahead = max(0, min(AHEAD, max(self.budget, _LEAST) // math.prod(longest) - 1))
+        ahead = min(ahead, len(parts) - 1)
 
         def room() -> Iterator[tuple[int, Tensor]]:
             """Memory for each batch: the same few times over, on a GPU what its copying is done with."""
