@@ -34,9 +34,11 @@ class Attempt:
         """Optuna's."""
         return int(self._trial.suggest_int(self._prefix + name, low, high, step=step, log=log))
 
-    def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float:
+    def suggest_float(
+        self, name: str, low: float, high: float, *, step: float | None = None, log: bool = False
+    ) -> float:
         """Optuna's."""
-        return float(self._trial.suggest_float(self._prefix + name, low, high, log=log))
+        return float(self._trial.suggest_float(self._prefix + name, low, high, step=step, log=log))
 
 
 def draw(trial: Any) -> dict[str, Any]:

@@ -482,8 +482,8 @@ def hasten_optuna() -> None:
         return row
 
     def internal_repr(self: Any, trials: Any, space: Mapping[str, Any], study: Any) -> dict[str, np.ndarray]:
-        rows = [row_of(self, trial, study, space) for trial in trials]
-        return {name: np.asarray([row[name] for row in rows if len(row) >= len(space)]) for name in space}
+        rows = [row for row in (row_of(self, trial, study, space) for trial in trials) if space.keys() <= row.keys()]
+        return {name: np.asarray([row[name] for row in rows]) for name in space}
 
     def no_constraints(_trial: optuna.trial.FrozenTrial) -> float:
         return 0.0
