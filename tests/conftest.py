@@ -59,6 +59,7 @@ def no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
         return calibrate.Calibration(candidates[0], layouts, (), 2.0, 0.1, 4000.0, "nothing was measured")
 
     monkeypatch.setattr(calibrate, "calibrate", pretend)
+    monkeypatch.setattr(compute, "recall", lambda _key: None)  # another test may have measured
     monkeypatch.setattr(compute, "fastest", lambda *_given, **_more: compute.Choice(ComputeConfig(), {}))
     monkeypatch.setattr(prospect, "Probes", lambda count: contextlib.nullcontext())
 
