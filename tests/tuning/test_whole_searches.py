@@ -456,7 +456,7 @@ def test_before_a_deadline_nothing_is_begun_in_vain(
         for module in (engine_module, deadline_module):
             patch.setattr(module, "time", SimpleNamespace(monotonic=lambda: clock.now, time=lambda: 0.0))
         deadline = Deadline.after(ends, share)
-        assert deadline == Deadline(ends, ends * (1 - share))
+        assert deadline == Deadline(ends, ends * (1 - share), ends)
         engine = MODES[mode].engine(record, [], source, 16, deadline=deadline, pace=clock)
         clock.run(engine, workers, concurrent)
         assert engine.halted == ("deadline" if engine.has_work else "")
