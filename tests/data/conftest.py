@@ -42,3 +42,12 @@ def _write_images(
 @pytest.fixture
 def write_images() -> Callable[..., Path]:
     return _write_images
+
+
+@pytest.fixture
+def large_archive(tmp_path: Path) -> Path:
+    """An archive of 2,400 images of 128x128 in colour, of 4 classes: 112 MiB."""
+    path = tmp_path / "large.npz"
+    images = np.random.default_rng(0).integers(0, 256, (2400, 128, 128, 3), dtype=np.uint8)
+    np.savez(path, images=images, labels=np.arange(2400) % 4)
+    return path

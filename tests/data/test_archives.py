@@ -195,7 +195,7 @@ def test_an_array_that_is_not_there_in_full(tmp_path: Path) -> None:
         prepare(DataConfig(name=f"npz:{path}"))
 
 
-def test_decoding_takes_little_memory(tmp_path: Path) -> None:
+def test_decoding_takes_little_memory(large_archive: Path) -> None:
     code = """
         import sys
         from tunelab.config import DataConfig
@@ -208,11 +208,11 @@ def test_decoding_takes_little_memory(tmp_path: Path) -> None:
         prepare(DataConfig(name=sys.argv[1]))
         print(peak_memory_mib(torch.device("cpu")) - before)
     """
-    path = tmp_path / "large.npz"
-    images = np.random.default_rng(0).integers(0, 256, (2400, 128, 128, 3), dtype=np.uint8)  # 112 MiB
-    np.savez(path, images=images, labels=np.arange(2400) % 4)
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), f"npz:{path}"], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", textwrap.dedent(code), f"npz:{large_archive}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 60

@@ -341,7 +341,7 @@ def test_images_are_copied_to_a_device_in_parts(tmp_path: Path, monkeypatch: pyt
     assert torch.equal(module._copied(NpyReader([tmp_path / "50.npy"]), rows, CPU), pixels[rows])
 
 
-def test_streaming_takes_no_memory_for_what_it_has_read(tmp_path: Path) -> None:
+def test_streaming_takes_no_memory_for_what_it_has_read(large_archive: Path) -> None:
     """The pages of a map count as memory of the process, those that were read do not."""
     code = """
         import psutil, sys, torch
@@ -360,11 +360,11 @@ def test_streaming_takes_no_memory_for_what_it_has_read(tmp_path: Path) -> None:
                 pass
             print(split.streamed, (psutil.Process().memory_info().shared - before) / 2**20)
     """
-    path = tmp_path / "large.npz"
-    images = np.random.default_rng(0).integers(0, 256, (2400, 128, 128, 3), dtype=np.uint8)  # 112 MiB
-    np.savez(path, images=images, labels=np.arange(2400) % 4)
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code), f"npz:{path}"], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", textwrap.dedent(code), f"npz:{large_archive}"],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == 0, done.stderr
     first, read, second, mapped = done.stdout.split()

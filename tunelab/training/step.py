@@ -101,7 +101,10 @@ class Steps:
 
     def adapt(self) -> None:
         """Makes the optimizer suit this device, after it has taken another's state too; what was recorded is void."""
-        self._forget()
+        self._recorded.clear()
+        self._eager = 0
+        self._optimizer.zero_grad(set_to_none=True)
+        suit(self._optimizer, self._device, recorded=False)
 
     def begin(self) -> None:
         """The sums start at 0."""
@@ -144,7 +147,7 @@ class Steps:
 
     def close(self) -> None:
         """Lets go of what was recorded, and of the memory that it holds."""
-        self._forget()
+        self.adapt()
         self._recorder = None
 
     def _run(self, batch: Batch) -> float | None:
@@ -206,12 +209,5 @@ class Steps:
         recorded.replay()
 
     def _give_up(self, why: str) -> None:
-        self._forget()
-        self._recorder = None
+        self.close()
         self.note = f"steps are not recorded as a graph: {why}"
-
-    def _forget(self) -> None:
-        self._recorded.clear()
-        self._eager = 0
-        self._optimizer.zero_grad(set_to_none=True)
-        suit(self._optimizer, self._device, recorded=False)

@@ -41,7 +41,7 @@ class Choice:
 
     @property
     def reason(self) -> str:
-        """The choice in words, with its numbers; "" if there was nothing to choose between."""
+        """The choice in words, with how many times as fast as each of the others it was."""
         own = describe(self.compute)
         others = [f"{self.images[own] / images:.2f} x {name}" for name, images in self.images.items() if name != own]
         return f"{own}: {', '.join(others)}" if others and own in self.images else own
@@ -152,9 +152,7 @@ def fastest(
     whole = {describe(compute): _mean(rates[describe(compute)]) for compute in live}
     chosen = max(live, key=lambda compute: whole[describe(compute)])
     if chosen != given[0] and given[0] in live and whole[describe(chosen)] >= _WORTH * whole[describe(given[0])]:
-        again = [
-            (measure(given[0], sample), measure(chosen, sample)) for sample in samples
-        ]  # what was disturbed is not
+        again = [(measure(given[0], sample), measure(chosen, sample)) for sample in samples]
         for place, compute in enumerate((given[0], chosen)):
             found = [pair[place] for pair in again if all(pair)]
             whole[describe(compute)] = _mean(found) if found else whole[describe(compute)]

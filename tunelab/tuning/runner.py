@@ -45,7 +45,7 @@ from tunelab.tuning.ray_tune import Slots
 from tunelab.tuning.sources import FixedSource
 from tunelab.tuning.stopping import NeverStop, Stopping, SuccessiveHalving
 
-_LONGEST_ANSWER = 10.0  # seconds that are left for an epoch to end before a deadline, at most; our choice
+_EPOCH_GRACE = 10.0  # seconds that are left for an epoch to end before a deadline, at most; our choice
 
 
 def search(
@@ -347,7 +347,7 @@ def _run_search(
     if ends is not None:
         left = ends - time.monotonic()
         # A worker answers after its epoch, which it breaks off when no time is left.
-        stop = forecast.plan.beside.stop + min(_LONGEST_ANSWER, forecast.epoch_seconds)
+        stop = forecast.plan.beside.stop + min(_EPOCH_GRACE, forecast.epoch_seconds)
         grace = max(0.0, min(stop, left / 20) - forecast.plan.beside.stop)
         deadline = Deadline.after(left - min(stop, left / 20), options.race, grace)
     title = f"{space.name} on {info.name}: {options.trials} trials of {options.epochs} epochs -> {study.path}"
