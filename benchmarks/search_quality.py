@@ -465,7 +465,7 @@ def simulate(curves: Curves, method: Method, budgets: Sequence[float]) -> dict[s
 
 
 def hasten_optuna() -> None:
-    """Lets Optuna's TPE make the same proposals several times as fast, which is most of the time of a replay.
+    """Lets Optuna's TPE make the same proposals (to rounding) several times as fast, most of a replay's time.
 
     Its log of the normal distribution takes one number at a time, and it looks at every earlier trial anew for each
     proposal. Nothing here has constraints.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -64,3 +66,38 @@ def test_a_folder_without_curves_is_refused(tmp_path: Path) -> None:
     done = run(tmp_path)
     assert done.returncode == 2
     assert "there are no curves in" in done.stderr
+
+
+@pytest.mark.parametrize("method", ["Optuna TPE + Hyperband", "Ray OptunaSearch + ASHA (R/27, 3)"])
+def test_hastened_samplers_propose_the_same(
+    tmp_path: Path, load_script: Callable[[str], ModuleType], monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    script = load_script("search_quality")
+    for owner, name in (
+        (script.tpe.TPESampler, "_get_internal_repr"),
+        (script.tpe, "_get_infeasible_trial_score"),
+        (script._truncnorm, "_log_ndtr"),
+    ):
+        monkeypatch.setattr(owner, name, getattr(owner, name))  # as it is now afterwards
+    write_curves(tmp_path, "told", 0, told=True)
+    asked: list[list[dict[str, Any]]] = []
+    for hastened in (False, True):
+        if hastened:
+            script.hasten_optuna()
+        curves = script.Curves(tmp_path, "told")
+        chosen = script.METHODS[method](curves, 0)
+        proposals: list[dict[str, Any]] = []
+        for _ in range(40):
+            key, params, _ = chosen.ask()
+            proposals.append(dict(params))
+            row = curves.nearest(params)
+            for epoch in range(1, curves.length[row] + 1):
+                if not chosen.tell(key, epoch, float(curves.val[row, epoch - 1]), epoch == curves.length[row]):
+                    break
+        asked.append(proposals)
+    for plain, fast in zip(*asked, strict=True):
+        expected = {  # to the last bit they are not: sums are taken in another order
+            name: pytest.approx(value, rel=1e-9) if isinstance(value, float) else value for name, value in plain.items()
+        }
+        assert fast == expected
+    assert len({str(proposal) for proposal in asked[0]}) > 20
