@@ -258,7 +258,10 @@ ROOMS = [
         "torch",
     ),
     Room(
-        "tunelab.models", "blocks, networks, and the check of a network before it costs time", "tunelab.config", "torch"
+        "tunelab.models",
+        "blocks, networks, their kernels for processors, and the check of a network before it costs time",
+        "tunelab.config",
+        "torch numba",
     ),
     Room(
         "tunelab.data",
@@ -286,7 +289,7 @@ ROOMS = [
     Room("tunelab.errors", "the errors raised on purpose"),
     Room("tunelab.files", "writing files so that nobody sees half of one"),
 ]
-HEAVY = {"ray", "optuna", "torch", "torchvision"}
+HEAVY = {"ray", "optuna", "torch", "torchvision", "numba"}
 # The two packages that nothing imports statically, and the modules that load by name what they may not import.
 BY_NAME_ONLY = ("tunelab.search_spaces", "tunelab.analysis")
 LOADERS = ("tunelab.__init__", "tunelab.cli", "tunelab.commands", "tunelab.space")

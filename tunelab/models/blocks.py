@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tunelab.errors import InputError, RefusedError
+from tunelab.models.fused import MaxPool, norm_act
 
 
 class Conv(NamedTuple):
@@ -86,6 +87,28 @@ def build_layers(convs: tuple[Conv, ...], style: Style, *, last_activation: bool
     return layers
 
 
+class Layers(nn.Sequential):
+    """Layers in turn; a norm, the activation after it and what is added before that are one operation."""
+
+    def forward(self, images: Tensor, shortcut: Tensor | None = None, activation: nn.Module | None = None) -> Tensor:
+        """The last layer's output, to which `shortcut` is added and `activation` applied, where they are given."""
+        layers = list(self)
+        place = 0
+        while place < len(layers):
+            layer, place = layers[place], place + 1
+            if not isinstance(layer, (nn.BatchNorm2d, nn.GroupNorm)):
+                images = layer(images)
+            elif place == len(layers):
+                return norm_act(images, layer, activation, shortcut)
+            elif isinstance(layers[place], nn.Conv2d):
+                images = norm_act(images, layer, None)
+            else:
+                images, place = norm_act(images, layer, layers[place]), place + 1
+        if shortcut is not None:
+            images += shortcut
+        return images if activation is None else activation(images)
+
+
 def _shortcut(width_in: int, width: int, stride: int) -> tuple[Conv, ...]:
     """The 1x1 projection that a change of shape needs (He et al., arXiv 1512.03385, section 4.1, option B)."""
     return (Conv(width_in, width, 1, stride),) if stride != 1 or width_in != width else ()
@@ -114,7 +137,7 @@ def _build_shortcut(plan: Plan, style: Style) -> nn.Module | None:
         return None
     (projection,) = plan.side
     layers = build_layers((projection._replace(stride=1),), style, last_activation=False)
-    return nn.Sequential(*([Subsample(projection.stride)] if projection.stride > 1 else []), *layers)
+    return Layers(*([Subsample(projection.stride)] if projection.stride > 1 else []), *layers)
 
 
 class ResidualBlock(nn.Module):
@@ -125,15 +148,14 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, plan: Plan, style: Style) -> None:
         super().__init__()
-        self.residual = nn.Sequential(*build_layers(plan.path, style, last_activation=False))
+        self.residual = Layers(*build_layers(plan.path, style, last_activation=False))
         self.shortcut = _build_shortcut(plan, style)
         self.activation = ACTIVATIONS[style.activation]()
 
     def forward(self, images: Tensor) -> Tensor:
         """The block's output; the input is left as it is."""
-        total: Tensor = self.residual(images)
-        total += images if self.shortcut is None else self.shortcut(images)
-        out: Tensor = self.activation(total)
+        shortcut = images if self.shortcut is None else self.shortcut(images)
+        out: Tensor = self.residual(images, shortcut, self.activation)
         return out
 
     @property
@@ -197,9 +219,9 @@ class InceptionModule(nn.Module):
         super().__init__()
         (reduce, three, _), (one, thin, second, project) = plan.path, plan.side
         self.one = build_conv(one, style)
-        self.three = nn.Sequential(*build_layers((reduce,), style, last_activation=True), build_conv(three, style))
-        self.second = nn.Sequential(*build_layers((thin,), style, last_activation=True), build_conv(second, style))
-        self.pool = nn.Sequential(nn.MaxPool2d(3, 1, 1), build_conv(project, style))
+        self.three = Layers(*build_layers((reduce,), style, last_activation=True), build_conv(three, style))
+        self.second = Layers(*build_layers((thin,), style, last_activation=True), build_conv(second, style))
+        self.pool = nn.Sequential(MaxPool(3, 1, 1), build_conv(project, style))
         width = one.width_out + three.width_out + second.width_out + project.width_out
         self.norm = NORMS[style.norm](width)
         self.activation = ACTIVATIONS[style.activation]()
@@ -207,8 +229,7 @@ class InceptionModule(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """The concatenated parts, in torchvision's order."""
         parts = [self.one(images), self.three(images), self.second(images), self.pool(images)]
-        out: Tensor = self.activation(self.norm(torch.cat(parts, 1)))
-        return out
+        return norm_act(torch.cat(parts, 1), self.norm, self.activation)
 
 
 class InceptionBlock(nn.Module):
@@ -217,7 +238,7 @@ class InceptionBlock(nn.Module):
     def __init__(self, plan: Plan, style: Style) -> None:
         super().__init__()
         self.module = InceptionModule(plan, style)
-        self.after = nn.Sequential(*build_layers(plan.path[-1:], style, last_activation=True))
+        self.after = Layers(*build_layers(plan.path[-1:], style, last_activation=True))
 
     def forward(self, images: Tensor) -> Tensor:
         """The block's output."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tunelab.config import LeNetSpec
 from tunelab.errors import RefusedError
+from tunelab.models.fused import MaxPool
 from tunelab.models.init import CLASSIC_INITS
 
 _KERNEL = 5
@@ -24,7 +25,7 @@ ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": lambda: nn.ReLU(inplace=True),
 }
 
-POOLINGS: dict[str, Callable[[], nn.Module]] = {"average": lambda: nn.AvgPool2d(2), "max": lambda: nn.MaxPool2d(2)}
+POOLINGS: dict[str, Callable[[], nn.Module]] = {"average": lambda: nn.AvgPool2d(2), "max": lambda: MaxPool(2)}
 
 
 class Layer(NamedTuple):

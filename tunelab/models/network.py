@@ -7,8 +7,9 @@ from torch import Tensor, nn
 
 from tunelab.config import AnyArch, ArchSpec, BlockSpec, LeNetSpec
 from tunelab.errors import RefusedError
-from tunelab.models.blocks import Conv, Style, block_kind, build_layers
+from tunelab.models.blocks import Conv, Layers, Style, block_kind, build_layers
 from tunelab.models.classic import build_lenet
+from tunelab.models.fused import MaxPool
 from tunelab.models.init import INITS
 
 
@@ -84,9 +85,9 @@ def _build_of_blocks(arch: ArchSpec, channels: int, classes: int) -> Network:
     width = final_width(arch)
     stem = build_layers((stem_conv(arch, channels),), style, last_activation=True)
     if arch.stem.pool:
-        stem.append(nn.MaxPool2d(3, 2, 1))
+        stem.append(MaxPool(3, 2, 1))
     branches: list[nn.Module] = [_build_branch(blocks, arch.stem.width, style) for blocks in arch.branches]
-    network = Network(nn.Sequential(*stem), branches, width, classes, arch.dropout)
+    network = Network(Layers(*stem), branches, width, classes, arch.dropout)
     INITS["fixup" if arch.norm == "none" else "he"](network)
     return network
 
