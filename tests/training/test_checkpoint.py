@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import fcntl
 import os
 import pickle
 import random
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -139,11 +141,10 @@ def die():
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def half_written(path, buffer):
-    with path.open("wb") as file:
-        file.write(buffer.getvalue()[: len(buffer.getvalue()) // 2])
-        file.flush()
-        die()
+def half_written(file, content):
+    file.write(content[: len(content) // 2])
+    file.flush()
+    die()
 
 
 def arm(moment):
@@ -196,6 +197,31 @@ def test_kill_9_at_any_moment_of_a_save_leaves_whole_checkpoints(tmp_path):
     assert epochs == sorted(epochs)
     assert set(epochs) == {(1, 2), (3, 2), (3, 3)}  # best and last: the old pair, best only, both
     assert leftovers >= 4
+
+
+def test_what_is_still_being_written_is_waited_for_and_not_removed(tmp_path):
+    save(tmp_path, state(1), best=True)
+    file = checkpoint.claim(tmp_path)
+    removing = threading.Thread(target=checkpoint.remove_leftovers, args=(tmp_path,))
+    removing.start()
+    removing.join(0.2)
+    assert removing.is_alive()
+    assert (tmp_path / "last.pt.tmp").exists()
+    checkpoint.write(tmp_path, file, checkpoint.to_bytes(state(2)), best=False)
+    removing.join()
+    assert [len(load(tmp_path / name).history) for name in ("best.pt", "last.pt")] == [1, 2]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt"]
+
+
+def test_without_locks_leftovers_are_removed_at_once(tmp_path, monkeypatch):
+    def refuse(file, operation):
+        raise OSError(37, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    checkpoint.claim(tmp_path).close()
+    checkpoint.remove_leftovers(tmp_path)
+    save(tmp_path, state(1), best=False)
+    assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
 
 
 def test_load_model_gives_the_trained_network(tmp_path, make_config):

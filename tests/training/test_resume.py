@@ -33,6 +33,13 @@ def start(config: TrialConfig, folder: Path, epochs: int) -> Trainer:
     return trainer
 
 
+def train(config: TrialConfig, folder: Path, epochs: int) -> list[EpochMetrics]:
+    """As `start`, with its checkpoints on the disk."""
+    trainer = start(config, folder, epochs)
+    trainer.close()
+    return trainer.history
+
+
 @pytest.fixture
 def config(make_config) -> TrialConfig:
     return make_config(arch={"dropout": 0.3}, epochs=EPOCHS, data={"limit_train": 300}, **RECIPES["plateau"])
@@ -101,7 +108,7 @@ def damage(path: Path) -> None:
 
 
 def test_a_damaged_last_checkpoint_gives_way_to_the_best(config, tmp_path):
-    unbroken = measured(start(config, tmp_path, 4).history)
+    unbroken = measured(train(config, tmp_path, 4))
     best = max(range(4), key=lambda index: unbroken[index][4] or 0.0)
     damage(tmp_path / "checkpoint" / "last.pt")
     trainer = Trainer(config, folder=tmp_path, device="cpu", threads=1, telemetry="off")
@@ -116,7 +123,7 @@ def test_a_damaged_last_checkpoint_gives_way_to_the_best(config, tmp_path):
 
 
 def test_two_damaged_checkpoints_mean_a_new_start(config, tmp_path):
-    first = measured(start(config, tmp_path, 2).history)
+    first = measured(train(config, tmp_path, 2))
     damage(tmp_path / "checkpoint" / "last.pt")
     (tmp_path / "checkpoint" / "best.pt").unlink()
     (tmp_path / "checkpoint" / "best.pt").write_bytes(b"PK\x03\x04 and then nothing")
@@ -146,7 +153,7 @@ def test_best_is_the_epoch_with_the_best_score(config, tmp_path):
 
 
 def test_what_a_killed_process_left_is_removed(config, tmp_path):
-    start(config, tmp_path, 1)
+    train(config, tmp_path, 1)
     (tmp_path / "checkpoint" / "last.pt.tmp").write_bytes(b"half")
     start(config, tmp_path, 0)
     assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == ["best.pt", "last.pt"]

@@ -179,6 +179,20 @@ def test_what_was_told_before_a_restart_and_comes_again_changes_nothing() -> Non
     assert second.number == 1
 
 
+def test_an_epoch_trained_a_second_time_leaves_the_first_result_and_its_decision() -> None:
+    """The record is an epoch ahead of the checkpoint where a process was killed before it had written that."""
+    decided = [{**DECIDED, "stop": False, "pause": pause} for pause in (True, False)]
+    known = Trial(0, to_json(configs(1, 54)[0]), epochs=[epoch(1), epoch(2)], decisions=decided)
+    engine, journal, said = make_engine(1, SuccessiveHalving(54), known=[known])
+    assert engine.next_trial() is known
+    assert engine.report(0, epoch(1)), "the last epoch in the checkpoint"
+    assert engine.report(0, epoch(2, 0.4)), "on a GPU the number may be another"
+    assert said == ["started 0"]
+    assert (known.epochs, known.decisions) == ([epoch(1), epoch(2)], decided)
+    assert engine.report(0, epoch(3))
+    assert [event["metrics"]["epoch"] for event in journal.events] == [3]
+
+
 def test_open_trials_come_first_after_a_restart() -> None:
     def known(number: int, status: str) -> Trial:
         return Trial(number, to_json(configs(6)[number]), status=TrialStatus(status), epochs=[epoch(1)])

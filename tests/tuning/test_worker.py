@@ -14,6 +14,7 @@ from ray.tune.trainable import trainable
 
 from tunelab.config import ArchSpec, BlockSpec, DataConfig, StemSpec, TrainConfig, TrialConfig, to_json
 from tunelab.records import EpochMetrics
+from tunelab.training import checkpoint
 from tunelab.training.loop import Trainer, fit
 from tunelab.tuning.worker import TrialWorker
 
@@ -99,11 +100,17 @@ def test_nothing_is_trained_before_the_first_step(make_worker: MakeWorker, tmp_p
     assert not (tmp_path / "trial").exists()
 
 
-@pytest.mark.parametrize(("trained", "known"), [(0, 0), (1, 0), (1, 1), (2, 0), (2, 1), (2, 2), (3, 0), (3, 2), (3, 3)])
+@pytest.mark.parametrize(
+    ("trained", "known"),
+    [*((0, 0), (0, 1), (1, 0), (1, 1), (1, 2), (2, 0)), *((2, 1), (2, 2), (2, 3), (3, 0), (3, 2), (3, 3))],
+)
 def test_a_restart_tells_again_and_trains_nothing_twice(
     make_worker: MakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: int, known: int
 ) -> None:
-    """`trained` epochs are in the checkpoint, `known` in the record: what it lacks is told first, at least the last."""
+    """`trained` epochs are in the checkpoint, `known` in the record: what it lacks is told first, at least the last.
+
+    The record is an epoch ahead where the process was killed before it had written its checkpoint.
+    """
     before = make_worker()
     expected = [metrics(before) for _ in range(trained)]
     before.stop()
@@ -202,6 +209,50 @@ def test_a_folder_that_cannot_be_written_is_a_failure_and_no_more(make_worker: M
     assert "Not a directory" in content["reason"]
 
 
+def full(folder: Path) -> None:
+    """Makes the disk full for the next checkpoint in a trial's folder."""
+    (folder / "checkpoint").mkdir(parents=True)
+    (folder / "checkpoint" / "last.pt.tmp").symlink_to("/dev/full")
+
+
+HALT = {"halt": "the trials' storage: No space left on device"}
+
+
+def test_a_full_disk_halts_the_search_at_the_next_epoch(
+    make_worker: MakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "remove_leftovers", lambda folder: full(folder.parent))
+    worker = make_worker()
+    assert metrics(worker).epoch == 1, "the write has only begun"
+    assert told(worker) == HALT, "no epoch is told whose predecessor is not on the disk"
+    monkeypatch.undo()
+    worker.stop()
+    again = make_worker(known_epochs=1)
+    assert measured([metrics(again) for _ in range(3)]) == measured(fit(trial_config(), device="cpu", threads=1))
+
+
+def test_a_full_disk_halts_the_search_at_the_next_trial(
+    make_worker: MakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkpoint, "remove_leftovers", lambda folder: full(folder.parent))
+    worker = make_worker()
+    metrics(worker)
+    monkeypatch.undo()
+    assert worker.reset_config(given(tmp_path / "other", trial_config(seed=2))) is True
+    assert told(worker) == HALT
+    assert not (tmp_path / "other").exists()
+    assert "No space left" in (tmp_path / "trial" / "error.txt").read_text()
+
+
+def test_what_only_one_trial_cannot_write_does_not_concern_the_next(make_worker: MakeWorker, tmp_path: Path) -> None:
+    (tmp_path / "trial" / "checkpoint" / "best.pt" / "in the way").mkdir(parents=True)
+    worker = make_worker()
+    metrics(worker)
+    assert worker.reset_config(given(tmp_path / "other", trial_config(seed=2))) is True
+    assert metrics(worker).epoch == 1
+    assert "best.pt" in (tmp_path / "trial" / "error.txt").read_text()
+
+
 def test_one_process_takes_one_trial_after_another(make_worker: MakeWorker, tmp_path: Path) -> None:
     worker = make_worker()
     metrics(worker)
@@ -219,6 +270,7 @@ def test_checkpoints_are_not_rays(make_worker: MakeWorker, tmp_path: Path) -> No
     (tmp_path / "for-ray").mkdir()
     worker.save_checkpoint(str(tmp_path / "for-ray"))
     worker.load_checkpoint(str(tmp_path / "for-ray"))
+    worker.cleanup()
     assert list((tmp_path / "for-ray").iterdir()) == []
     assert (tmp_path / "trial" / "checkpoint" / "last.pt").exists()
 

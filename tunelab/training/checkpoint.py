@@ -6,6 +6,8 @@ tensors, numbers and strings only, and are read without running code.
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import io
 import os
 import pickle
@@ -15,7 +17,7 @@ import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import nn
@@ -115,28 +117,62 @@ def restore(
 
 
 def save(folder: Path, checkpoint: Checkpoint, *, best: bool) -> None:
-    """Make `checkpoint` the last one in `folder`, and with `best` the best one too.
-
-    The new file is complete on the disk before it takes the place of the old one. The best one is a second name of the
-    same file where the file system has hard links, else a copy; it comes first, so that a process killed between the
-    two repeats an epoch and does not forget a best one.
+    """Make `checkpoint` the last one in `folder`, and with `best` the best one too; see `write`.
 
     Raises:
         OSError: it could not be written (no room, say); the old last one is as it was.
     """
+    content = to_bytes(checkpoint)
+    write(folder, claim(folder), content, best=best)
+
+
+def to_bytes(checkpoint: Checkpoint) -> io.BytesIO:
+    """The content of a checkpoint's file, a copy of all tensors."""
     buffer = io.BytesIO()  # torch.save itself answers a full disk with errors of several kinds
     torch.save(_to_plain(checkpoint), buffer)
+    return buffer
+
+
+def claim(folder: Path) -> BinaryIO:
+    """The file for `write`, made anew; `remove_leftovers` waits until it is closed, in whatever process.
+
+    Raises:
+        OSError: it could not be made.
+    """
     folder.mkdir(parents=True, exist_ok=True)
+    file = (folder / (LAST + _TEMPORARY)).open("wb")
+    with contextlib.suppress(OSError):  # no locks on this file system: nobody waits
+        fcntl.flock(file, fcntl.LOCK_EX)
+    return file
+
+
+def write(folder: Path, file: BinaryIO, content: io.BytesIO, *, best: bool) -> None:
+    """Make `content` the last checkpoint in `folder`, and with `best` the best one too; closes `file`.
+
+    The new file is complete on the disk before it takes the place of the old one. The best one is a second name of the
+    same file where the file system has hard links, else a copy; it comes first, so that a process killed between the
+    two repeats an epoch and does not forget a best one. The names of both are put on the disk together.
+
+    Args:
+        folder: where the checkpoints are.
+        file: from `claim`.
+        content: from `to_bytes`.
+        best: whether it is the best one so far.
+
+    Raises:
+        OSError: it could not be written (no room, say); the old last one is as it was.
+    """
     new = folder / (LAST + _TEMPORARY)
-    try:
-        _write(new, buffer)
-        if best:
-            _name_best(new, folder / BEST)
-        new.replace(folder / LAST)
-        sync_folder(folder)
-    except OSError:
-        remove_leftovers(folder)
-        raise
+    with file:
+        try:
+            _write(file, content.getbuffer())
+            if best:
+                _name_best(new, folder / BEST)
+            new.replace(folder / LAST)
+            sync_folder(folder)
+        except OSError:
+            _remove_temporaries(folder)
+            raise
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
@@ -162,9 +198,10 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what a killed process left half-written in `folder`."""
-    for path in folder.glob(f"*{_TEMPORARY}"):
-        path.unlink(missing_ok=True)
+    """Remove what a killed process left half-written in `folder`; what is still being written is waited for."""
+    with contextlib.suppress(OSError), (folder / (LAST + _TEMPORARY)).open("rb") as file:  # no such file, no locks
+        fcntl.flock(file, fcntl.LOCK_SH)
+    _remove_temporaries(folder)
 
 
 def load_model(config: TrialConfig, path: Path, info: DataInfo, device: torch.device | str = "cpu") -> nn.Module:
@@ -211,11 +248,10 @@ def _from_plain(plain: dict[str, Any]) -> Checkpoint:
     return Checkpoint(history=history, scaler=plain.get("scaler", {}), **fields)
 
 
-def _write(path: Path, buffer: io.BytesIO) -> None:
-    with path.open("wb") as file:
-        file.write(buffer.getbuffer())
-        file.flush()
-        os.fsync(file.fileno())
+def _write(file: BinaryIO, content: bytes | memoryview) -> None:
+    file.write(content)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _name_best(source: Path, target: Path) -> None:
@@ -224,5 +260,11 @@ def _name_best(source: Path, target: Path) -> None:
     try:
         new.hardlink_to(source)
     except OSError:  # no hard links on this file system
-        _write(new, io.BytesIO(source.read_bytes()))
+        with new.open("wb") as file:
+            _write(file, source.read_bytes())
     new.replace(target)
+
+
+def _remove_temporaries(folder: Path) -> None:
+    for path in folder.glob(f"*{_TEMPORARY}"):
+        path.unlink(missing_ok=True)

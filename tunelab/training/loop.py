@@ -36,6 +36,7 @@ from tunelab.training.device import (
 )
 from tunelab.training.evaluate import Evaluation, evaluate
 from tunelab.training.optim import build_optimizer
+from tunelab.training.saver import Saver
 from tunelab.training.schedules import find_schedule, lr_factor
 from tunelab.training.step import Steps, graph_recorder
 
@@ -74,6 +75,10 @@ class Trainer:
 
     It sets torch's global seed, number of threads and flushing of denormal numbers, and on a processor how the process
     keeps freed memory, so use one at a time. After an exception from `run_epoch`, `resume` or `close` it.
+
+    An epoch's checkpoint is written while the next is trained; it is on the disk before the next epoch is returned, and
+    the last one's before the last epoch is. So a process that is killed loses what it trained since the epoch that it
+    returned last, and at most that one too: trained again, it measures the same, as said above.
     """
 
     def __init__(
@@ -115,6 +120,7 @@ class Trainer:
         self.notes: list[str] = []
         self._telemetry = telemetry
         self._events: EventWriter | None = None
+        self._saver = Saver()
         compute = compute or ComputeConfig()
         stated = config.train.precision
         self._precision = compute.precision if stated == "auto" else stated
@@ -145,7 +151,7 @@ class Trainer:
         return len(self.history) >= self.config.train.epochs
 
     def run_epoch(self, stop_at: float = math.inf) -> EpochMetrics:
-        """Train and validate the next epoch; its metrics, which are in the checkpoint before they are returned.
+        """Train and validate the next epoch; its metrics. Its checkpoint may still be being written, none before it.
 
         Args:
             stop_at: when to break it off, on the monotonic clock.
@@ -154,10 +160,11 @@ class Trainer:
             DivergedError: a loss or a weight is no longer finite. No checkpoint is written.
             OutOfTimeError: `stop_at` came before the last step was done, and nothing of the epoch is kept.
             InputError: all epochs are done.
-            OSError: the checkpoint or the events could not be written.
+            OSError: the checkpoint, that of the epoch before, or the events could not be written.
         """
         if self.finished:
             raise InputError(f"all {self.config.train.epochs} epochs are done")
+        self._saver.check()
         set_up_threads(self.threads)
         self._fresh = False
         epoch = len(self.history) + 1
@@ -186,11 +193,15 @@ class Trainer:
     def resume(self) -> bool:
         """Go on from the last good checkpoint in the folder: the last one, else the best one, else from the start.
 
-        Each one that is passed over is named in `notes`.
+        Each one that is passed over is named in `notes`. One that is still being written is waited for.
 
         Returns:
             True if there was one to go on from.
+
+        Raises:
+            OSError: one that this trainer was writing could not be; a second call goes on from the one before.
         """
+        self._saver.wait()
         if not self._fresh:
             self._start()
         if self.folder is None:
@@ -239,15 +250,22 @@ class Trainer:
         return len(some.labels)
 
     def close(self) -> None:
-        """Let go of network, optimizer, data and event file, and give unused memory back; the history stays."""
-        if self._events is not None:
-            self._events.close()
-            self._events = None
-        if "_steps" in self.__dict__:
-            self._steps.close()
-        for name in ("model", "optimizer", "_steps", "_batches", "_val"):
-            self.__dict__.pop(name, None)
-        return_freed_memory(self.device)
+        """Let go of network, optimizer, data and event file, and give unused memory back; the history stays.
+
+        Raises:
+            OSError: the last checkpoint could not be written; all the same is done.
+        """
+        try:
+            self._saver.wait()
+        finally:
+            if self._events is not None:
+                self._events.close()
+                self._events = None
+            if "_steps" in self.__dict__:
+                self._steps.close()
+            for name in ("model", "optimizer", "_steps", "_batches", "_val"):
+                self.__dict__.pop(name, None)
+            return_freed_memory(self.device)
 
     def _start(self) -> None:
         """Stand before the first epoch, with fresh weights."""
@@ -333,10 +351,9 @@ class Trainer:
             return
         *earlier, newest = self.history
         best = all(newest.score > metrics.score for metrics in earlier)
-        state = checkpoint.capture(
-            self.config, self.info, self.history, self.model, self.optimizer, self._steps.scaler_state()
-        )
-        checkpoint.save(self.folder / "checkpoint", state, best=best)
+        scaler = self._steps.scaler_state()
+        state = checkpoint.capture(self.config, self.info, self.history, self.model, self.optimizer, scaler)
+        self._saver.save(self.folder / "checkpoint", state, best=best, wait=self.finished)
 
     def _record(self, metrics: EpochMetrics, first_step: int = 0) -> None:
         if self.folder is None or self._telemetry == "off":
@@ -361,12 +378,13 @@ def fit(
 ) -> list[EpochMetrics]:
     """Train `config` to its full length, or until `report` returns False; the metrics of all epochs.
 
-    A checkpoint of the same configuration in `folder` is gone on from; `report` hears of the new epochs only. The rest
-    is as `Trainer` takes it.
+    A checkpoint of the same configuration in `folder` is gone on from; `report` hears of the new epochs only, and a
+    second time of one whose checkpoint a killed process had not written yet. The rest is as `Trainer` takes it.
 
     Raises:
         DivergedError: the training left the finite numbers.
         InputError: something in the configuration, the device or the data cannot be used.
+        OSError: a checkpoint or the events could not be written.
     """
     trainer = Trainer(
         config, folder=folder, device=device, threads=threads, telemetry=telemetry, compute=compute, memory=memory

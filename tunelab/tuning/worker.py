@@ -2,7 +2,8 @@
 
 A step is an epoch. What comes back is one text, `report`: the JSON of an epoch's metrics with the notes so far,
 or of an early end. Ray sees no number of it, so that none can end a search. Checkpoints are tunelab's own, in the
-trial's folder; Ray keeps none.
+trial's folder; Ray keeps none. The record may be an epoch ahead of them: what is then trained and told again changes
+nothing in it.
 """
 
 from __future__ import annotations
@@ -38,12 +39,15 @@ class TrialWorker(tune.Trainable):
         """Takes a configuration; the work begins in `step`, where a failure can be told."""
         self._config = config
         self._trainer: Trainer | None = None
+        self._unsaved: OSError | None = None
         self._untold: deque[EpochMetrics] = deque()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Frees the last trial and takes the next."""
         self.cleanup()
+        unsaved = self._unsaved
         self.setup(new_config)
+        self._unsaved = unsaved
         return True
 
     def step(self) -> dict[str, Any]:
@@ -63,18 +67,29 @@ class TrialWorker(tune.Trainable):
         return {"report": json.dumps(content)}
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
-        """Nothing: the trial's own checkpoint is on the disk already."""
+        """Nothing: the trial has checkpoints of its own."""
 
     def load_checkpoint(self, checkpoint: Any) -> None:
         """Nothing: `step` goes on from the trial's own checkpoint."""
 
     def cleanup(self) -> None:
-        """Frees the network, its optimizer and the device's memory."""
-        if self._trainer is not None:
-            self._trainer.close()
-            self._trainer = None
+        """Frees the network, its optimizer and the device's memory, when the last checkpoint is on the disk.
+
+        If it cannot be written, the trial has ended, or goes on from the one before. For what no other trial would be
+        spared, the next `step` halts the search.
+        """
+        trainer, self._trainer = self._trainer, None
+        if trainer is None:
+            return
+        try:
+            trainer.close()
+        except OSError as error:
+            self._explain(error)
+            self._unsaved = error if error.errno in _NO_STORAGE else None
 
     def _next_metrics(self) -> EpochMetrics:
+        if self._unsaved is not None:
+            raise self._unsaved
         if self._trainer is None:
             self._trainer = self._begin()
         if self._untold:
