@@ -6,7 +6,7 @@ import dataclasses
 import json
 import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from safetensors.torch import save_file
 from torch import nn
@@ -34,6 +34,7 @@ def retrain(
     seeds: int = 1,
     keep_val: bool = False,
     trial: int | None = None,
+    compile: Literal["auto", "off"] = "auto",
     progress: bool = True,
 ) -> dict[str, Any]:
     """Trains the best trial's configuration in full and returns what `metrics.json` holds.
@@ -48,6 +49,7 @@ def retrain(
         seeds: how many times, each with another seed.
         keep_val: trains on the training images alone, so that the validation curve shows over-fitting.
         trial: another trial than the best one.
+        compile: "auto" goes on with `torch.compile` where ten minutes or more are left and it is measured to be faster.
         progress: shows the progress on standard error.
 
     Raises:
@@ -57,6 +59,8 @@ def retrain(
     """
     if epochs < 1 or seeds < 1:
         raise InputError(f"--epochs {epochs} and --seeds {seeds} must be at least 1")
+    if compile not in ("auto", "off"):
+        raise InputError(f"--compile {compile!r} is unknown; allowed are auto and off")
     opened = study if isinstance(study, Study) else load(study)
     chosen = opened.best() if trial is None else opened.trial(trial)
     config = opened.config(chosen)
@@ -69,6 +73,7 @@ def retrain(
         configs,
         from_json(SearchOptions, {**opened.info["options"], **packing, "epochs": epochs}),
         like=opened,
+        compile=compile,
         kind="retrain",
         title=f"trial {chosen.number} of {opened.name} in full: {epochs} epochs, seeds: {seeds} -> {folder}",
         about={"study": str(opened.path), "trial": chosen.number},
@@ -173,6 +178,7 @@ def _metrics(
                 "test": result.to_json(),
                 "last_epoch": run.epochs[-1].to_json(),
                 "seconds": sum(metrics.seconds for metrics in run.epochs),
+                "notes": run.notes,
             }
             for config, run, result in zip(configs, trained, results, strict=False)
         ],

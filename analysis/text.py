@@ -124,6 +124,8 @@ def print_retrained(metrics: Mapping[str, Any]) -> None:
             f"note: {metrics['test_reads_before']} other trainings of this study have been scored on the test images; "
             "choosing among them makes the best one's score too high"
         )
+    for note in dict.fromkeys(note for seed in metrics["seeds"] for note in seed.get("notes", ())):
+        out.print(f"note: {note}")
     out.print(f"model: {metrics['folder']}")
 
 

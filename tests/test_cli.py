@@ -34,7 +34,7 @@ SURFACE = {
     ),
     "resume": "study --deadline --concurrent --runs-dir --json",
     "extend": "study --trials --epochs --grid --deadline --concurrent --runs-dir --json",
-    "best": "study --top --retrain --epochs --seeds --trial --keep-val --runs-dir --json",
+    "best": "study --top --retrain --epochs --seeds --trial --keep-val --compile --runs-dir --json",
     "profile": (
         "study trial --space --data --data-dir --download --skip-unreadable --image-size --limit-train --val-fraction"
         " --batch-sizes --threads --device --seconds --out --runs-dir --json"
@@ -349,6 +349,7 @@ def test_options_of_retraining_need_it(capfd: pytest.CaptureFixture[str], make_s
     assert_one_line(Asked(["best", path, "--epochs", "150"], capfd), "--epochs", "--retrain")
     assert_one_line(Asked(["best", path, "--seeds", "3"], capfd), "--seeds", "--retrain")
     assert_one_line(Asked(["best", path, "--keep-val", "--trial", "0"], capfd), "--trial and --keep-val", "--retrain")
+    assert_one_line(Asked(["best", path, "--compile", "off"], capfd), "--compile", "--retrain")
 
 
 @pytest.mark.parametrize("option", [[], ["--retrain"]])

@@ -184,11 +184,13 @@ class ComputeConfig:
     """How a machine computes a trial. It is no part of the trial: results change by less than between two seeds.
 
     `precision` is what "auto" of a recipe stands for; "auto" again leaves it to the hardware. With `channels_last` the
-    values of a pixel lie side by side in memory, else those of a channel.
+    values of a pixel lie side by side in memory, else those of a channel. `compile` "auto" lets a long training go on
+    with `torch.compile` if its own steps are measured to be faster so.
     """
 
     precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     channels_last: bool = True
+    compile: Literal["auto", "off"] = "off"
 
 
 _ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}

@@ -19,10 +19,11 @@ from tunelab.data.batches import load_split
 from tunelab.data.cache import prepare
 from tunelab.errors import DivergedError, InputError, TunelabError
 from tunelab.models.network import build_network
-from tunelab.records import TrialStatus
+from tunelab.records import EpochMetrics, TrialStatus
 from tunelab.study import Study
 from tunelab.training.evaluate import evaluate
 from tunelab.training.loop import Trainer
+from tunelab.tuning import ray_tune
 from tunelab.tuning.engine import Engine
 from tunelab.tuning.runner import PausedError
 
@@ -149,11 +150,11 @@ def test_there_must_be_a_trial_of_full_length(make_study: MakeStudy) -> None:
         retrain(make_study([("STOPPED", [0.9])]))
 
 
-@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"seeds": 0}, {"trial": 7}])
+@pytest.mark.parametrize("wrong", [{"epochs": 0}, {"seeds": 0}, {"trial": 7}, {"compile": "on"}])
 def test_wrong_arguments_are_refused(wrong: dict[str, int], make_study: MakeStudy) -> None:
     study = make_study([("COMPLETED", [0.1, 0.2, 0.3, 0.4])], config=None)
     assert study.config(study.best()).data == DataConfig(limit_train=100)
-    with pytest.raises(InputError, match=r"at least 1|no trial 7"):
+    with pytest.raises(InputError, match=r"at least 1|no trial 7|--compile 'on' is unknown; allowed are auto and off"):
         retrain(study, **wrong)
     assert not list(study.path.glob("retrain-*"))
 
@@ -181,7 +182,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
                         engine.halt("SIGTERM")
                         break
                     trained.append(at)
-                    if not engine.report(trial.number, trainer.run_epoch()):
+                    if not engine.report(trial.number, trainer.run_epoch(), trainer.notes):
                         break
             except DivergedError as error:
                 engine.end(trial.number, TrialStatus.DIVERGED, str(error))
@@ -223,6 +224,28 @@ def test_an_interrupted_retraining_goes_on_and_the_test_images_are_read_once(
     more = retrain(studied, epochs=2, seeds=3, progress=False)
     assert here[4:] == [(2, 1), (2, 2)], "only the new seed is trained"
     assert [seed["test"] for seed in more["seeds"][:2]] == [seed["test"] for seed in metrics["seeds"]]
+
+
+def test_a_retraining_may_be_compiled_and_says_what_came_of_it(
+    here: list[tuple[int, int]], studied: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    in_order, run_epoch = ray_tune.run, Trainer.run_epoch
+
+    def run(engine: Engine, slots: ray_tune.Slots, **more: Any) -> None:
+        told.append(slots.compute["compile"])
+        in_order(engine, slots, **more)
+
+    def noting(trainer: Trainer, *given: float) -> EpochMetrics:
+        trainer.notes[:] = ["compiled: 1.31 x as fast"]
+        return run_epoch(trainer, *given)
+
+    monkeypatch.setattr(ray_tune, "run", run)
+    monkeypatch.setattr(Trainer, "run_epoch", noting)
+    metrics = retrain(studied, epochs=1, progress=False)
+    assert [seed["notes"] for seed in metrics["seeds"]] == [["compiled: 1.31 x as fast"]]
+    retrain(studied, epochs=1, seeds=2, progress=False, compile="off")
+    assert told == ["auto", "off"], "the second call as it says, whatever the first one was"
 
 
 def test_a_retraining_that_diverges_leaves_no_model(here: list[tuple[int, int]], make_study: MakeStudy) -> None:

@@ -171,3 +171,6 @@ def test_a_retraining_names_earlier_looks_at_the_test_images(seeds: int, capsys:
     assert "note" not in said
     print_retrained({**metrics, "test_reads_before": 2})
     assert "note: 2 other trainings" in capsys.readouterr().out
+    noted = [{"notes": ["compiled: 1.31 x as fast [1]"]} for _ in range(seeds)]
+    print_retrained({**metrics, "seeds": noted})
+    assert capsys.readouterr().out.count("note: compiled: 1.31 x as fast [1]") == 1

@@ -95,6 +95,12 @@ def test_mixup_is_a_weighted_mean_of_two() -> None:
     assert torch.allclose(mixup(images, labels, 1.0)[0], images)
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_mixup_keeps_the_memory_order(channels: int) -> None:
+    images = torch.randn(5, 4, 4, channels).permute(0, 3, 1, 2)
+    assert mixup(images, torch.arange(5), 0.7)[0].stride() == images.stride()
+
+
 def test_mixup_weights_are_beta() -> None:
     weights = torch.tensor(mixup_weights(AugmentConfig(mixup=0.5), 20_000, 3), dtype=torch.float64)
     assert bool(((weights >= 0) & (weights <= 1)).all())

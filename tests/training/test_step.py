@@ -118,6 +118,23 @@ def test_the_state_of_a_run_step_goes_on_in_a_recorded_one_and_back(optimizer, b
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
 
 
+def test_another_form_of_the_network_is_recorded_anew():
+    _, _, steps = trained("sgd", later)
+    own = steps._model
+    calls = []
+
+    def form(images):
+        calls.append(len(images))
+        return own(images)
+
+    steps.go_on_with(form)
+    assert not steps._recorded
+    for batch in batches():
+        steps.train(batch, 0.01)
+    assert calls == [16] * STEPS
+    assert len(steps._recorded) == 1
+
+
 def test_the_sums_begin_anew():
     _, sums, steps = trained("sgd", later)
     assert sums[0] > 0

@@ -88,9 +88,11 @@ def cutout(images: Tensor, draws: Draws, side: float) -> Tensor:
 def mixup(images: Tensor, labels: Tensor, weight: float) -> tuple[Tensor, Tensor]:
     """Each image (B, C, H, W) mixed with its neighbour in the batch, `weight` of itself; the neighbour's labels (B,).
 
-    The order of a batch is random, so the neighbour is (Zhang et al., arXiv 1710.09412, section 2).
+    The order of a batch is random, so the neighbour is (Zhang et al., arXiv 1710.09412, section 2). Grey images too
+    keep the strides that they have: compiled code is made for these.
     """
-    return torch.lerp(images.roll(1, 0), images, weight), labels.roll(1, 0)
+    pixels = images.permute(0, 2, 3, 1)
+    return torch.lerp(pixels.roll(1, 0), pixels, weight).permute(0, 3, 1, 2), labels.roll(1, 0)
 
 
 def mixup_weights(config: AugmentConfig, batches: int, seed: int) -> list[float]:

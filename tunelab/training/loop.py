@@ -2,7 +2,7 @@
 
 What is drawn at random in an epoch derives from (`TrialConfig.seed`, its purpose, the epoch), and the learning rate
 from the progress and the history. So a training that goes on from a checkpoint measures the same as an unbroken one; on
-a processor, with the same number of threads, to the last bit.
+a processor, with the same number of threads, to the last bit, unless it is compiled (`tunelab.training.compiling`).
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from tunelab.errors import DivergedError, InputError, OutOfTimeError
 from tunelab.models.network import build_network
 from tunelab.records import EpochMetrics
 from tunelab.training import checkpoint
+from tunelab.training.compiling import seconds_left, try_out, worth_trying
 from tunelab.training.device import (
     autocast_dtype,
     keep_freed_memory,
@@ -38,7 +39,7 @@ from tunelab.training.evaluate import Evaluation, evaluate
 from tunelab.training.optim import build_optimizer
 from tunelab.training.saver import Saver
 from tunelab.training.schedules import find_schedule, lr_factor
-from tunelab.training.step import Steps, graph_recorder
+from tunelab.training.step import Forward, Steps, graph_recorder
 
 if TYPE_CHECKING:
     from tunelab.training.telemetry import EventWriter
@@ -123,6 +124,7 @@ class Trainer:
         self._saver = Saver()
         compute = compute or ComputeConfig()
         stated = config.train.precision
+        self._compile = compute.compile
         self._precision = compute.precision if stated == "auto" else stated
         self._channels_last = compute.channels_last
         self._dtype = autocast_dtype(self._precision, self.device)
@@ -167,11 +169,12 @@ class Trainer:
         self._saver.check()
         set_up_threads(self.threads)
         self._fresh = False
+        self._compile_where_it_pays(stop_at)
         epoch = len(self.history) + 1
         begin = time.perf_counter()
         torch.manual_seed(derive_seed(self.config.seed, "dropout", epoch))
         trained = self._train(epoch, stop_at)
-        train_seconds = time.perf_counter() - begin
+        self._seconds.append(time.perf_counter() - begin)
         self._check_weights(epoch, trained.lr)
         val_loss, val_accuracy = self._validate(epoch, trained.lr)
         metrics = EpochMetrics(
@@ -182,7 +185,7 @@ class Trainer:
             val_accuracy=val_accuracy,
             lr=trained.lr,
             seconds=time.perf_counter() - begin,
-            images_per_second=trained.images / train_seconds,
+            images_per_second=trained.images / self._seconds[-1],
             peak_memory_mib=peak_memory_mib(self.device),
         )
         self.history.append(metrics)
@@ -271,6 +274,8 @@ class Trainer:
         """Stand before the first epoch, with fresh weights."""
         self.history.clear()
         self._fresh = True
+        self._seconds: list[float] = []  # of the training part of each epoch since here
+        self._may_compile = self._compile == "auto"
         if self._events is not None:
             self._events.close()
             self._events = None
@@ -279,15 +284,30 @@ class Trainer:
         order = torch.channels_last if self._channels_last else torch.contiguous_format
         self.model = model.to(self.device, memory_format=order)  # type: ignore[call-overload]
         self.optimizer = build_optimizer(self.model, self.config.train)
-        self._steps = Steps(
-            self.model,
-            self.optimizer,
+        self._steps = self._make_steps(self.model, self.optimizer)
+
+    def _make_steps(self, model: Forward, optimizer: torch.optim.Optimizer) -> Steps:
+        return Steps(
+            model,
+            optimizer,
             device=self.device,
             dtype=self._dtype,
             channels_last=self._channels_last,
             smoothing=self.config.train.label_smoothing,
             recorder=graph_recorder() if self.device.type == "cuda" else None,
         )
+
+    def _compile_where_it_pays(self, stop_at: float) -> None:
+        """Goes on compiled if much of the training is left and that is measured to be faster; tried once."""
+        epochs = self.config.train.epochs - len(self.history)
+        left = min(seconds_left(self._seconds, epochs), stop_at - time.monotonic())
+        if self._may_compile and worth_trying(self.model, left, epochs * self._batches.steps_per_epoch):
+            self._may_compile = False
+            lr = self.history[-1].lr
+            found = try_out(self.model, self._make_steps, self.config.train, self._batches, lr, self.device)
+            self.notes.append(found.note)
+            if found.form is not None:
+                self._steps.go_on_with(found.form)
 
     def _train(self, epoch: int, stop_at: float) -> _Trained:
         """One pass over the training batches."""
@@ -321,13 +341,9 @@ class Trainer:
         return found.loss, found.accuracy
 
     def _evaluate(self, split: Split) -> Evaluation:
+        order = self._channels_last
         return evaluate(
-            self.model,
-            split,
-            self.info,
-            device=self.device,
-            precision=self._precision,
-            channels_last=self._channels_last,
+            self.model, split, self.info, device=self.device, precision=self._precision, channels_last=order
         )
 
     def _check_weights(self, epoch: int, lr: float) -> None:

@@ -12,11 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from tunelab.data.batches import Batch
 from tunelab.training.loss import training_loss
 from tunelab.training.optim import set_lr, suit
+
+Forward = Callable[[torch.Tensor], torch.Tensor]
+"""From images to class scores: a network, or a compiled form of it."""
 
 Replay = Callable[[], None]
 Recorder = Callable[[Callable[[], None]], Replay]
@@ -67,7 +69,7 @@ class Steps:
     `note` says why steps are not replayed though they were to be, "" if there is nothing to say.
 
     Args:
-        model: in training mode, on `device`, in the memory order that `channels_last` says.
+        model: in training mode, on `device`, in the memory order that `channels_last` says; or a compiled form of it.
         optimizer: of its weights.
         device: where batches come from.
         dtype: the type to compute in, None for plain float32.
@@ -78,7 +80,7 @@ class Steps:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Forward,
         optimizer: torch.optim.Optimizer,
         *,
         device: torch.device,
@@ -105,6 +107,11 @@ class Steps:
         self._eager = 0
         self._optimizer.zero_grad(set_to_none=True)
         suit(self._optimizer, self._device, recorded=False)
+
+    def go_on_with(self, model: Forward) -> None:
+        """Runs another form of the same network from now on, such as a compiled one; what was recorded is void."""
+        self._model = model
+        self.adapt()
 
     def begin(self) -> None:
         """The sums start at 0."""
@@ -152,7 +159,8 @@ class Steps:
 
     def _run(self, batch: Batch) -> float | None:
         """A step as it comes."""
-        loss, right = self._update(batch)
+        # A graph is recorded without the cache, and compiled code is made for one or the other.
+        loss, right = self._update(batch, cache=self._recorder is None)
         if self._device.type != "cpu":
             self._loss += loss * len(batch.labels)
             self._right += right
@@ -162,7 +170,7 @@ class Steps:
         self._on_host[1] += float(right)
         return value
 
-    def _update(self, batch: Batch, *, cache: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
+    def _update(self, batch: Batch, *, cache: bool) -> tuple[torch.Tensor, torch.Tensor]:
         enabled = self._dtype is not None
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=enabled, cache_enabled=cache):
             logits = self._model(batch.images)

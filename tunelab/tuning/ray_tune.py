@@ -21,7 +21,7 @@ import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Literal, TextIO
 
 from tunelab.errors import TunelabError
 from tunelab.tuning.engine import Engine
@@ -56,7 +56,7 @@ class Slots:
     """How many trials run at once, and what each is given.
 
     `cpus` is the number of threads of a trial, `memory` the most bytes of images that it may hold (None: as many as
-    there are); `precision` and `channels_last` are those of `ComputeConfig`.
+    there are); `precision`, `channels_last` and `compile` are those of `ComputeConfig`.
     """
 
     concurrent: int
@@ -66,11 +66,12 @@ class Slots:
     memory: int | None = None
     precision: str = "auto"
     channels_last: bool = True
+    compile: Literal["auto", "off"] = "off"
 
     @property
     def compute(self) -> dict[str, Any]:
         """How a trial is computed, as the JSON of a ComputeConfig."""
-        return {"precision": self.precision, "channels_last": self.channels_last}
+        return {"precision": self.precision, "channels_last": self.channels_last, "compile": self.compile}
 
 
 def run(

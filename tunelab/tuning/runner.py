@@ -272,6 +272,7 @@ def run_configs(
     title: str,
     about: Mapping[str, Any],
     like: Study | None = None,
+    compile: Literal["auto", "off"] = "off",
     show_progress: bool = True,
 ) -> Study:
     """Trains a list of configurations to their full length, as a study in `path`; one that was begun goes on.
@@ -284,6 +285,7 @@ def run_configs(
         title: what the progress display says.
         about: further content of `study.json`.
         like: a study that the configurations come from; the data must be the same as its.
+        compile: as `ComputeConfig` has it.
         show_progress: shows the progress on standard error.
 
     Raises:
@@ -295,7 +297,7 @@ def run_configs(
     info = open_data(configs[0].data, show_progress)
     if like is not None:
         require_same_data(like, info)
-    slots = slots_for(options, like)
+    slots = dataclasses.replace(slots_for(options, like), compile=compile)
     if (path / "study.json").exists():
         study = Study.open(path)
         require_same_data(study, info)
