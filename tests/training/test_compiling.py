@@ -91,8 +91,8 @@ def test_the_less_is_left_and_the_deeper_a_network_is_the_less_it_is_worth_to_tr
     assert not worth_trying(shallow, 599.0, 500)
     assert not worth_trying(shallow, 6000.0, 499)
     deep = nn.Sequential(*(nn.Conv2d(4, 4, 3) for _ in range(50)))
-    assert not worth_trying(deep, 1499.0, 10_000)
-    assert worth_trying(deep, 1501.0, 10_000)
+    assert not worth_trying(deep, 1999.0, 10_000)
+    assert worth_trying(deep, 2001.0, 10_000)
 
 
 @pytest.mark.parametrize(

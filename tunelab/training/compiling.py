@@ -1,8 +1,8 @@
 """`torch.compile` where it pays: in a long training, if its own steps are measured to be faster so.
 
-Compiling takes half a minute, for a deep network several, and gains little or nothing on some networks. So it is tried
-on a copy, once, and only where a tenth of the time that is left is more than that. The compiled code takes the weights
-as its input: what was compiled for the copy serves the network that is trained.
+Compiling takes half a minute, for a deep network some minutes, and gains little or nothing on some networks. So it is
+tried on a copy, once, and only where a tenth of the time that is left is more than that. The compiled code takes the
+weights as its input: what was compiled for the copy serves the network that is trained.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ LEAST_STEPS = 500
 LONG_EPOCH = 60.0
 """Seconds of an epoch in which what the first one does more, such as starting libraries, is nothing; our choice."""
 
-_LAYER_SECONDS = 3.0  # for each layer with a matrix or a kernel; 2.0 to 2.6 were measured on one core
+_LAYER_SECONDS = 4.0  # for each layer with a matrix or a kernel; 2.0 to 4.5 were measured on one and two cores
 _SHARE = 0.1  # of the time left, the most that compiling may be expected to take; our choice
 _WORTH = 1.05  # times as fast as before it must be: less is within the noise; our choice
 _ROUNDS = 7  # in each of which both are timed, one after the other; our choice
