@@ -44,7 +44,8 @@ def tunelab(config: Any, threads: int) -> dict[str, Any]:
     """
     import torch
 
-    from tunelab.training.loop import fit, load_data
+    from tunelab.data.batches import load_data
+    from tunelab.training.loop import fit
 
     load_data.cache_clear()
     begin = time.perf_counter()

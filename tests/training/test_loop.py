@@ -12,11 +12,12 @@ import pytest
 import torch
 
 from tunelab.config import AugmentConfig, LeNetSpec, ScheduleConfig
+from tunelab.data.batches import load_data
 from tunelab.errors import DivergedError, InputError
 from tunelab.records import EpochMetrics
 from tunelab.training.checkpoint import BEST, load, load_model
 from tunelab.training.evaluate import evaluate
-from tunelab.training.loop import Trainer, fit, load_data
+from tunelab.training.loop import Trainer, fit
 from tunelab.training.optim import OPTIMIZERS
 from tunelab.training.schedules import SCHEDULES, lr_factor
 

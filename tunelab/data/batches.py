@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
@@ -22,7 +23,7 @@ from tunelab.config import AugmentConfig, DataConfig, derive_seed
 from tunelab.data.ahead import in_order
 from tunelab.data.augment import crop_and_flip, cutout, draw, mixup, mixup_weights, normalize, normalizer
 from tunelab.data.build import file_names
-from tunelab.data.cache import Cached, DataInfo, opened
+from tunelab.data.cache import Cached, DataInfo, opened, prepare
 from tunelab.data.raw import CHUNK_BYTES, Rows
 from tunelab.data.storage import NpyReader, read_ahead
 from tunelab.errors import InputError
@@ -171,6 +172,20 @@ def load_splits(
         else:
             loaded.append(Split(reader, there, host_rows, memory))
     return loaded
+
+
+@functools.lru_cache(maxsize=1)
+def load_data(
+    config: DataConfig, device: torch.device, memory: int | None = None
+) -> tuple[DataInfo, Split, Split | None]:
+    """The data, its training images and its validation images (None when they are trained on), for `device`.
+
+    What is more than `memory` bytes is streamed, as `load_splits` says. The last answer is kept, so that the trials of
+    one process do not each open the data again; `load_data.cache_clear()` lets go of it.
+    """
+    info = prepare(config)
+    train, *val = load_splits(config, ["train", "val"] if config.train_on == "train" else ["train"], device, memory)
+    return info, train, val[0] if val else None
 
 
 def _whereabouts(cached: Cached, split: str, config: DataConfig) -> tuple[list[str], Rows | None, Rows]:

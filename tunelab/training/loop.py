@@ -7,7 +7,6 @@ a processor, with the same number of threads, to the last bit, unless it is comp
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -18,9 +17,8 @@ from typing import TYPE_CHECKING, Literal
 import torch
 
 from tunelab.capacity import describe_size
-from tunelab.config import ComputeConfig, DataConfig, TrialConfig, derive_seed
-from tunelab.data.batches import Split, TrainBatches, load_splits
-from tunelab.data.cache import DataInfo, prepare
+from tunelab.config import ComputeConfig, TrialConfig, derive_seed
+from tunelab.data.batches import Split, TrainBatches, load_data
 from tunelab.errors import DivergedError, InputError, OutOfTimeError
 from tunelab.models.network import build_network
 from tunelab.records import EpochMetrics
@@ -45,20 +43,6 @@ if TYPE_CHECKING:
     from tunelab.training.telemetry import EventWriter
 
 Telemetry = Literal["off", "scalars"]
-
-
-@functools.lru_cache(maxsize=1)
-def load_data(
-    config: DataConfig, device: torch.device, memory: int | None = None
-) -> tuple[DataInfo, Split, Split | None]:
-    """The data, its training images and its validation images (None when they are trained on), for `device`.
-
-    What is more than `memory` bytes is streamed, as `load_splits` says. The last answer is kept, so that the trials of
-    one process do not each open the data again; `load_data.cache_clear()` lets go of it.
-    """
-    info = prepare(config)
-    train, *val = load_splits(config, ["train", "val"] if config.train_on == "train" else ["train"], device, memory)
-    return info, train, val[0] if val else None
 
 
 @dataclass(frozen=True)
