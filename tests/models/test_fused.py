@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
+import subprocess
+import sys
+import warnings
 from collections.abc import Callable
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -222,3 +227,114 @@ def test_a_network_is_the_same_with_and_without_kernels(
     largest = max(float(gradient.abs().max()) for gradient in plain_gradients)
     for gradient, plain in zip(gradients, plain_gradients, strict=True):
         assert (gradient - plain).abs().max() < 1e-3 * largest
+
+
+@pytest.mark.parametrize(
+    "spoilt",
+    [
+        lambda norm: norm.to(torch.bfloat16),
+        lambda norm: norm.register_forward_hook(lambda *args: None),
+        lambda norm: setattr(norm, "__class__", type("Other", (nn.BatchNorm2d,), {})),
+    ],
+)
+def test_norms_that_are_not_plain_are_left_to_torch(spoilt: Callable[[nn.Module], object]) -> None:
+    norm = nn.BatchNorm2d(12)
+    spoilt(norm)
+    images = drawn((4, 12, 5, 5), norm.weight.dtype)
+    other = copy.deepcopy(norm)
+    assert torch.equal(norm_act(images, norm, nn.ReLU()), by_torch(images, other, nn.ReLU(), None))
+
+
+def test_a_shortcut_of_one_pixel_is_added_to_all() -> None:
+    images, norm = drawn((4, 12, 5, 5), torch.float32), norm_of("batch", 12)
+    expected = by_torch(images, copy.deepcopy(norm), None, images[..., :1, :1])
+    torch.testing.assert_close(norm_act(images, norm, None, images[..., :1, :1]), expected)
+
+
+def test_torchs_defaults_do_not_matter() -> None:
+    images, norm = drawn((4, 12, 5, 5), torch.float32), norm_of("batch", 12)
+    expected = norm_act(images, norm, nn.SiLU())
+    expected.square().sum().backward()
+    gradient, norm.weight.grad = norm.weight.grad, None
+    torch.set_default_dtype(torch.float64)
+    try:
+        out = norm_act(images, norm, nn.SiLU())
+        out.square().sum().backward()
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert torch.equal(out, expected)
+    assert gradient is not None
+    assert torch.equal(gradient, norm.weight.grad)
+
+
+def test_an_infinite_value_is_cut_off_by_relu() -> None:
+    norm = nn.BatchNorm2d(4).eval()
+    images = torch.zeros(1, 4, 3, 3).to(memory_format=torch.channels_last)
+    images[0, 1, 1, 1] = -torch.inf
+    with torch.inference_mode():
+        assert torch.equal(norm_act(images, norm, nn.ReLU()), torch.zeros(1, 4, 3, 3))
+
+
+@pytest.mark.parametrize(
+    "pool", [MaxPool(3, 2, 1, ceil_mode=True), MaxPool(2, 1, dilation=2), MaxPool((2, 3)), MaxPool(17, 1, 8)]
+)
+def test_windows_that_the_kernel_does_not_know_are_left_to_torch(pool: MaxPool) -> None:
+    images = drawn((2, 4, 20, 20), torch.float32)
+    assert torch.equal(pool(images), nn.MaxPool2d.forward(pool, images))
+
+
+def test_a_padding_that_torch_refuses_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="pad should be"):
+        MaxPool(2, 2, 2)(drawn((2, 4, 8, 8), torch.float32))
+
+
+def test_a_network_can_be_traced() -> None:
+    arch = ArchSpec(StemSpec(8, 3, pool=True), ((BlockSpec("basic", 8, 1, 2),),), "batch", "relu", dropout=0.0)
+    network = build_network(arch, 3, 10, (16, 16)).eval()
+    images = drawn((2, 3, 16, 16), torch.float32)
+    with torch.inference_mode(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        traced = torch.jit.trace(network, images)
+        torch.testing.assert_close(traced(images), network(images), rtol=1e-4, atol=1e-5)
+
+
+KERNELS = """
+import os, sys, torch
+from torch import nn
+from tunelab.models.fused import norm_act
+from tunelab.models.kernels import usable
+torch.manual_seed(0)
+images = torch.randn(4, 8, 5, 5).to(memory_format=torch.channels_last)
+print(usable(), float(norm_act(images, nn.BatchNorm2d(8), nn.ReLU()).sum()))
+child = os.fork()
+if child == 0:
+    print(usable(), float(norm_act(images, nn.BatchNorm2d(8), nn.ReLU()).sum()), flush=True)
+    os._exit(0)
+os._exit(os.waitpid(child, 0)[1])
+"""
+
+
+def kernels_in_a_process(folder: Path) -> list[list[str]]:
+    done = subprocess.run(
+        [sys.executable, "-u", "-W", "ignore::DeprecationWarning", "-c", KERNELS],
+        env={**os.environ, "NUMBA_CACHE_DIR": str(folder)},
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+@pytest.mark.slow
+def test_compiled_code_is_kept_and_a_damaged_folder_is_mended(tmp_path: Path) -> None:
+    """And a fork, which has no threads, leaves it all to torch."""
+    (first, forked) = kernels_in_a_process(tmp_path)
+    assert (first[0], forked[0]) == ("True", "False")
+    assert float(first[1]) == pytest.approx(float(forked[1]), rel=1e-4)
+    indices = list(tmp_path.rglob("*.nbi"))
+    assert indices
+    for index in indices:
+        index.write_bytes(b"")
+    assert kernels_in_a_process(tmp_path)[0] == first
+    assert any(index.exists() and index.stat().st_size for index in indices)

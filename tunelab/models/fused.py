@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+
+from tunelab.models import kernels
 
 _SAMPLES = {torch.float32: np.float32(0), torch.bfloat16: np.uint16(0)}
 """What the kernels take values of a type for."""
@@ -22,7 +22,7 @@ def norm_act(images: Tensor, norm: nn.Module, activation: nn.Module | None, shor
     differs from torch's by rounding: in bfloat16 nothing is rounded between norm and activation.
     """
     kind = _kind_of(activation)
-    if kind is None or not _suits(images, norm):
+    if kind is None or not _suits(images, norm, activation, shortcut):
         out: Tensor = norm(images)
         if shortcut is not None:
             out += shortcut
@@ -30,22 +30,31 @@ def norm_act(images: Tensor, norm: nn.Module, activation: nn.Module | None, shor
     if shortcut is not None:
         shortcut = _in_order(shortcut.to(images.dtype))
     if isinstance(norm, nn.BatchNorm2d) and not norm.training:
-        return _batch_forward(images, shortcut, norm, kind)[0]
+        return _batch_forward(images, shortcut, norm.weight, norm.bias, norm, kind)[0]
     operation = _BatchNorm if isinstance(norm, nn.BatchNorm2d) else _GroupNorm
     fused: Tensor = operation.apply(images, shortcut, norm.weight, norm.bias, norm, kind)  # type: ignore[no-untyped-call]
     return fused
 
 
 class MaxPool(nn.MaxPool2d):
-    """nn.MaxPool2d: (N, C, H, W) -> (N, C, H', W'), with a square window; on processors by a kernel of ours."""
+    """nn.MaxPool2d: (N, C, H, W) -> (N, C, H', W'); with a small square window on processors by a kernel of ours."""
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Any:
         """The maxima."""
-        if not _is_ours(images):
-            return nn.functional.max_pool2d(images, self.kernel_size, self.stride, self.padding)
-        window = self.kernel_size, self.stride, self.padding
-        out: Tensor = _MaxPool.apply(images, window)  # type: ignore[no-untyped-call]
-        return out
+        window = self._window
+        if window is None or min(images.shape[2:]) < window[0] or not _is_ours(images):
+            return super().forward(images)
+        return _MaxPool.apply(images, window)  # type: ignore[no-untyped-call]
+
+    @property
+    def _window(self) -> tuple[int, int, int] | None:
+        """(kernel, stride, padding) where it is one for our kernel: no place beyond a byte, no window outside."""
+        kernel, stride, padding = self.kernel_size, self.stride, self.padding
+        if not (isinstance(kernel, int) and isinstance(stride, int) and isinstance(padding, int)):
+            return None
+        if self.ceil_mode or self.return_indices or self.dilation != 1:
+            return None
+        return (kernel, stride, padding) if kernel <= 15 and 0 <= 2 * padding <= kernel else None
 
 
 class _Kind(NamedTuple):
@@ -59,68 +68,67 @@ def _kind_of(activation: nn.Module | None) -> _Kind | None:
     """None if the kernels have none like it."""
     if activation is None:
         return _Kind(0, np.float32(1.0))
-    if isinstance(activation, nn.ReLU):
+    if type(activation) is nn.ReLU:
         return _Kind(0)
-    if isinstance(activation, nn.LeakyReLU):
+    if type(activation) is nn.LeakyReLU:
         return _Kind(0, np.float32(activation.negative_slope))
-    if isinstance(activation, nn.SiLU):
+    if type(activation) is nn.SiLU:
         return _Kind(1)
-    if isinstance(activation, nn.GELU) and activation.approximate == "none":
+    if type(activation) is nn.GELU and activation.approximate == "none":
         return _Kind(2)
     return None
 
 
 def _is_ours(images: Tensor) -> bool:
-    """True if the kernels can read it."""
-    if images.device.type != "cpu" or images.dtype not in _SAMPLES or torch.compiler.is_compiling():
+    """True if the kernels can read it, here and now."""
+    if images.device.type != "cpu" or images.dtype not in _SAMPLES or type(images) is not Tensor:
         return False
-    return images.is_contiguous(memory_format=torch.channels_last) and images.numel() > 0
+    if torch.compiler.is_compiling() or torch.jit.is_tracing():  # type: ignore[attr-defined, no-untyped-call]
+        return False
+    return images.is_contiguous(memory_format=torch.channels_last) and images.numel() > 0 and kernels.usable()
 
 
-def _suits(images: Tensor, norm: nn.Module) -> bool:
-    if not _is_ours(images):
+def _suits(images: Tensor, norm: nn.Module, activation: nn.Module | None, shortcut: Tensor | None) -> bool:
+    """True if kernels can do it all: nobody waits for the parts, and everything is as they take it to be."""
+    if not _is_ours(images) or _has_hooks(norm) or (activation is not None and _has_hooks(activation)):
         return False
-    if isinstance(norm, nn.GroupNorm):
-        return norm.affine
-    if not isinstance(norm, nn.BatchNorm2d) or not (norm.affine and norm.track_running_stats):
+    if shortcut is not None and (shortcut.shape != images.shape or shortcut.device != images.device):
+        return False
+    if type(norm) is nn.GroupNorm:
+        return norm.affine and _are_plain(images.shape[1], norm.weight, norm.bias)
+    if type(norm) is not nn.BatchNorm2d or not (norm.affine and norm.track_running_stats):
+        return False
+    if not _are_plain(images.shape[1], norm.weight, norm.bias, norm.running_mean, norm.running_var):
         return False
     if norm.training:  # of a single pixel there is no variance, which torch refuses in its words
         return norm.momentum is not None and images.numel() > images.shape[1]
     return not torch.is_grad_enabled()
 
 
-@functools.cache
-def _norms() -> ModuleType:
-    """The kernels of norms, imported (0.4 s) where they are needed."""
-    from tunelab.models.kernels import norms
-
-    return _started(norms)
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
 
 
-@functools.cache
-def _pooling() -> ModuleType:
-    from tunelab.models.kernels import pooling
-
-    return _started(pooling)
-
-
-def _started(kernels: ModuleType) -> ModuleType:
-    threads = torch.get_num_threads()
-    kernels.use_threads(threads)
-    torch.set_num_threads(threads)  # numba starts its threads with a number of its own, for all that use OpenMP
-    return kernels
-
-
-def _threads(kernels: ModuleType) -> int:
-    """As many threads as torch computes with, for the kernels too, as far as the machine has them."""
-    threads = torch.get_num_threads()
-    kernels.use_threads(threads)
-    return threads
+def _are_plain(channels: int, *values: Tensor | None) -> bool:
+    """True if all are float32 (channels,) on the processor, side by side."""
+    return all(
+        value is not None
+        and value.dtype is torch.float32
+        and value.shape == (channels,)
+        and value.is_contiguous()
+        and value.device.type == "cpu"
+        for value in values
+    )
 
 
 def _in_order(images: Tensor) -> Tensor:
     """The same values with those of a pixel side by side, as the kernels walk over them."""
     return images.contiguous(memory_format=torch.channels_last)
+
+
+def _floats(images: Tensor, *shape: int) -> Tensor:
+    """Room for float32 values, whatever torch's defaults are."""
+    return torch.empty(shape, dtype=torch.float32, device=images.device)
 
 
 def _described(images: Tensor, shortcut: Tensor | None, kind: _Kind) -> tuple[Any, ...]:
@@ -129,23 +137,25 @@ def _described(images: Tensor, shortcut: Tensor | None, kind: _Kind) -> tuple[An
     return _SAMPLES[images.dtype], *kind, shortcut is not None, x, x if shortcut is None else shortcut.data_ptr()
 
 
-def _batch_forward(images: Tensor, shortcut: Tensor | None, norm: nn.BatchNorm2d, kind: _Kind) -> tuple[Tensor, Tensor]:
+def _batch_forward(
+    images: Tensor, shortcut: Tensor | None, weight: Tensor, bias: Tensor, norm: nn.BatchNorm2d, kind: _Kind
+) -> tuple[Tensor, Tensor]:
     """The output, and the means and inverse standard deviations (2, C)."""
     channels = images.shape[1]
-    out, kept = torch.empty_like(images), torch.empty(2, channels)
+    out, kept = torch.empty_like(images), _floats(images, 2, channels)
     assert norm.running_mean is not None
     assert norm.running_var is not None
-    _norms().batch_forward(
+    kernels.run(
+        "batch_forward",
         *_described(images, shortcut, kind),
         out.data_ptr(),
         images.numel(),
         channels,
-        (norm.weight.data_ptr(), norm.bias.data_ptr()),
+        (weight.data_ptr(), bias.data_ptr()),
         (norm.running_mean.data_ptr(), norm.running_var.data_ptr()),
         norm.momentum or 0.0,
         norm.eps,
         norm.training,
-        _threads(_norms()),
         kept.data_ptr(),
     )
     return out, kept
@@ -166,7 +176,7 @@ class _BatchNorm(torch.autograd.Function):
     ) -> Tensor:
         assert norm.num_batches_tracked is not None
         norm.num_batches_tracked += 1
-        out, kept = _batch_forward(images, shortcut, norm, kind)
+        out, kept = _batch_forward(images, shortcut, weight, bias, norm, kind)
         ctx.save_for_backward(images, shortcut, weight, bias, kept)
         ctx.kind = kind
         return out
@@ -178,15 +188,15 @@ class _BatchNorm(torch.autograd.Function):
         gradient = _in_order(gradient)
         g = torch.empty_like(images)
         dx = g if shortcut is None else torch.empty_like(images)
-        gradients = torch.empty(2, len(weight))
-        _norms().batch_backward(
+        gradients = _floats(images, 2, len(weight))
+        kernels.run(
+            "batch_backward",
             *_described(images, shortcut, ctx.kind),
             gradient.data_ptr(),
             images.numel(),
             len(weight),
             (weight.data_ptr(), bias.data_ptr()),
             kept.data_ptr(),
-            _threads(_norms()),
             g.data_ptr(),
             dx.data_ptr(),
             gradients.data_ptr(),
@@ -207,8 +217,9 @@ class _GroupNorm(torch.autograd.Function):
         norm: nn.GroupNorm,
         kind: _Kind,
     ) -> Tensor:
-        out, kept = torch.empty_like(images), torch.empty(2, len(images), norm.num_groups)
-        _norms().group_forward(
+        out, kept = torch.empty_like(images), _floats(images, 2, len(images), norm.num_groups)
+        kernels.run(
+            "group_forward",
             *_described(images, shortcut, kind),
             out.data_ptr(),
             images.numel(),
@@ -216,7 +227,6 @@ class _GroupNorm(torch.autograd.Function):
             len(weight),
             (weight.data_ptr(), bias.data_ptr()),
             norm.eps,
-            _threads(_norms()),
             kept.data_ptr(),
         )
         ctx.save_for_backward(images, shortcut, weight, bias, kept)
@@ -230,8 +240,9 @@ class _GroupNorm(torch.autograd.Function):
         gradient = _in_order(gradient)
         g = torch.empty_like(images)
         dx = g if shortcut is None else torch.empty_like(images)
-        gradients = torch.empty(2, len(weight))
-        _norms().group_backward(
+        gradients = _floats(images, 2, len(weight))
+        kernels.run(
+            "group_backward",
             *_described(images, shortcut, ctx.kind),
             gradient.data_ptr(),
             images.numel(),
@@ -239,12 +250,15 @@ class _GroupNorm(torch.autograd.Function):
             len(weight),
             (weight.data_ptr(), bias.data_ptr()),
             kept.data_ptr(),
-            _threads(_norms()),
             g.data_ptr(),
             dx.data_ptr(),
             gradients.data_ptr(),
         )
         return dx, None if shortcut is None else g, *gradients.unbind(), None, None
+
+
+def _map(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+    return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
 
 
 class _MaxPool(torch.autograd.Function):
@@ -253,15 +267,15 @@ class _MaxPool(torch.autograd.Function):
         n, channels, *size = images.shape
         kernel, stride, padding = window
         sides = [(side + 2 * padding - kernel) // stride + 1 for side in size]
-        out = torch.empty((n, channels, *sides), dtype=images.dtype, memory_format=torch.channels_last)
-        where = torch.empty(out.numel(), dtype=torch.uint8)
-        _pooling().pool(
+        out = _map(images, (n, channels, *sides))
+        where = torch.empty(out.numel(), dtype=torch.uint8, device=images.device)
+        kernels.run(
+            "pool",
             _SAMPLES[images.dtype],
             images.data_ptr(),
             (*size, channels),
             window,
             n,
-            _threads(_pooling()),
             out.data_ptr(),
             out.numel(),
             where.data_ptr(),
@@ -276,8 +290,9 @@ class _MaxPool(torch.autograd.Function):
         (where,) = ctx.saved_tensors
         n, channels, *size = ctx.shape
         gradient = _in_order(gradient)
-        dx = torch.empty(ctx.shape, dtype=gradient.dtype, memory_format=torch.channels_last)
-        _pooling().pool_backward(
+        dx = _map(gradient, ctx.shape)
+        kernels.run(
+            "pool_backward",
             _SAMPLES[gradient.dtype],
             gradient.data_ptr(),
             where.data_ptr(),
@@ -285,7 +300,6 @@ class _MaxPool(torch.autograd.Function):
             (*size, channels),
             ctx.window,
             n,
-            _threads(_pooling()),
             dx.data_ptr(),
         )
         return dx, None

@@ -30,12 +30,12 @@ LEAST_SECONDS = 600.0
 """With less than this left nothing is tried: a minute of compiling would be more than a usual gain; our choice."""
 
 LEAST_STEPS = 500
-"""The same, in steps: about twenty are timed of each; our choice."""
+"""The same, in steps: up to some hundreds are timed of each; our choice."""
 
 LONG_EPOCH = 60.0
 """Seconds of an epoch in which what the first one does more, such as starting libraries, is nothing; our choice."""
 
-_LAYER_SECONDS = 4.0  # for each layer with a matrix or a kernel; 2.0 to 4.5 were measured on one and two cores
+_LAYER_SECONDS = 4.0  # for each layer with a matrix or a kernel; 2.0 to 5.0 were measured on one and two cores
 _SHARE = 0.1  # of the time left, the most that compiling may be expected to take; our choice
 _WORTH = 1.05  # times as fast as before it must be: less is within the noise; our choice
 _ROUNDS = 7  # in each of which both are timed, one after the other; our choice

@@ -200,8 +200,8 @@ def batch_forward(
     momentum,
     eps,
     training,
-    threads,
     kept,
+    threads,
 ):
     """Puts into y: activation(norm(x) * weight + bias + other), the norm over all pixels of a channel.
 
@@ -246,7 +246,7 @@ def batch_forward(
 
 @threaded
 def batch_backward(
-    sample, kind, below, summed, x, other, dy, size, channels, parameters, kept, threads, g, dx, gradients
+    sample, kind, below, summed, x, other, dy, size, channels, parameters, kept, g, dx, gradients, threads
 ):
     """The gradients of `batch_forward` with `training`: `g` of other, `dx` of x (the same address without `summed`).
 
@@ -311,7 +311,7 @@ def _group_images(how, x, other, weight, bias, eps, first, last, y, mean, invers
 
 @threaded
 def group_forward(
-    sample, kind, below, summed, x, other, y, size, images, groups, channels, parameters, eps, threads, kept
+    sample, kind, below, summed, x, other, y, size, images, groups, channels, parameters, eps, kept, threads
 ):
     """Puts into y: activation(norm(x) * weight + bias + other), the norm over the pixels and channels of a group.
 
@@ -378,10 +378,10 @@ def group_backward(
     channels,
     parameters,
     kept,
-    threads,
     g,
     dx,
     gradients,
+    threads,
 ):
     """The gradients of `group_forward`, as `batch_backward` gives them."""
     x, dy, other = values_at(x, size, sample), values_at(dy, size, sample), values_at(other, size, sample)

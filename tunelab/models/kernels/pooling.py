@@ -79,7 +79,7 @@ def _pool_images(x, shape, window, first, last, y, where):
 
 
 @threaded
-def pool(sample, x, shape, window, images, threads, y, places, where):
+def pool(sample, x, shape, window, images, y, places, where, threads):
     """Puts the maxima into y, and their places in the windows, counted row by row, into `where` (uint8).
 
     `shape` is (H, W, C), `window` (kernel, stride, padding). x, y and `where` are addresses, of values like `sample`
@@ -147,7 +147,7 @@ def _scatter(dy, where, shape, window, first, last, dx):
 
 
 @threaded
-def pool_backward(sample, dy, where, places, shape, window, images, threads, dx):
+def pool_backward(sample, dy, where, places, shape, window, images, dx, threads):
     """Puts the gradients of the map into dx; the arguments are those of `pool`."""
     dx, dy = values_at(dx, images * shape[0] * shape[1] * shape[2], sample), values_at(dy, places, sample)
     where = values_at(where, places, np.uint8(0))

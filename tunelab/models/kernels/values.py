@@ -18,6 +18,7 @@ LINES, SILU, GELU = range(3)
 where it is 1."""
 
 _F, _U = np.float32, np.uint32
+_LOWEST = np.finfo(np.float32).min
 _OPTIONS = {"fastmath": {"arcp", "contract", "nsz"}, "error_model": "numpy"}  # what is not a number stays so
 inline = numba.njit(forceinline=True, **_OPTIONS)
 part = numba.njit(cache=True, nogil=True, **_OPTIONS)
@@ -126,7 +127,7 @@ def value(kind, below, z):
         return z / (_F(1.0) + _exp(-z))
     if kind == GELU:
         return z * _below(z, _exp(_F(-0.5) * z * z))
-    return below * z if z <= _F(0.0) else z
+    return below * max(z, _LOWEST) if z <= _F(0.0) else z  # 0 times infinity would be no number
 
 
 @inline
