@@ -178,30 +178,13 @@ class _BatchNorm(torch.autograd.Function):
         norm.num_batches_tracked += 1
         out, kept = _batch_forward(images, shortcut, weight, bias, norm, kind)
         ctx.save_for_backward(images, shortcut, weight, bias, kept)
-        ctx.kind = kind
+        ctx.kind, ctx.sizes = kind, (len(weight),)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        images, shortcut, weight, bias, kept = ctx.saved_tensors
-        gradient = _in_order(gradient)
-        g = torch.empty_like(images)
-        dx = g if shortcut is None else torch.empty_like(images)
-        gradients = _floats(images, 2, len(weight))
-        kernels.run(
-            "batch_backward",
-            *_described(images, shortcut, ctx.kind),
-            gradient.data_ptr(),
-            images.numel(),
-            len(weight),
-            (weight.data_ptr(), bias.data_ptr()),
-            kept.data_ptr(),
-            g.data_ptr(),
-            dx.data_ptr(),
-            gradients.data_ptr(),
-        )
-        return dx, None if shortcut is None else g, *gradients.unbind(), None, None
+        return _gradients("batch_backward", ctx, gradient)
 
 
 class _GroupNorm(torch.autograd.Function):
@@ -218,43 +201,47 @@ class _GroupNorm(torch.autograd.Function):
         kind: _Kind,
     ) -> Tensor:
         out, kept = torch.empty_like(images), _floats(images, 2, len(images), norm.num_groups)
+        sizes = len(images), norm.num_groups, len(weight)
         kernels.run(
             "group_forward",
             *_described(images, shortcut, kind),
             out.data_ptr(),
             images.numel(),
-            *kept.shape[1:],
-            len(weight),
+            *sizes,
             (weight.data_ptr(), bias.data_ptr()),
             norm.eps,
             kept.data_ptr(),
         )
         ctx.save_for_backward(images, shortcut, weight, bias, kept)
-        ctx.kind = kind
+        ctx.kind, ctx.sizes = kind, sizes
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        images, shortcut, weight, bias, kept = ctx.saved_tensors
-        gradient = _in_order(gradient)
-        g = torch.empty_like(images)
-        dx = g if shortcut is None else torch.empty_like(images)
-        gradients = _floats(images, 2, len(weight))
-        kernels.run(
-            "group_backward",
-            *_described(images, shortcut, ctx.kind),
-            gradient.data_ptr(),
-            images.numel(),
-            *kept.shape[1:],
-            len(weight),
-            (weight.data_ptr(), bias.data_ptr()),
-            kept.data_ptr(),
-            g.data_ptr(),
-            dx.data_ptr(),
-            gradients.data_ptr(),
-        )
-        return dx, None if shortcut is None else g, *gradients.unbind(), None, None
+        return _gradients("group_backward", ctx, gradient)
+
+
+def _gradients(name: str, ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of images, shortcut, weight and bias by the kernel of that name; none of norm and kind."""
+    images, shortcut, weight, bias, kept = ctx.saved_tensors
+    gradient = _in_order(gradient)
+    of_sum = torch.empty_like(images)
+    of_images = of_sum if shortcut is None else torch.empty_like(images)
+    of_parameters = _floats(images, 2, len(weight))
+    kernels.run(
+        name,
+        *_described(images, shortcut, ctx.kind),
+        gradient.data_ptr(),
+        images.numel(),
+        *ctx.sizes,
+        (weight.data_ptr(), bias.data_ptr()),
+        kept.data_ptr(),
+        of_sum.data_ptr(),
+        of_images.data_ptr(),
+        of_parameters.data_ptr(),
+    )
+    return of_images, None if shortcut is None else of_sum, *of_parameters.unbind(), None, None
 
 
 def _map(like: Tensor, shape: tuple[int, ...]) -> Tensor:
