@@ -53,6 +53,22 @@ def test_a_fitted_process_predicts_and_knows_what_it_does_not_know() -> None:
     assert found.lengths[2] > 2 * found.lengths[0], "the column that does not matter has a long scale"
 
 
+def test_believed_rows_narrow_the_prediction_and_do_not_move_it() -> None:
+    x, y = sample(30)
+    found = fit(x, y, np.full(30, 0.05))
+    more, _ = sample(5, seed=2)
+    alone = GaussianProcess(x, y, np.full(30, 0.05), found)
+    beside = GaussianProcess(x, y, np.full(30, 0.05), found, more, 0.05)
+    told = GaussianProcess(np.vstack([x, more]), np.append(y, alone.mean(more)), np.full(35, 0.05), found)
+    new, _ = sample(40, seed=1)
+    mean, spread = beside.predict(new)
+    assert mean == pytest.approx(alone.predict(new)[0])
+    assert mean == pytest.approx(told.predict(new)[0], abs=1e-5)  # the noise is never quite 0
+    assert spread == pytest.approx(told.predict(new)[1])
+    assert (spread < alone.predict(new)[1]).all()
+    assert beside.fitted == pytest.approx(alone.mean(np.vstack([x, more])))
+
+
 def test_equal_data_give_equal_hyperparameters() -> None:
     x, y = sample(30)
     one, two = fit(x, y, np.ones(30)), fit(x.copy(), y.copy(), np.ones(30))

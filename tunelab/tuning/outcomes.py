@@ -10,10 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import ndtri
 
 from tunelab.noise import configuration_of
 from tunelab.records import Trial, TrialStatus
@@ -78,9 +78,7 @@ def normal_scores(values: Array | Sequence[float]) -> Array:
     _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     middle = last - (counts + 1) / 2  # of ranks from 0
-    normal = NormalDist()
-    quantiles = np.array([normal.inv_cdf((rank + 0.5) / len(values)) for rank in middle])
-    found: Array = quantiles[place]
+    found: Array = ndtri((middle + 0.5) / len(values))[place]
     return found
 
 

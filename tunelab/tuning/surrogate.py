@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.linalg import cho_factor, cho_solve
+from scipy.linalg import cho_factor, cho_solve, cholesky, solve_triangular
 from scipy.optimize import minimize, nnls
 from scipy.spatial.distance import cdist
 from scipy.special import ndtr
@@ -59,31 +59,53 @@ class GaussianProcess:
         y: values (n,), about standard normal.
         noise: relative variance of the noise of each value (n,).
         hyperparameters: what `fit` found.
+        believed: more rows (k, columns), taken to come out as expected: they narrow the prediction and do not move it.
+        believed_noise: the relative variance of their noise.
     """
 
-    def __init__(self, x: Array, y: Array, noise: Array, hyperparameters: Hyperparameters) -> None:
+    def __init__(
+        self,
+        x: Array,
+        y: Array,
+        noise: Array,
+        hyperparameters: Hyperparameters,
+        believed: Array | None = None,
+        believed_noise: float = 1.0,
+    ) -> None:
         self._lengths = hyperparameters.lengths
         self._signal = hyperparameters.signal
+        self._known = len(y)
+        if believed is not None and len(believed):
+            x, noise = np.vstack([x, believed]), np.append(noise, np.full(len(believed), believed_noise))
         self._x = x / self._lengths
-        kernel = self._signal * _matern(cdist(self._x, self._x))
+        kernel = self._signal * _matern(_squared_distances(self._x, self._x))
+        self._among = kernel[:, : self._known].copy()
         kernel[np.diag_indices_from(kernel)] += hyperparameters.noise * noise + 1e-6
-        self._factor = cho_factor(kernel, lower=True)
-        self._weights = cho_solve(self._factor, y)
+        self._factor = cholesky(kernel, lower=True, overwrite_a=True, check_finite=False)
+        # A row that comes out as expected changes no expectation: the weights are those of the known rows alone.
+        known = self._factor[: self._known, : self._known]
+        self._weights = cho_solve((known, True), y, check_finite=False)
+
+    @property
+    def fitted(self) -> Array:
+        """The expected values of its own rows (n + k,)."""
+        found: Array = self._among @ self._weights
+        return found
 
     def mean(self, x: Array) -> Array:
         """The expected values of rows (m, columns)."""
-        found: Array = self._cross(x) @ self._weights
+        found: Array = self._cross(x, self._known) @ self._weights
         return found
 
     def predict(self, x: Array) -> tuple[Array, Array]:
         """The expected values of rows (m, columns), and their standard deviations without noise."""
-        cross = self._cross(x)
-        solved = cho_solve(self._factor, cross.T)
-        variance = self._signal - np.einsum("ij,ji->i", cross, solved)
-        return cross @ self._weights, np.sqrt(np.maximum(variance, 1e-9))
+        cross = self._cross(x, len(self._x))
+        solved = solve_triangular(self._factor, cross.T, lower=True, check_finite=False)
+        variance = self._signal - np.einsum("ij,ij->j", solved, solved)
+        return cross[:, : self._known] @ self._weights, np.sqrt(np.maximum(variance, 1e-9))
 
-    def _cross(self, x: Array) -> Array:
-        found: Array = self._signal * _matern(cdist(x / self._lengths, self._x))
+    def _cross(self, x: Array, rows: int) -> Array:
+        found: Array = self._signal * _matern(_squared_distances(x / self._lengths, self._x[:rows]))
         return found
 
 
@@ -127,10 +149,24 @@ def _loss(theta: Array, x: Array, y: Array, noise: Array, start: Array, spread: 
     return loss, gradient
 
 
-def _matern(distance: Array) -> Array:
-    scaled = math.sqrt(5.0) * distance
-    found: Array = (1 + scaled + scaled**2 / 3.0) * np.exp(-scaled)
-    return found
+def _squared_distances(a: Array, b: Array) -> Array:
+    """(n, m) of rows (n, columns) and (m, columns)."""
+    found: Array = a @ (-2.0 * b.T)
+    found += np.einsum("ij,ij->i", a, a)[:, None]
+    found += np.einsum("ij,ij->i", b, b)
+    return np.maximum(found, 0.0, out=found)
+
+
+def _matern(squared: Array) -> Array:
+    """Of squared distances, which are overwritten."""
+    squared *= 5.0
+    scaled = np.sqrt(squared)
+    squared /= 3.0
+    squared += scaled
+    squared += 1.0
+    np.negative(scaled, out=scaled)
+    squared *= np.exp(scaled, out=scaled)
+    return squared
 
 
 @dataclass(frozen=True)
@@ -208,14 +244,9 @@ def acquisition(
     known = subset(seen.y, MOST_TO_KNOW)
     x, rest, noise = seen.x[known], (seen.y - base_seen)[known], seen.noise[known]
     base_known = base_seen[known]
-    process = GaussianProcess(x, rest, noise, outcome)
-    if len(running):
-        believed = process.mean(running)
-        x, rest, base_known = np.vstack([x, running]), np.append(rest, believed), np.append(base_known, base_running)
-        noise = np.append(noise, np.full(len(running), seen.noise.min()))
-        process = GaussianProcess(x, rest, noise, outcome)
+    process = GaussianProcess(x, rest, noise, outcome, running, float(seen.noise.min()))
     mean, spread = process.predict(candidates)
-    best = float((process.mean(x) + base_known).max())
+    best = float((process.fitted + np.append(base_known, base_running)).max())
     worth = np.log(expected_improvement(mean + base, spread, best) + 1e-12)
     return worth if cost is None else worth - COST_POWER * _log_cost(seen, candidates, cost)
 
