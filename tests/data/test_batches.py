@@ -102,6 +102,23 @@ def test_an_epoch_depends_on_seed_and_epoch_alone() -> None:
     assert len(orders) == 6
 
 
+@pytest.mark.parametrize("at_once", [1, 3, 5, 50])
+def test_batches_are_the_same_however_many_are_made_at_once(monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    alone = batches(ALL, count=83, size=8)
+    assert alone.steps_per_epoch == 10
+    monkeypatch.setattr(module, "_PIXELS_AT_ONCE", 0)
+    expected = list(alone.epoch(2))
+    monkeypatch.setattr(module, "_PIXELS_AT_ONCE", at_once * 8 * 36)
+    found = list(alone.epoch(2))
+    assert len(found) == len(expected) == 10
+    for one, other in zip(found, expected, strict=True):
+        assert one.images.equal(other.images)
+        assert one.labels.equal(other.labels)
+        assert one.mixed_labels is not None
+        assert one.mixed_labels.equal(other.mixed_labels)
+        assert one.mix == other.mix
+
+
 def test_making_batches_leaves_torchs_own_generator_alone() -> None:
     before = torch.get_rng_state()
     list(batches(ALL).epoch(1))

@@ -33,6 +33,7 @@ AHEAD = 3
 _ADVISED = 4  # so many before that the system is told which images come; our choice
 _LEAST = 64 * 2**20  # bytes that such batches may take in any case; our choice
 _OF_GPU = 0.25  # of its free memory a split may take; the rest is for networks and for other trials; our choice
+_PIXELS_AT_ONCE = 2**17  # of the batches that are made together: small ones cost more in calls than in work; our choice
 
 
 @dataclass(frozen=True)
@@ -260,17 +261,26 @@ class TrainBatches:
         draws = draw(self.steps_per_epoch * self._batch_size, self._generator("augment", epoch))
         weights = self._weights(epoch)
         used = order[: len(draws.top)]
-        with contextlib.closing(self._split.batches(self._batch_size, used)) as gathered:
-            for step, pixels in enumerate(gathered):
-                part = slice(step * self._batch_size, (step + 1) * self._batch_size)
+        size, together = self._batch_size, self._batch_size * self._batches_at_once
+        with contextlib.closing(self._split.batches(together, used)) as gathered:
+            for first, pixels in zip(range(0, len(used), together), gathered, strict=True):
+                part = slice(first, first + together)
                 pixels = crop_and_flip(pixels, draws[part], self._augment.crop, self._augment.flip)
                 images = normalize(pixels, self._scale, self._shift, self._dtype)
                 images = cutout(images, draws[part], self._augment.cutout)
                 labels = self._labels.index_select(0, used[part])
-                if weights is None:
-                    yield Batch(images, labels, None, 1.0)
-                else:
-                    yield Batch(*_mixed(images, labels, weights[step]))
+                batches = zip(torch.split(images, size), torch.split(labels, size), strict=True)
+                for step, (own, own_labels) in enumerate(batches, start=first // size):
+                    if weights is None:
+                        yield Batch(own, own_labels, None, 1.0)
+                    else:
+                        yield Batch(*_mixed(own, own_labels, weights[step]))
+
+    @property
+    def _batches_at_once(self) -> int:
+        """How many batches are made by the same few operations; what is streamed is bounded in memory, so one."""
+        pixels = self._batch_size * math.prod(self._split.image_shape[:2])
+        return 1 if self._split.streamed else max(1, _PIXELS_AT_ONCE // pixels)
 
     def _generator(self, use: str, epoch: int) -> torch.Generator:
         generator = torch.Generator(self._labels.device)
