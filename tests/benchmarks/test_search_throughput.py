@@ -20,11 +20,18 @@ def script(load_script: Callable[[str], ModuleType]) -> ModuleType:
 
 
 def test_the_ratio_is_of_pairs(script: ModuleType) -> None:
-    hand = [script.figures(seconds, 10, 40, 0.4) for seconds in (100.0, 200.0, 400.0)]
-    mine = [script.figures(seconds, 10, 60, 0.5) for seconds in (50.0, 50.0, 50.0)]
+    hand = [script.figures(seconds, 10, [(60.0, 0.3), (90.0, 0.4)]) for seconds in (100.0, 200.0, 400.0)]
+    mine = [script.figures(50.0, 10, [(20.0, 0.2), (41.0, 0.5), (49.0, best)]) for best in (0.5, 0.6, 0.7)]
     said = script.table({"hand": hand, "tunelab": mine}).splitlines()
-    assert said[-1] == "trials per hour, tunelab to the script by hand: 4.00 (2.00 to 8.00)"
-    assert " ".join(said[1].split()) == "Ray Tune by hand 200 (100 to 400) 10 40 180 0.400 (0.400 to 0.400)"
+    assert " ".join(said[1].split()) == "Ray Tune by hand 200 (100 to 400) 10 2 180 0.400 (0.400 to 0.400)"
+    assert " ".join(said[2].split()) == "tunelab search 50 (50 to 50) 10 3 720 0.600 (0.500 to 0.700)"
+    assert said[3] == "trials per hour, tunelab to the script by hand: 4.00 (2.00 to 8.00)"
+    assert said[4:] == ["the script's best accuracy, 0.400: tunelab after 41 s, the script after 90 s"] * 3
+
+
+def test_what_was_never_reached_is_said(script: ModuleType) -> None:
+    runs = {"hand": [script.figures(10.0, 1, [(5.0, 0.4)])], "tunelab": [script.figures(10.0, 1, [(5.0, 0.3)])]}
+    assert script.table(runs).endswith("the script's best accuracy, 0.400: tunelab never, the script after 5 s")
 
 
 @pytest.mark.slow
