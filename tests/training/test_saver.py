@@ -213,7 +213,7 @@ def test_a_full_disk_is_told_once_by_the_next_call(make_config, tmp_path, told_b
     config = make_config(epochs=4)
     trainer = make(config, tmp_path)
     trainer.run_epoch()
-    trainer._saver.wait()
+    trainer._kept.wait()
     fill(tmp_path)
     trainer.run_epoch()
     with pytest.raises(OSError, match="No space left on device") as raised:

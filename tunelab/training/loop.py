@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
 
 import torch
 
@@ -34,15 +33,10 @@ from tunelab.training.device import (
     set_up_threads,
 )
 from tunelab.training.evaluate import Evaluation, evaluate
+from tunelab.training.folder import Telemetry, TrialFolder
 from tunelab.training.optim import build_optimizer
-from tunelab.training.saver import Saver
 from tunelab.training.schedules import find_schedule, lr_factor
 from tunelab.training.step import Forward, Steps, graph_recorder
-
-if TYPE_CHECKING:
-    from tunelab.training.telemetry import EventWriter
-
-Telemetry = Literal["off", "scalars"]
 
 
 @dataclass(frozen=True)
@@ -92,20 +86,15 @@ class Trainer:
         Raises:
             InputError: a name or value in the configuration, the device or the data cannot be used.
         """
-        if telemetry not in ("off", "scalars"):
-            raise InputError(f"telemetry {telemetry!r} is unknown; allowed are off and scalars")
+        self._kept = TrialFolder(folder, telemetry)
         find_schedule(config.train.schedule)
         self.config = config
-        self.folder = folder
         self.device = pick_device(device)
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
         self.threads = threads
         self.history: list[EpochMetrics] = []
         self.notes: list[str] = []
-        self._telemetry = telemetry
-        self._events: EventWriter | None = None
-        self._saver = Saver()
         compute = compute or ComputeConfig()
         stated = config.train.precision
         self._compile = compute.compile
@@ -150,7 +139,7 @@ class Trainer:
         """
         if self.finished:
             raise InputError(f"all {self.config.train.epochs} epochs are done")
-        self._saver.check()
+        self._kept.check()
         set_up_threads(self.threads)
         self._fresh = False
         self._compile_where_it_pays(stop_at)
@@ -174,7 +163,7 @@ class Trainer:
         )
         self.history.append(metrics)
         self._save()
-        self._record(metrics)
+        self._kept.record(metrics)
         return metrics
 
     def resume(self) -> bool:
@@ -188,29 +177,18 @@ class Trainer:
         Raises:
             OSError: one that this trainer was writing could not be; a second call goes on from the one before.
         """
-        self._saver.wait()
+        self._kept.wait()
         if not self._fresh:
             self._start()
-        if self.folder is None:
-            return False
-        checkpoint.remove_leftovers(self.folder / "checkpoint")
-        for name in (checkpoint.LAST, checkpoint.BEST):
-            path = self.folder / "checkpoint" / name
+        for path, found in self._kept.checkpoints(self.device):
             try:
-                found = checkpoint.load(path, self.device)
-                self._fresh = False
-                history = checkpoint.restore(found, self.config, self.info, self.model, self.optimizer)
-            except FileNotFoundError:
-                continue
+                self._restore(found)
             except checkpoint.CheckpointError as error:
                 self.notes.append(f"{path} was passed over: {error}")
                 self._start()
                 continue
-            self._steps.adapt()
-            self._steps.load_scaler(found.scaler)
-            self.history[:] = history
             # A process killed just after it wrote the checkpoint has not recorded its epoch.
-            self._record(history[-1], first_step=history[-1].epoch)
+            self._kept.record(self.history[-1], first_step=self.history[-1].epoch)
             return True
         return False
 
@@ -243,11 +221,9 @@ class Trainer:
             OSError: the last checkpoint could not be written; all the same is done.
         """
         try:
-            self._saver.wait()
+            self._kept.wait()
         finally:
-            if self._events is not None:
-                self._events.close()
-                self._events = None
+            self._kept.close_events()
             if "_steps" in self.__dict__:
                 self._steps.close()
             for name in ("model", "optimizer", "_steps", "_batches", "_val"):
@@ -260,9 +236,7 @@ class Trainer:
         self._fresh = True
         self._seconds: list[float] = []  # of the training part of each epoch since here
         self._may_compile = self._compile == "auto"
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        self._kept.close_events()
         torch.manual_seed(derive_seed(self.config.seed, "init"))
         model = build_network(self.config.arch, self.info.channels, len(self.info.classes), self.info.image_size)
         order = torch.channels_last if self._channels_last else torch.contiguous_format
@@ -347,22 +321,21 @@ class Trainer:
         ]
 
     def _save(self) -> None:
-        if self.folder is None:
+        if self._kept.path is None:
             return
         *earlier, newest = self.history
         best = all(newest.score > metrics.score for metrics in earlier)
         scaler = self._steps.scaler_state()
         state = checkpoint.capture(self.config, self.info, self.history, self.model, self.optimizer, scaler)
-        self._saver.save(self.folder / "checkpoint", state, best=best, wait=self.finished)
+        self._kept.save(state, best=best, wait=self.finished)
 
-    def _record(self, metrics: EpochMetrics, first_step: int = 0) -> None:
-        if self.folder is None or self._telemetry == "off":
-            return
-        if self._events is None:
-            from tunelab.training.telemetry import EventWriter  # 0.2 s, and not needed with telemetry "off"
-
-            self._events = EventWriter(self.folder / "events", first_step)
-        self._events.write(metrics)
+    def _restore(self, found: checkpoint.Checkpoint | checkpoint.CheckpointError) -> None:
+        if isinstance(found, checkpoint.CheckpointError):
+            raise found
+        self._fresh = False
+        self.history[:] = checkpoint.restore(found, self.config, self.info, self.model, self.optimizer)
+        self._steps.adapt()
+        self._steps.load_scaler(found.scaler)
 
 
 def fit(
