@@ -13,10 +13,12 @@ from hypothesis import strategies as st
 from tunelab.config import (
     ArchSpec,
     AugmentConfig,
+    AveragingConfig,
     BlockSpec,
     DataConfig,
     LeNetSpec,
     ScheduleConfig,
+    StageSpec,
     StemSpec,
     TrainConfig,
     TrialConfig,
@@ -60,6 +62,16 @@ CONFIGS = st.builds(
         lr=st.floats(1e-12, 1000.0),
         schedule=st.builds(ScheduleConfig, warmup=UNIT, factor=st.floats(0.001, 0.999), cycles=st.integers(1, 100)),
         augment=st.builds(AugmentConfig, crop=st.floats(0.0, 0.5), flip=st.booleans(), mixup=st.floats(0.0, 8.0)),
+        stages=st.just(())
+        | st.builds(
+            StageSpec,
+            begin=st.floats(0.001, 0.999),
+            optimizer=st.text(),
+            lr=st.floats(1e-12, 1000.0),
+            momentum=st.none() | UNIT,
+            weight_decay=st.none() | st.floats(0.0, 10.0),
+        ).map(lambda stage: (stage,)),
+        averaging=st.none() | st.builds(AveragingConfig, kind=st.sampled_from(["ema", "swa"]), start=UNIT),
     ),
     data=st.builds(
         DataConfig,
@@ -115,6 +127,15 @@ def test_a_configuration_cannot_be_changed() -> None:
         ({"train": {"epochs": 2.5}}, "train.epochs"),
         ({"train": {"momentum": 1.0}}, "train.momentum"),
         ({"train": {"precision": "float16"}}, "'float32'"),
+        (
+            {"train": {"averaging": {"kind": "mean"}}},
+            "train.averaging.kind: input should be 'ema' or 'swa' (got 'mean')",
+        ),
+        ({"train": {"averaging": {"kind": "ema", "decay": 1.0}}}, "train.averaging.decay"),
+        ({"train": {"averaging": {"kind": "swa", "start": 1.0}}}, "train.averaging.start"),
+        ({"train": {"stages": [{"begin": 0.5, "lr": 0.1}]}}, "train.stages.0.optimizer: field required"),
+        ({"train": {"stages": [{"begin": 0.0, "optimizer": "sgd", "lr": 0.1}]}}, "train.stages.0.begin"),
+        ({"train": {"stages": [{"begin": 0.5, "optimizer": "sgd", "lr": 0.1}] * 2}}, "must begin later than the one"),
         ({"train": {"schedule": {"warmup": 1.0}}}, "train.schedule.warmup"),
         ({"train": {"augment": {"crop": 0.6}}}, "train.augment.crop"),
         ({"data": {"train_on": "test"}}, "data.train_on: input should be 'train' or 'train+val' (got 'test')"),
@@ -223,6 +244,24 @@ def test_ids_and_seeds_stay_what_they_were() -> None:
     assert arch_id(LeNetSpec()) == "ecd0ac6c"
     assert derive_seed(0, "trial", 0) == 721423983
     assert derive_seed(7, "propose", 3, 1) == 31544065
+
+
+def test_what_came_later_is_in_no_id_where_it_is_not_used() -> None:
+    """Configurations from before there were stages and averages are equal to those of today."""
+    plain = to_json(config())
+    assert list(plain["train"]) == [
+        "epochs", "batch_size", "optimizer", "lr", "weight_decay", "momentum", "nesterov", "label_smoothing",
+        "schedule", "augment", "precision",
+    ]  # fmt: skip
+    assert from_json(TrialConfig, plain) == config()
+    staged = config(stages=(StageSpec(0.5, "adam", 0.001),))
+    averaged = config(averaging=AveragingConfig("swa"))
+    assert to_json(staged)["train"]["stages"] == [
+        {"begin": 0.5, "optimizer": "adam", "lr": 0.001, "weight_decay": None, "momentum": None}
+    ]
+    assert to_json(averaged)["train"]["averaging"] == {"kind": "swa", "start": 0.75, "decay": 0.999}
+    assert len({config_id(config()), config_id(staged), config_id(averaged)}) == 3
+    assert to_json(config().train) == plain["train"]
 
 
 @given(st.lists(st.integers() | st.text(), min_size=1))

@@ -12,7 +12,17 @@ import json
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, TypeAdapter, ValidationError
+from pydantic import (
+    ConfigDict,
+    Discriminator,
+    Field,
+    SerializerFunctionWrapHandler,
+    Tag,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 from pydantic.dataclasses import dataclass
 
 from tunelab.errors import InputError
@@ -145,12 +155,45 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, config=_FORBID)
+class StageSpec:
+    """From the fraction `begin` of the epochs on, another optimizer, which knows nothing of the one before it.
+
+    `optimizer`, `lr`, `momentum` and `weight_decay` are as in TrainConfig; None is what the recipe itself says. The
+    schedule goes on: it spans the whole training, and `lr` is multiplied by its factor at that point. A stage begins
+    with an epoch, the first of which `begin` of all are past.
+    """
+
+    begin: Annotated[float, Field(gt=0.0, lt=1.0)]
+    optimizer: str
+    lr: Annotated[float, Field(gt=0.0, le=1000.0)]
+    weight_decay: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+
+
+@dataclass(frozen=True, config=_FORBID)
+class AveragingConfig:
+    """From the fraction `start` of the epochs on, the network that is evaluated and kept is an average of weights.
+
+    "swa" is the equal average of the weights after each epoch; the statistics of batch norms are computed anew over the
+    training images (Izmailov et al., arXiv 1803.05407, section 3.2; they begin at 75% of the training, section 4.1).
+    "ema" moves at every step by 1 - `decay` towards the weights and statistics (Polyak & Juditsky, SIAM J. Control
+    Optim. 30, 1992, average all steps equally); after n steps by at least 9 / (10 + n), so that what it began with does
+    not last. `decay` is not used by "swa". At least the last epoch is part of either.
+    """
+
+    kind: Literal["ema", "swa"]
+    start: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.75
+    decay: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.999
+
+
+@dataclass(frozen=True, config=_FORBID)
 class TrainConfig:
     """A training recipe. `optimizer` is a key of `tunelab.training.optim.OPTIMIZERS`; `lr` is its peak rate.
 
     `momentum` is used by sgd (with Nesterov's form if `nesterov`) and rmsprop. Norms and biases are never decayed.
     `precision` "auto" is what a search found fastest on its machine; elsewhere bfloat16 autocast where the processor or
-    GPU computes in it, float16 on other GPUs, else float32.
+    GPU computes in it, float16 on other GPUs, else float32. `stages` are other optimizers for later parts, in the order
+    in which they begin; `averaging` None keeps the weights of the last step.
     """
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 30
@@ -164,6 +207,22 @@ class TrainConfig:
     schedule: ScheduleConfig = Field(default_factory=ScheduleConfig)
     augment: AugmentConfig = Field(default_factory=AugmentConfig)
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
+    stages: tuple[StageSpec, ...] = ()
+    averaging: AveragingConfig | None = None
+
+    @field_validator("stages")
+    @classmethod
+    def _in_order(cls, stages: tuple[StageSpec, ...]) -> tuple[StageSpec, ...]:
+        begins = [stage.begin for stage in stages]
+        if begins != sorted(set(begins)):
+            raise ValueError("each stage must begin later than the one before it")
+        return stages
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What came later is left out where it is not used: ids, which are made of this, stay what they were."""
+        plain: dict[str, Any] = write(self)
+        return {name: value for name, value in plain.items() if value or name not in ("stages", "averaging")}
 
 
 @dataclass(frozen=True, config=_FORBID)

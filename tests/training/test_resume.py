@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tunelab.config import AugmentConfig, ScheduleConfig, TrialConfig, to_json
+from tunelab.config import AugmentConfig, AveragingConfig, ScheduleConfig, StageSpec, TrialConfig, to_json
 from tunelab.records import EpochMetrics
 from tunelab.training.loop import Trainer, fit
 
@@ -18,6 +18,13 @@ RECIPES = {
     "one_cycle": {"schedule": ScheduleConfig("one_cycle", warmup=0.1), "optimizer": "adamw", "lr": 0.003},
     "restarts": {"schedule": ScheduleConfig("warm_restarts"), "optimizer": "rmsprop", "lr": 0.0003},
     "float32": {"precision": "float32", "augment": AUGMENT, "label_smoothing": 0.1},
+    "stages, ema": {
+        "optimizer": "adam",
+        "lr": 0.003,
+        "stages": (StageSpec(0.4, "sgd", 0.05), StageSpec(0.6, "rmsprop", 0.0003)),
+        "averaging": AveragingConfig("ema", 0.2, 0.9),
+    },
+    "swa": {"schedule": ScheduleConfig("constant"), "averaging": AveragingConfig("swa", 0.2)},
 }
 
 

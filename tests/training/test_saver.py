@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tunelab.config import to_json
+from tunelab.config import AveragingConfig, StageSpec, to_json
 from tunelab.errors import DivergedError
 from tunelab.records import EpochMetrics
 from tunelab.training import checkpoint
@@ -319,8 +319,21 @@ print(json.dumps([os.waitstatus_to_exitcode(status), counts]))
 """
 
 
-def test_kill_9_at_any_moment_of_a_training_costs_at_most_an_epoch_that_was_reported(make_config, tmp_path):
-    config = make_config(arch={"dropout": 0.3}, epochs=40, data={"limit_train": 200})
+RECIPES = {
+    "plain": {},
+    "stages, ema": {
+        "optimizer": "adam",
+        "lr": 0.003,
+        "stages": (StageSpec(0.2, "sgd", 0.02), StageSpec(0.5, "adamw", 0.001)),
+        "averaging": AveragingConfig("ema", 0.1, 0.9),
+    },
+    "swa": {"averaging": AveragingConfig("swa", 0.1)},
+}
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_kill_9_at_any_moment_of_a_training_costs_at_most_an_epoch_that_was_reported(make_config, tmp_path, recipe):
+    config = make_config(arch={"dropout": 0.3}, epochs=40, data={"limit_train": 200}, **RECIPES[recipe])
     program = [sys.executable, "-c", KILLED, json.dumps(to_json(config)), str(tmp_path), "1"]
     answer = subprocess.run(program, check=True, capture_output=True, text=True)
     status, counts = json.loads(answer.stdout)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from tunelab.config import ComputeConfig, TrainConfig
+from tunelab.config import AveragingConfig, ComputeConfig, StageSpec, TrainConfig
 from tunelab.data.batches import Batch
 from tunelab.errors import InputError
 from tunelab.records import EpochMetrics
@@ -133,6 +133,34 @@ def test_another_form_of_the_network_is_recorded_anew():
         steps.train(batch, 0.01)
     assert calls == [16] * STEPS
     assert len(steps._recorded) == 1
+
+
+@pytest.mark.parametrize("later_on", OPTIMIZERS)
+@pytest.mark.parametrize("before", ["sgd", "adam"])
+def test_another_optimizer_is_recorded_anew(before, later_on):
+    found = []
+    for recorder in (None, later):
+        _, _, steps = trained(before, recorder)
+        model = steps._model
+        steps.change_optimizer(build_optimizer(model, TrainConfig(optimizer=later_on, lr=LR[later_on])))
+        assert not steps._recorded
+        for batch in batches():
+            steps.train(batch, LR[later_on])
+        assert len(steps._recorded) == (recorder is not None)
+        found.append([value.detach() for value in model.state_dict().values()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-6)
+
+
+@needs_gpu
+@pytest.mark.parametrize("kind", ["ema", "swa"])
+def test_a_gpu_trains_stages_and_averages_as_a_processor_does(make_config, kind):
+    stages = (StageSpec(0.4, "sgd", 0.02), StageSpec(0.7, "adamw", 0.001))
+    recipe = {"optimizer": "adam", "lr": 0.002, "precision": "float32", "stages": stages}
+    config = make_config(epochs=6, averaging=AveragingConfig(kind, 0.5, 0.9), **recipe)
+    on_gpu, on_processor = fit(config, device="cuda"), fit(config, device="cpu", threads=1)
+    assert on_gpu[-1].val_loss == pytest.approx(on_processor[-1].val_loss, rel=0.2)
+    assert on_gpu[-1].lr == pytest.approx(on_processor[-1].lr)
 
 
 def test_the_sums_begin_anew():

@@ -276,6 +276,14 @@ class TrainBatches:
                     else:
                         yield Batch(*_mixed(own, own_labels, weights[step]))
 
+    def as_they_are(self) -> Iterator[Tensor]:
+        """The images without augmentation, as many batches as an epoch has, always the same ones in the same order."""
+        order = torch.randperm(len(self._labels), generator=self._generator("plain", 0), device=self._labels.device)
+        used = order[: self.steps_per_epoch * self._batch_size]
+        with contextlib.closing(self._split.batches(self._batch_size, used)) as gathered:
+            for pixels in gathered:
+                yield normalize(pixels, self._scale, self._shift, self._dtype)
+
     @property
     def _batches_at_once(self) -> int:
         """How many batches are made by the same few operations; what is streamed is bounded in memory, so one."""

@@ -55,7 +55,11 @@ class CheckpointError(TunelabError):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The state of a training after an epoch. `model`, `optimizer` and `scaler`, of float16, are state dictionaries."""
+    """The state of a training after an epoch. `model`, `optimizer` and `scaler`, of float16, are state dictionaries.
+
+    `averaged`, of `tunelab.training.averaging`, has that of the average of weights as `network`; it is what was
+    evaluated then. It is empty where nothing is averaged.
+    """
 
     config_id: str
     arch_id: str
@@ -65,6 +69,7 @@ class Checkpoint:
     model: Mapping[str, Any]
     optimizer: Mapping[str, Any]
     scaler: Mapping[str, Any] = field(default_factory=dict)
+    averaged: Mapping[str, Any] = field(default_factory=dict)
 
 
 def capture(
@@ -74,6 +79,7 @@ def capture(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: Mapping[str, Any] | None = None,
+    averaged: Mapping[str, Any] | None = None,
 ) -> Checkpoint:
     """The state of a training as it stands; the tensors are those of `model` and `optimizer`, not copies."""
     return Checkpoint(
@@ -85,6 +91,7 @@ def capture(
         model=model.state_dict(),
         optimizer=optimizer.state_dict(),
         scaler=scaler or {},
+        averaged=averaged or {},
     )
 
 
@@ -205,7 +212,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def load_model(config: TrialConfig, path: Path, info: DataInfo, device: torch.device | str = "cpu") -> nn.Module:
-    """The trained network in the checkpoint `path`, in evaluation mode on `device`.
+    """The trained network in the checkpoint `path`, in evaluation mode on `device`: the average, if there is one.
 
     Raises:
         InputError: there is no such file, or it holds another network than `config` describes.
@@ -219,7 +226,7 @@ def load_model(config: TrialConfig, path: Path, info: DataInfo, device: torch.de
         raise InputError(f"{path} holds the network {checkpoint.arch_id}, not {arch_id(config.arch)}")
     model = build_network(config.arch, info.channels, len(info.classes), info.image_size)
     try:
-        model.load_state_dict(checkpoint.model)
+        model.load_state_dict(checkpoint.averaged.get("network", checkpoint.model))
     except RuntimeError as error:
         reason = str(error).splitlines()[-1].strip()
         raise InputError(f"{path} was not trained on images like these: {reason}") from error
@@ -237,6 +244,7 @@ def _to_plain(checkpoint: Checkpoint) -> dict[str, Any]:
         "model": dict(checkpoint.model),
         "optimizer": dict(checkpoint.optimizer),
         "scaler": dict(checkpoint.scaler),
+        "averaged": dict(checkpoint.averaged),
     }
 
 
@@ -245,7 +253,8 @@ def _from_plain(plain: dict[str, Any]) -> Checkpoint:
         raise ValueError(f"its format is {plain['format']}, this tunelab reads {FORMAT}")
     history = [EpochMetrics(**metrics) for metrics in plain["history"]]
     fields = {name: plain[name] for name in ("config_id", "arch_id", "seed", "data", "model", "optimizer")}
-    return Checkpoint(history=history, scaler=plain.get("scaler", {}), **fields)
+    later = {name: plain.get(name, {}) for name in ("scaler", "averaged")}  # older files lack them
+    return Checkpoint(history=history, **fields, **later)
 
 
 def _write(file: BinaryIO, content: bytes | memoryview) -> None:

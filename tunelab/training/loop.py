@@ -22,6 +22,7 @@ from tunelab.errors import DivergedError, InputError, OutOfTimeError
 from tunelab.models.network import build_network
 from tunelab.records import EpochMetrics
 from tunelab.training import checkpoint
+from tunelab.training.averaging import Averager
 from tunelab.training.compiling import seconds_left, try_out, worth_trying
 from tunelab.training.device import (
     autocast_dtype,
@@ -36,7 +37,8 @@ from tunelab.training.evaluate import Evaluation, evaluate
 from tunelab.training.folder import Telemetry, TrialFolder
 from tunelab.training.optim import build_optimizer
 from tunelab.training.schedules import find_schedule, lr_factor
-from tunelab.training.step import Forward, Steps, graph_recorder
+from tunelab.training.stages import check_optimizers, recipe_of, stage_of
+from tunelab.training.step import Forward, Steps, contiguous, graph_recorder
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ class Trainer:
         """
         self._kept = TrialFolder(folder, telemetry)
         find_schedule(config.train.schedule)
+        check_optimizers(config.train)
         self.config = config
         self.device = pick_device(device)
         if self.device.type == "cuda":
@@ -142,13 +145,15 @@ class Trainer:
         self._kept.check()
         set_up_threads(self.threads)
         self._fresh = False
-        self._compile_where_it_pays(stop_at)
         epoch = len(self.history) + 1
+        self._enter_stage(epoch)
+        self._compile_where_it_pays(stop_at)
         begin = time.perf_counter()
         torch.manual_seed(derive_seed(self.config.seed, "dropout", epoch))
         trained = self._train(epoch, stop_at)
         self._seconds.append(time.perf_counter() - begin)
         self._check_weights(epoch, trained.lr)
+        self._average_epoch(epoch)
         val_loss, val_accuracy = self._validate(epoch, trained.lr)
         metrics = EpochMetrics(
             epoch=epoch,
@@ -226,7 +231,7 @@ class Trainer:
             self._kept.close_events()
             if "_steps" in self.__dict__:
                 self._steps.close()
-            for name in ("model", "optimizer", "_steps", "_batches", "_val"):
+            for name in ("model", "optimizer", "_steps", "_averager", "_batches", "_val"):
                 self.__dict__.pop(name, None)
             return_freed_memory(self.device)
 
@@ -241,8 +246,18 @@ class Trainer:
         model = build_network(self.config.arch, self.info.channels, len(self.info.classes), self.info.image_size)
         order = torch.channels_last if self._channels_last else torch.contiguous_format
         self.model = model.to(self.device, memory_format=order)  # type: ignore[call-overload]
-        self.optimizer = build_optimizer(self.model, self.config.train)
+        self._stage, self._recipe = 0, self.config.train
+        self.optimizer = build_optimizer(self.model, self._recipe)
         self._steps = self._make_steps(self.model, self.optimizer)
+        self._averager = Averager(self.config.train)
+
+    def _enter_stage(self, epoch: int) -> None:
+        """Has the optimizer that the recipe says for `epoch`: a new one, if that is another stage."""
+        stage = stage_of(self.config.train, epoch)
+        if stage != self._stage:
+            self._stage, self._recipe = stage, recipe_of(self.config.train, stage)
+            self.optimizer = build_optimizer(self.model, self._recipe)
+            self._steps.change_optimizer(self.optimizer)
 
     def _make_steps(self, model: Forward, optimizer: torch.optim.Optimizer) -> Steps:
         return Steps(
@@ -262,7 +277,7 @@ class Trainer:
         if self._may_compile and worth_trying(self.model, left, epochs * self._batches.steps_per_epoch):
             self._may_compile = False
             lr = self.history[-1].lr
-            found = try_out(self.model, self._make_steps, self.config.train, self._batches, lr, self.device)
+            found = try_out(self.model, self._make_steps, self._recipe, self._batches, lr, self.device)
             self.notes.append(found.note)
             if found.form is not None:
                 self._steps.go_on_with(found.form)
@@ -276,8 +291,9 @@ class Trainer:
         self.model.train()
         for step, batch in enumerate(self._batches.epoch(epoch)):
             progress = (epoch - 1 + (step + 0.5) / steps) / epochs
-            lr = self.config.train.lr * lr_factor(self.config.train.schedule, progress, losses)
+            lr = self._recipe.lr * lr_factor(self._recipe.schedule, progress, losses)
             loss = self._steps.train(batch, lr)
+            self._averager.after_step(self.model, epoch)
             images += len(batch.labels)
             if time.monotonic() > stop_at and step + 1 < steps:
                 raise OutOfTimeError(f"epoch {epoch} was broken off at step {step + 1} of {steps}")
@@ -290,6 +306,14 @@ class Trainer:
             raise self._diverged(epoch, lr, f"the training loss became {loss_sum / images}")
         return _Trained(loss_sum / images, correct / images, lr, images)
 
+    def _average_epoch(self, epoch: int) -> None:
+        """Lets the average of weights take in those of the epoch."""
+        if not self._averager.after_epoch(self.model, epoch):
+            return
+        images = self._batches.as_they_are()
+        with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
+            self._averager.renew_statistics(images if self._channels_last else map(contiguous, images))
+
     def _validate(self, epoch: int, lr: float) -> tuple[float | None, float | None]:
         if self._val is None:
             return None, None
@@ -299,10 +323,9 @@ class Trainer:
         return found.loss, found.accuracy
 
     def _evaluate(self, split: Split) -> Evaluation:
+        model = self.model if self._averager.network is None else self._averager.network
         order = self._channels_last
-        return evaluate(
-            self.model, split, self.info, device=self.device, precision=self._precision, channels_last=order
-        )
+        return evaluate(model, split, self.info, device=self.device, precision=self._precision, channels_last=order)
 
     def _check_weights(self, epoch: int, lr: float) -> None:
         state = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
@@ -310,7 +333,7 @@ class Trainer:
             raise self._diverged(epoch, lr, "a weight is no longer finite")
 
     def _diverged(self, epoch: int, lr: float, what: str) -> DivergedError:
-        train = self.config.train
+        train = self._recipe
         return DivergedError(f"epoch {epoch}: {what} (lr {lr:.4g}, peak {train.lr:.4g}, optimizer {train.optimizer})")
 
     def _losses_so_far(self) -> list[tuple[float, float]]:
@@ -325,15 +348,18 @@ class Trainer:
             return
         *earlier, newest = self.history
         best = all(newest.score > metrics.score for metrics in earlier)
-        scaler = self._steps.scaler_state()
-        state = checkpoint.capture(self.config, self.info, self.history, self.model, self.optimizer, scaler)
+        more = self._steps.scaler_state(), self._averager.state()
+        state = checkpoint.capture(self.config, self.info, self.history, self.model, self.optimizer, *more)
         self._kept.save(state, best=best, wait=self.finished)
 
     def _restore(self, found: checkpoint.Checkpoint | checkpoint.CheckpointError) -> None:
         if isinstance(found, checkpoint.CheckpointError):
             raise found
         self._fresh = False
-        self.history[:] = checkpoint.restore(found, self.config, self.info, self.model, self.optimizer)
+        self._enter_stage(len(found.history))
+        history = checkpoint.restore(found, self.config, self.info, self.model, self.optimizer)
+        self._averager.load(found.averaged, self.model)
+        self.history[:] = history
         self._steps.adapt()
         self._steps.load_scaler(found.scaler)
 

@@ -48,6 +48,17 @@ def rmsprop(groups: Groups, train: TrainConfig) -> torch.optim.Optimizer:
 OPTIMIZERS: dict[str, Builder] = {"sgd": sgd, "adam": adam, "adamw": adamw, "rmsprop": rmsprop}
 
 
+def find_optimizer(name: str) -> Builder:
+    """What builds the optimizer called `name`.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    if name not in OPTIMIZERS:
+        raise InputError(f"optimizer {name!r} is unknown; allowed are {', '.join(OPTIMIZERS)}")
+    return OPTIMIZERS[name]
+
+
 def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimizer:
     """The optimizer called `train.optimizer` over all weights of `model`, with the peak rate set.
 
@@ -57,14 +68,13 @@ def build_optimizer(model: nn.Module, train: TrainConfig) -> torch.optim.Optimiz
     Raises:
         InputError: there is no optimizer of that name.
     """
-    if train.optimizer not in OPTIMIZERS:
-        raise InputError(f"optimizer {train.optimizer!r} is unknown; allowed are {', '.join(OPTIMIZERS)}")
+    build = find_optimizer(train.optimizer)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups: Groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": train.weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},
     ]
-    return OPTIMIZERS[train.optimizer]([group for group in groups if group["params"]], train)
+    return build([group for group in groups if group["params"]], train)
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -113,6 +113,11 @@ class Steps:
         self._model = model
         self.adapt()
 
+    def change_optimizer(self, optimizer: torch.optim.Optimizer) -> None:
+        """Updates the weights with another optimizer from now on; what was recorded is void."""
+        self._optimizer = optimizer
+        self.adapt()
+
     def begin(self) -> None:
         """The sums start at 0."""
         self._loss.zero_()
