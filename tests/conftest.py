@@ -52,7 +52,7 @@ def _numbers_as_usual() -> Iterator[None]:
 def no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     """Searches believe a calibration that was not made: a measured second is a long time in a test."""
     from tunelab.config import ComputeConfig
-    from tunelab.tuning import calibrate, compute, prospect
+    from tunelab.tuning import calibrate, compute, packing, prospect
 
     def pretend(samples: Any, candidates: Any, *_more: Any) -> calibrate.Calibration:
         layouts = tuple(calibrate.Layout(slots, 100.0, 300.0) for slots in candidates)
@@ -61,7 +61,8 @@ def no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(calibrate, "calibrate", pretend)
     monkeypatch.setattr(compute, "recall", lambda _key: None)  # another test may have measured
     monkeypatch.setattr(compute, "fastest", lambda *_given, **_more: compute.Choice(ComputeConfig(), {}))
-    monkeypatch.setattr(prospect, "Probes", lambda count: contextlib.nullcontext())
+    for module in (packing, prospect):
+        monkeypatch.setattr(module, "Probes", lambda count: contextlib.nullcontext())
 
 
 class MakeStudy(Protocol):

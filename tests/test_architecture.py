@@ -69,12 +69,20 @@ ROOMS = [
     Room(
         "tunelab.tuning.runner",
         "a search from its options to its end: space, check, record, Ray; and 'run these configs' for all else",
-        "tunelab.tuning.lineage tunelab.tuning.memory tunelab.tuning.grid tunelab.tuning.execute"
+        "tunelab.tuning.packing tunelab.tuning.lineage tunelab.tuning.memory tunelab.tuning.grid"
+        " tunelab.tuning.execute"
         " tunelab.tuning.prospect tunelab.tuning.preflight tunelab.tuning.progress tunelab.tuning.forecast"
         " tunelab.tuning.hardware tunelab.tuning.ray_tune tunelab.tuning.deadline tunelab.tuning.repeats"
         " tunelab.tuning.searcher tunelab.tuning.sources tunelab.tuning.stopping tunelab.tuning.options"
         " tunelab.study tunelab.journal tunelab.space tunelab.models.check tunelab.data tunelab.records"
         " tunelab.config",
+    ),
+    Room(
+        "tunelab.tuning.packing",
+        "how a list of trainings shares the machine, measured where there is a choice",
+        "tunelab.tuning.prospect tunelab.tuning.calibrate tunelab.tuning.quota tunelab.tuning.probes"
+        " tunelab.tuning.hardware tunelab.tuning.ray_tune tunelab.tuning.options tunelab.study tunelab.records"
+        " tunelab.capacity",
     ),
     Room(
         "tunelab.tuning.profile",

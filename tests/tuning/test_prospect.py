@@ -300,14 +300,13 @@ def test_later_trials_are_better_than_random_ones_and_not_than_known_ones(
     assert found == ([0, 0, 0] if sampler == "random" else [7 / 8, 4 / 8, 0]), "the baseline is known too"
 
 
-def test_a_list_of_trainings_is_forecast_without_rungs(space: str, tmp_path: Path) -> None:
+def test_a_list_of_trainings_is_forecast_without_rungs(space: str) -> None:
     info = prepare(OPTIONS.data)
     drawn = first_proposals(make_source(load_space(space), OPTIONS, info, 0, None), None, 3)
     configs = [from_json(TrialConfig, trial.config) for trial in drawn]
     source = FixedSource(configs, make_check(OPTIONS, info))
     slots = Slots(3, 1, 0.0, "cpu")
-    like = study_of(tmp_path / "study", calibration(slots, step=2.0), 2)
-    found = forecast_of(configs, source, info, slots, like)
+    found = forecast_of(configs, source, info, slots, calibration(slots, step=2.0))
     assert (tuple(found.plan.rungs(9)), found.plan.trials, found.plan.final_share) == ((), 3, 0.0)
     assert found.total().expected > forecast_of(configs, source, info, slots, None).total().expected
 

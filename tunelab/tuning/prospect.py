@@ -201,10 +201,10 @@ def look_on(
         baseline: the number of the trial that is the baseline, if there is one.
         again: the machine is to be shared as before; else as `options` say now.
     """
-    measured = _calibration(study)
+    measured = calibration_of(study)
     slots = find_slots(options)
     if measured is not None and measured.slots.device == slots.device:
-        same = _shares_alike(study)
+        same = shares_alike(study)
         if again and same:
             slots = dataclasses.replace(measured.slots, precision="auto", channels_last=True)
         elif same and options.cpus_per_trial is None:  # as many threads in all
@@ -213,7 +213,7 @@ def look_on(
         limit = quota.capped(free_memory_mib(), options.memory, slots.device)
         slots = computing_like(slots, study)
         slots = calibrate.within(slots, measured, limit, count_gpus())
-    slots = quota.share_memory(slots, options.memory, _needed(measured, slots))
+    slots = quota.share_memory(slots, options.memory, needed(measured, slots))
     race = make_race(options, info, baseline is not None)
     trials = first_proposals(source, race, min(DRAWS, options.trials))
     in_full = bool(study.info.get("grid_in_full"))
@@ -229,16 +229,16 @@ def slots_for(options: SearchOptions, like: Study | None) -> Slots:
         InputError: the machine lacks what is asked for, or the memory that is allowed is too little.
     """
     slots = find_slots(options) if like is None else computing_like(find_slots(options), like)
-    return quota.share_memory(slots, options.memory, _needed(_calibration(like), slots))
+    return quota.share_memory(slots, options.memory, needed(calibration_of(like), slots))
 
 
-def _calibration(study: Study | None) -> calibrate.Calibration | None:
-    """What was measured when a study was begun."""
+def calibration_of(study: Study | None) -> calibrate.Calibration | None:
+    """What was measured when a study was begun, None without one or where nothing was."""
     plain = None if study is None else study.info.get("calibration")
     return None if plain is None else calibrate.Calibration.from_json(plain)
 
 
-def _needed(measured: calibrate.Calibration | None, slots: Slots) -> float:
+def needed(measured: calibrate.Calibration | None, slots: Slots) -> float:
     """The MiB of the machine's memory that a trial takes; 0 where that is not known."""
     if measured is None or slots.device != "cpu" or measured.slots.device != slots.device:
         return 0.0
@@ -246,11 +246,14 @@ def _needed(measured: calibrate.Calibration | None, slots: Slots) -> float:
 
 
 def forecast_of(
-    configs: Sequence[TrialConfig], source: Source, info: DataInfo, slots: Slots, like: Study | None
+    configs: Sequence[TrialConfig],
+    source: Source,
+    info: DataInfo,
+    slots: Slots,
+    measured: calibrate.Calibration | None,
 ) -> Forecast:
-    """The forecast of a list of trainings; what was measured for the study `like` is used again."""
+    """The forecast of a list of trainings, from what was measured of them or for the study that they come from."""
     trials = first_proposals(source, None, min(DRAWS, len(configs)))
-    measured = _calibration(like)
     plan = Plan(len(configs), configs[0].train.epochs, slots.concurrent, beside=_beside(measured))
     return Forecast(_speed(measured, info, slots), plan, trials)
 
@@ -321,7 +324,7 @@ def open_data(config: DataConfig, show_progress: bool) -> DataInfo:
     return info
 
 
-def _shares_alike(study: Study) -> bool:
+def shares_alike(study: Study) -> bool:
     """True if this machine has as many processors and GPUs as the one that the study was begun on."""
     hardware = study.info["hardware"]
     return bool(hardware["cpus"] == usable_cpus() and len(hardware.get("gpus", ())) == count_gpus())

@@ -17,6 +17,7 @@ from tunelab.config import DataConfig, TrialConfig, from_json, to_json
 from tunelab.data.cache import DataInfo
 from tunelab.errors import InputError
 from tunelab.journal import Journal
+from tunelab.records import Trial
 from tunelab.space import SearchSpace
 from tunelab.study import Study, current, proposed
 from tunelab.study import runs_dir as find_runs_dir
@@ -29,17 +30,18 @@ from tunelab.tuning.lineage import Begun, again_of, baseline_number, carry_over,
 from tunelab.tuning.memory import find_studies
 from tunelab.tuning.memory import write as write_earlier
 from tunelab.tuning.options import GridRequest, SearchOptions, fill_in
+from tunelab.tuning.packing import pack
 from tunelab.tuning.preflight import make_check, new_path, require_same_data
 from tunelab.tuning.prospect import (
-    computing_like,
+    calibration_of,
     end_time,
+    first_proposals,
     forecast_of,
     look_ahead,
     look_on,
     make_race,
     open_data,
     seconds_to,
-    slots_for,
 )
 from tunelab.tuning.ray_tune import Slots
 from tunelab.tuning.sources import FixedSource
@@ -277,6 +279,8 @@ def run_configs(
 ) -> Study:
     """Trains a list of configurations to their full length, as a study in `path`; one that was begun goes on.
 
+    As many are trained at once as is measured to be fastest and fits into memory.
+
     Args:
         path: the folder of the study.
         configs: what to train; entry n is trial n. A study that exists must have been begun with the same entries.
@@ -297,33 +301,53 @@ def run_configs(
     info = open_data(configs[0].data, show_progress)
     if like is not None:
         require_same_data(like, info)
-    slots = dataclasses.replace(slots_for(options, like), compile=compile)
-    if (path / "study.json").exists():
-        study = Study.open(path)
-        require_same_data(study, info)
-        slots = computing_like(slots, study)
-        for trial, config in zip(study.list_trials(), configs, strict=False):  # more or fewer of them than before
-            if trial.config != to_json(config):
-                raise InputError(
-                    f"{path} was begun with another configuration of trial {trial.number}; remove it first"
-                )
-    else:
-        study = Study.create(
-            path,
-            {
-                "kind": kind,
-                "options": to_json(options),
-                "data": info.to_json(),
-                "seed": options.seed,
-                "versions": describe_versions(),
-                "hardware": describe_hardware(),
-                "slots": dataclasses.asdict(slots),
-                **about,
-            },
-        )
     source = FixedSource(configs, make_check(dataclasses.replace(options, max_params=None, max_mflops=None), info))
-    forecast = forecast_of(configs, source, info, slots, like)
+    begun = Study.open(path) if (path / "study.json").exists() else None
+    left = first_proposals(source, None, len(configs))
+    if begun is not None:
+        require_same_data(begun, info)
+        left = _left(begun, configs, left)
+    packing = pack(left, options, like, begun)
+    slots = dataclasses.replace(packing.slots, compile=compile)
+    shared = {"slots": dataclasses.asdict(slots)}
+    if packing.measured is not None:
+        shared["calibration"] = packing.measured.to_json()
+        if show_progress and left:
+            print(packing.measured.reason, file=sys.stderr)
+    if begun is None:
+        content = {
+            "kind": kind,
+            "options": to_json(options),
+            "data": info.to_json(),
+            "seed": options.seed,
+            "versions": describe_versions(),
+            "hardware": describe_hardware(),
+            **shared,
+            **about,
+        }
+        study = Study.create(path, content)
+    else:
+        study = begun
+        if packing.again:
+            study.update(lambda info: {**shared, "options": {**info["options"], "trials": options.trials}})
+    forecast = forecast_of(configs, source, info, slots, packing.measured or calibration_of(like))
     return execute(study, Plan(source, NeverStop(), len(configs), options, title, show_progress, slots, forecast))
+
+
+def _left(study: Study, configs: Sequence[TrialConfig], trials: list[Trial]) -> list[Trial]:
+    """Those of a list of trainings that have not ended in the study that they are trained in.
+
+    Raises:
+        InputError: it was begun with other configurations.
+    """
+    known = study.list_trials()
+    for trial, config in zip(known, configs, strict=False):  # more or fewer of them than before
+        if trial.config != to_json(config):
+            raise InputError(
+                f"{study.path} was begun with another configuration of trial {trial.number}; remove it first"
+            )
+    ended = {trial.number for trial in known if trial.status.ended}
+    return [trial for trial in trials if trial.number not in ended]
 
 
 def _run_search(
