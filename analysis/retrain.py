@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
-import statistics
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from tunelab.config import TrialConfig, arch_id, derive_seed, from_json, to_json
+from tunelab.config import TrainConfig, TrialConfig, arch_id, config_id, derive_seed, from_json, to_json
 from tunelab.data.batches import load_split
 from tunelab.data.cache import DataInfo, prepare
 from tunelab.errors import InputError, TunelabError
@@ -20,11 +23,17 @@ from tunelab.records import Trial, TrialStatus
 from tunelab.study import Study, load, write_csv
 from tunelab.training.checkpoint import load_model
 from tunelab.training.device import pick_device
-from tunelab.training.evaluate import Evaluation, evaluate
+from tunelab.training.evaluate import class_scores
+from tunelab.training.schedules import find_schedule
+from tunelab.training.stages import check_optimizers
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.runner import run_configs
 
+from . import readings
+from .outcome import outcome
 from .plots import draw_learning_curve, learning_curve
+
+AVERAGES = ("none", "ema", "swa")
 
 
 def retrain(
@@ -34,28 +43,36 @@ def retrain(
     seeds: int = 1,
     keep_val: bool = False,
     trial: int | None = None,
+    average: Literal["none", "ema", "swa"] | None = None,
+    changes: Mapping[str, Any] | None = None,
     compile: Literal["auto", "off"] = "auto",
     progress: bool = True,
 ) -> dict[str, Any]:
     """Trains the best trial's configuration in full and returns what `metrics.json` holds.
 
-    Writes `model.safetensors` (of the first seed: none is chosen by its test score), `config.json`, `metrics.json`,
-    `learning_curve.csv` and `learning_curve.png` into `retrain-...` inside the study. An interrupted retraining goes
-    on; a finished one is not trained again.
+    Writes `model.safetensors` (of the first seed: none is chosen by its test score; `model-1.safetensors` and so on are
+    of the others), `config.json`, `metrics.json`, `test_predictions.npz`, `learning_curve.csv` and `learning_curve.png`
+    into `retrain-...` inside the study. The test images are read once, when all seeds are trained, and that is recorded
+    in the study before. An interrupted retraining goes on; a finished one is neither trained nor tested again.
 
     Args:
         study: the study, or its folder.
         epochs: the full length.
-        seeds: how many times, each with another seed.
+        seeds: how many times, each with another seed; several at once where that is faster and fits into memory.
         keep_val: trains on the training images alone, so that the validation curve shows over-fitting.
         trial: another trial than the best one.
+        average: which average of weights is kept, as `AveragingConfig` has it; by default what the recipe says.
+        changes: what else is to be different in the recipe: fields of `TrainConfig` as plain JSON values, such as
+            `{"stages": [{"begin": 0.5, "optimizer": "sgd", "lr": 0.05}], "augment": {"mixup_until": 0.8}}`. Of
+            `schedule`, `augment` and `averaging` what is not named stays.
         compile: "auto" goes on with `torch.compile` where ten minutes or more are left and it is measured to be faster.
         progress: shows the progress on standard error.
 
     Raises:
-        InputError: no trial has run its full length, there is no such trial, or the data has changed.
+        InputError: no trial has run its full length, there is no such trial, the recipe cannot be, or the data has
+            changed.
         PausedError: a signal stopped it; the same call goes on.
-        TunelabError: a training diverged or failed.
+        TunelabError: a training diverged or failed, or the reading of the test images cannot be recorded.
     """
     if epochs < 1 or seeds < 1:
         raise InputError(f"--epochs {epochs} and --seeds {seeds} must be at least 1")
@@ -64,8 +81,11 @@ def retrain(
     opened = study if isinstance(study, Study) else load(study)
     chosen = opened.best() if trial is None else opened.trial(trial)
     config = opened.config(chosen)
-    configs = [_full_length(config, epochs, keep_val, index) for index in range(seeds)]
+    recipe = changed(config.train, changes or {}, average)
+    configs = [_full_length(config, recipe, epochs, keep_val, index) for index in range(seeds)]
     suffix = "-keep-val" if keep_val else ""
+    if recipe != config.train:
+        suffix += f"-recipe-{config_id(configs[0])[:8]}"
     folder = opened.path / f"retrain-{arch_id(config.arch)}-trial{chosen.number:04d}-{epochs}epochs{suffix}"
     packing = dict.fromkeys(("concurrent", "cpus_per_trial", "gpus_per_trial"))  # was made for many trials
     runs = run_configs(
@@ -89,10 +109,34 @@ def retrain(
     return _finish(opened, runs, chosen, configs, trained)
 
 
-def _full_length(config: TrialConfig, epochs: int, keep_val: bool, index: int) -> TrialConfig:
+def changed(train: TrainConfig, changes: Mapping[str, Any], average: str | None = None) -> TrainConfig:
+    """The recipe with `changes` and another `average`, as `retrain` takes them.
+
+    Raises:
+        InputError: a name or value is not allowed.
+    """
+    if "epochs" in changes:
+        raise InputError("a changed recipe has no epochs: --epochs says how many")
+    if average is not None and average not in AVERAGES:
+        raise InputError(f"--average {average!r} is unknown; allowed are {', '.join(AVERAGES)}")
+    plain = to_json(train)
+    for name, value in changes.items():
+        before = plain.get(name)
+        plain[name] = {**before, **value} if isinstance(before, dict) and isinstance(value, Mapping) else value
+    if average == "none":
+        plain["averaging"] = None
+    elif average is not None:
+        plain["averaging"] = {**(plain.get("averaging") or {}), "kind": average}
+    made = from_json(TrainConfig, plain)
+    find_schedule(made.schedule)
+    check_optimizers(made)
+    return made
+
+
+def _full_length(config: TrialConfig, recipe: TrainConfig, epochs: int, keep_val: bool, index: int) -> TrialConfig:
     return dataclasses.replace(
         config,
-        train=dataclasses.replace(config.train, epochs=epochs),
+        train=dataclasses.replace(recipe, epochs=epochs),
         data=dataclasses.replace(config.data, train_on="train" if keep_val else "train+val"),
         seed=derive_seed(config.seed, "retrain", index),
     )
@@ -101,24 +145,36 @@ def _full_length(config: TrialConfig, epochs: int, keep_val: bool, index: int) -
 def _finish(
     study: Study, runs: Study, chosen: Trial, configs: list[TrialConfig], trained: list[Trial]
 ) -> dict[str, Any]:
-    """Reads the test split, unless that was done for these runs, and writes the files."""
+    """Writes the models, then reads the test split, unless that was done for these runs, and writes what came of it."""
     file = runs.path / "metrics.json"
     before: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
     if len(before.get("seeds", [])) >= len(trained):
         return before
     device = pick_device(str(study.info["options"]["device"]))
     info = prepare(configs[0].data)
-    test = load_split(configs[0].data, "test", device, study.info["options"].get("memory"))
-    chosen_precision = runs.info.get("slots", {}).get("precision", "auto")  # of those that the recipe leaves open
-    results = []
-    for run, config in zip(trained, configs, strict=False):
-        stated = config.train.precision
-        precision = chosen_precision if stated == "auto" else stated
-        model = load_model(config, runs.trial_folder(run.number) / "checkpoint" / "last.pt", info, device)
+    models = []
+    for run, config in zip(trained, configs, strict=True):
+        models.append(load_model(config, runs.trial_folder(run.number) / "checkpoint" / "last.pt", info, device))
         if run.number == 0:
-            _write_model(runs.path, model, config, info)
-        results.append(evaluate(model, test, info, device=device, precision=precision))
-    metrics = _metrics(study, runs, chosen, configs, trained, results)
+            _write_model(runs.path, models[0], config, info)
+        else:
+            _write_weights(runs.path / f"model-{run.number}.safetensors", models[-1])
+    past = readings.earlier(study)
+    reading = readings.record(study, runs.path, chosen.number, len(trained))
+    # From here on the test images count as read, whatever happens.
+    test = load_split(configs[0].data, "test", device, study.info["options"].get("memory"))
+    stated = configs[0].train.precision
+    precision = runs.info.get("slots", {}).get("precision", "auto") if stated == "auto" else stated
+    scores = [class_scores(model, test, info, device=device, precision=precision) for model in models]
+    labels = test.labels.cpu()
+    metrics = {
+        **outcome(study, chosen, configs, trained, scores, labels),
+        "folder": str(runs.path),
+        "test_reading": reading,
+        "test_readings_before": past,
+        "test_reads_before": readings.count_trainings(past),
+    }
+    _write_predictions(runs.path / "test_predictions.npz", scores[0], labels)
     rows = learning_curve([run.epochs for run in trained])
     write_csv(runs.path / "learning_curve.csv", rows)
     title = f"{study.name}, trial {chosen.number}, {configs[0].train.epochs} epochs"
@@ -129,9 +185,7 @@ def _finish(
 
 def _write_model(folder: Path, model: nn.Module, config: TrialConfig, info: DataInfo) -> None:
     """Writes the weights, and beside them all that is needed to use them: no pickle in either."""
-    temporary = folder / ".model.safetensors.tmp"
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
-    temporary.replace(folder / "model.safetensors")
+    _write_weights(folder / "model.safetensors", model)
     content = {
         "trial_config": to_json(config),
         "classes": list(info.classes),
@@ -144,48 +198,15 @@ def _write_model(folder: Path, model: nn.Module, config: TrialConfig, info: Data
     write_atomically(folder / "config.json", json.dumps(content, indent=2) + "\n")
 
 
-def _metrics(
-    study: Study,
-    runs: Study,
-    chosen: Trial,
-    configs: list[TrialConfig],
-    trained: list[Trial],
-    results: list[Evaluation],
-) -> dict[str, Any]:
-    """What `metrics.json` holds: accuracies lie in [0, 1], losses are in nats, `seconds` is training time."""
-    accuracies = [result.accuracy for result in results]
-    place = next((one for one in study.standings() if chosen.number in one.runs), None)
-    return {
-        "study": str(study.path),
-        "trial": chosen.number,
-        "arch_id": chosen.arch_id,
-        "epochs": configs[0].train.epochs,
-        "trained_on": configs[0].data.train_on,
-        "folder": str(runs.path),
-        "search_val_accuracy": place.standing.mean if place is not None else chosen.score,
-        "search_runs": place.standing.runs if place is not None else 1,
-        "search_epochs": len(chosen.epochs),
-        "test_accuracy": statistics.fmean(accuracies),
-        "test_accuracy_std": statistics.stdev(accuracies) if len(accuracies) > 1 else None,
-        "test_loss": statistics.fmean(result.loss for result in results),
-        "test_images": results[0].n,
-        "test_reads_before": _test_reads(study, runs),
-        "params": chosen.stats.get("params"),
-        "mflops": chosen.stats.get("mflops"),
-        "seeds": [
-            {
-                "seed": config.seed,
-                "test": result.to_json(),
-                "last_epoch": run.epochs[-1].to_json(),
-                "seconds": sum(metrics.seconds for metrics in run.epochs),
-                "notes": run.notes,
-            }
-            for config, run, result in zip(configs, trained, results, strict=False)
-        ],
-    }
+def _write_weights(path: Path, model: nn.Module) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
+    temporary.replace(path)
 
 
-def _test_reads(study: Study, runs: Study) -> int:
-    """How many trainings of this study have been scored on the test split before: a choice among them is biased."""
-    others = [file for file in study.path.glob("retrain-*/metrics.json") if file.parent != runs.path]
-    return sum(len(json.loads(file.read_text(encoding="utf-8"))["seeds"]) for file in others)
+def _write_predictions(path: Path, scores: torch.Tensor, labels: torch.Tensor) -> None:
+    """Writes `labels`, `predicted` classes and the `probability` of these, (N,) each, in the order of the images."""
+    probability, predicted = scores.softmax(1).max(1)
+    content = io.BytesIO()
+    np.savez(content, labels=labels.numpy(), predicted=predicted.numpy(), probability=probability.numpy())
+    write_atomically(path, content.getvalue())

@@ -101,34 +101,6 @@ def describe_ties(best: int, ties: Sequence[int], noise: Mapping[str, Any]) -> s
     return f"trials {', '.join(listed[:-1])} and {listed[-1]} cannot be told apart {judged}"
 
 
-def print_retrained(metrics: Mapping[str, Any]) -> None:
-    """What a retraining came to."""
-    out = console()
-    runs = len(metrics["seeds"])
-    spread = f" +- {100 * metrics['test_accuracy_std']:.1f}" if metrics["test_accuracy_std"] is not None else ""
-    seen = "that earlier trainings were scored on too" if metrics["test_reads_before"] else "never seen before"
-    times = "once" if runs == 1 else f"{runs} times"
-    out.print(
-        f"test accuracy {percent(metrics['test_accuracy'])}{spread} on {metrics['test_images']} images "
-        f"{seen} (trial {metrics['trial']}, {metrics['epochs']} epochs on {metrics['trained_on']}, "
-        f"trained {times})"
-    )
-    searched = metrics.get("search_runs", 1)
-    mean = f", the mean of {searched} runs" if searched > 1 else ""
-    out.print(
-        f"the search had measured {percent(metrics['search_val_accuracy'])} on its validation images "
-        f"after {metrics['search_epochs']} epochs{mean}"
-    )
-    if metrics["test_reads_before"]:
-        out.print(
-            f"note: {metrics['test_reads_before']} other trainings of this study have been scored on the test images; "
-            "choosing among them makes the best one's score too high"
-        )
-    for note in dict.fromkeys(note for seed in metrics["seeds"] for note in seed.get("notes", ())):
-        out.print(f"note: {note}")
-    out.print(f"model: {metrics['folder']}")
-
-
 def study_rows(studies: Sequence[Study]) -> list[dict[str, Any]]:
     """One row per study for `tunelab list`."""
     rows = []

@@ -34,7 +34,7 @@ SURFACE = {
     ),
     "resume": "study --deadline --concurrent --runs-dir --json",
     "extend": "study --trials --epochs --grid --deadline --concurrent --runs-dir --json",
-    "best": "study --top --retrain --epochs --seeds --trial --keep-val --compile --runs-dir --json",
+    "best": "study --top --retrain --epochs --seeds --trial --keep-val --average --recipe --compile --runs-dir --json",
     "profile": (
         "study trial --space --data --data-dir --download --skip-unreadable --image-size --limit-train --val-fraction"
         " --batch-sizes --threads --device --seconds --out --runs-dir --json"
@@ -350,6 +350,30 @@ def test_options_of_retraining_need_it(capfd: pytest.CaptureFixture[str], make_s
     assert_one_line(Asked(["best", path, "--seeds", "3"], capfd), "--seeds", "--retrain")
     assert_one_line(Asked(["best", path, "--keep-val", "--trial", "0"], capfd), "--trial and --keep-val", "--retrain")
     assert_one_line(Asked(["best", path, "--compile", "off"], capfd), "--compile", "--retrain")
+    assert_one_line(Asked(["best", path, "--average", "ema"], capfd), "--average", "--retrain")
+    assert_one_line(Asked(["best", path, "--recipe", __file__], capfd), "--recipe", "--retrain")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("lrr: 0.1", ["lrr: unexpected keyword argument"]),
+        ("- lr: 0.1", ["must hold lines such as `lr: 0.05`"]),
+        ("lr: [", ["is not YAML"]),
+        ("[" * 5000, ["nested too deeply"]),
+        ("epochs: 3", ["--epochs says how many"]),
+        ("stages: [{begin: 0.5, optimizer: lion, lr: 0.1}]", ["optimizer 'lion' is unknown"]),
+        ("x" * 200_000, ["is larger than"]),
+    ],
+)
+def test_a_recipe_that_cannot_be_used_is_one_line(
+    text: str, words: list[str], capfd: pytest.CaptureFixture[str], make_study: MakeStudy, tmp_path: Path
+) -> None:
+    path = make_study([("COMPLETED", [0.1, 0.2, 0.3, 0.4])]).path
+    file = tmp_path / "recipe.yaml"
+    file.write_text(text)
+    assert_one_line(Asked(["best", str(path), "--retrain", "--recipe", str(file)], capfd), *words)
+    assert not list(path.glob("retrain-*"))
 
 
 @pytest.mark.parametrize("option", [[], ["--retrain"]])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -11,17 +12,28 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from tunelab.analysis.retrain import retrain
+from tunelab.analysis.readings import count_trainings, earlier
+from tunelab.analysis.retrain import changed, retrain
 
 import tunelab
-from tunelab.config import ArchSpec, BlockSpec, DataConfig, StemSpec, TrainConfig, TrialConfig, from_json
+from tunelab.config import (
+    ArchSpec,
+    AveragingConfig,
+    BlockSpec,
+    DataConfig,
+    StemSpec,
+    TrainConfig,
+    TrialConfig,
+    from_json,
+)
 from tunelab.data.batches import load_split
 from tunelab.data.cache import prepare
 from tunelab.errors import DivergedError, InputError, TunelabError
 from tunelab.models.network import build_network
 from tunelab.records import EpochMetrics, TrialStatus
 from tunelab.study import Study
-from tunelab.training.evaluate import evaluate
+from tunelab.training.checkpoint import load
+from tunelab.training.evaluate import class_scores, evaluate
 from tunelab.training.loop import Trainer
 from tunelab.tuning import ray_tune
 from tunelab.tuning.engine import Engine
@@ -163,7 +175,7 @@ def test_wrong_arguments_are_refused(wrong: dict[str, int], make_study: MakeStud
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+def here(monkeypatch: pytest.MonkeyPatch, no_calibration: None) -> list[tuple[int, int]]:
     """What is trained, as trial and epoch; the engine is halted before (1, 2) the first time that it comes up."""
     trained: list[tuple[int, int]] = []
     halts = [(1, 2)]
@@ -205,6 +217,7 @@ def test_an_interrupted_retraining_goes_on_and_the_test_images_are_read_once(
 
     def counted(config: DataConfig, split: Any, device: torch.device, memory: int | None) -> Any:
         reads.append(split)
+        assert len(earlier(studied)) == len(reads), "it is recorded before"
         return load_split(config, split, device, memory)
 
     monkeypatch.setattr("tunelab.analysis.retrain.load_split", counted)
@@ -219,11 +232,126 @@ def test_an_interrupted_retraining_goes_on_and_the_test_images_are_read_once(
     assert here == [(0, 1), (0, 2), (1, 1), (1, 2)], "every epoch once"
     assert reads == ["test"]
     assert len(metrics["seeds"]) == 2
+    assert metrics["test_reads_before"] == 0
     assert retrain(studied, epochs=2, seeds=2, progress=False) == metrics
     assert reads == ["test"]
     more = retrain(studied, epochs=2, seeds=3, progress=False)
     assert here[4:] == [(2, 1), (2, 2)], "only the new seed is trained"
     assert [seed["test"] for seed in more["seeds"][:2]] == [seed["test"] for seed in metrics["seeds"]]
+    assert (more["test_reads_before"], more["test_readings_before"]) == (2, [metrics["test_reading"]])
+
+
+def test_a_crash_after_the_test_images_were_read_counts_as_a_reading(
+    here: list[tuple[int, int]], studied: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    halted = here.clear
+
+    def crash(*_arguments: object, **_more: object) -> None:
+        raise MemoryError("no more")
+
+    with pytest.raises(PausedError):
+        retrain(studied, epochs=2, seeds=2, progress=False)
+    with monkeypatch.context() as patch:
+        patch.setattr("tunelab.analysis.retrain.outcome", crash)
+        with pytest.raises(MemoryError):
+            retrain(studied, epochs=2, seeds=2, progress=False)
+    assert not list(studied.path.glob("retrain-*/metrics.json"))
+    halted()
+    metrics = retrain(studied, epochs=2, seeds=2, progress=False)
+    assert here == [], "nothing is trained again"
+    (crashed,) = metrics["test_readings_before"]
+    assert (crashed["trial"], crashed["trainings"], metrics["test_reads_before"]) == (0, 2, 2)
+    shutil.rmtree(metrics["folder"])
+    assert count_trainings(earlier(studied)) == 4, "and what is removed is not forgotten"
+
+
+def test_the_ensemble_the_weights_and_the_predictions_are_those_of_the_seeds(
+    here: list[tuple[int, int]], studied: Study
+) -> None:
+    with pytest.raises(PausedError):
+        retrain(studied, epochs=2, seeds=2, progress=False)
+    metrics = retrain(studied, epochs=2, seeds=2, progress=False)
+    folder = Path(metrics["folder"])
+    content = json.loads((folder / "config.json").read_text())
+    config = from_json(TrialConfig, content["trial_config"])
+    info = prepare(config.data)
+    test = load_split(config.data, "test", torch.device("cpu"))
+    probabilities = []
+    for seed in metrics["seeds"]:
+        model = build_network(config.arch, content["channels"], len(content["classes"]), content["image_size"])
+        model.load_state_dict(load_file(folder / seed["weights"]))
+        scores = class_scores(model.eval(), test, info, device="cpu", precision=config.train.precision)
+        probabilities.append(scores.softmax(1).double().numpy())
+        assert int((scores.argmax(1) == test.labels).sum()) == seed["test"]["correct"]
+    assert [seed["weights"] for seed in metrics["seeds"]] == ["model.safetensors", "model-1.safetensors"]
+    together = np.mean(probabilities, axis=0)
+    labels = test.labels.numpy()
+    assert metrics["ensemble"]["correct"] == (together.argmax(1) == labels).sum()
+    assert metrics["ensemble"]["loss"] == pytest.approx(-np.log(together[np.arange(len(labels)), labels]).mean())
+    kept = np.load(folder / "test_predictions.npz")
+    assert (kept["labels"] == labels).all()
+    assert (kept["predicted"] == probabilities[0].argmax(1)).all()
+    assert kept["probability"] == pytest.approx(probabilities[0].max(1), abs=1e-6)
+    low, high = metrics["search_low"], metrics["search_high"]
+    assert metrics["search_interval_holds"] is (low <= metrics["test_accuracy"] <= high)
+    assert metrics["test_interval"]["method"] == "Student's t over 2 seeds"
+    assert metrics["validation"] is None
+
+
+def test_one_seed_has_the_interval_of_its_images_and_no_ensemble(here: list[tuple[int, int]], studied: Study) -> None:
+    metrics = retrain(studied, epochs=1, keep_val=True, progress=False)
+    assert metrics["ensemble"] is None
+    assert metrics["test_interval"] == metrics["seeds"][0]["test"]["interval"]
+    assert metrics["test_interval"]["method"] == f"Wilson, {metrics['test_images']} images"
+    assert metrics["validation"]["accuracy"] == metrics["seeds"][0]["last_epoch"]["val_accuracy"]
+    curve = (Path(metrics["folder"]) / "learning_curve.csv").read_text().splitlines()
+    assert dict(zip(curve[0].split(","), curve[1].split(","), strict=True))["val_accuracy"] != ""
+
+
+STAGES = [{"begin": 0.5, "optimizer": "adam", "lr": 0.001}]
+
+
+def test_the_recipe_can_be_changed_and_has_a_folder_of_its_own(here: list[tuple[int, int]], studied: Study) -> None:
+    plain = retrain(studied, epochs=2, progress=False)
+    changes = {"stages": STAGES, "augment": {"flip": True}, "lr": 0.02}
+    other = retrain(studied, epochs=2, average="swa", changes=changes, progress=False)
+    assert other["folder"].startswith(f"{plain['folder']}-recipe-")
+    assert retrain(studied, epochs=2, average="none", progress=False)["folder"] == plain["folder"]
+    content = json.loads((Path(other["folder"]) / "config.json").read_text())
+    train = from_json(TrialConfig, content["trial_config"]).train
+    assert (train.stages[0].optimizer, train.averaging.kind, train.lr, train.epochs) == ("adam", "swa", 0.02, 2)
+    assert train.augment == dataclasses.replace(studied.config(studied.best()).train.augment, flip=True)
+    averaged = load(Path(other["folder"]) / "trials" / "0000" / "checkpoint" / "last.pt").averaged["network"]
+    saved = load_file(Path(other["folder"]) / "model.safetensors")
+    assert all(torch.equal(saved[name], value) for name, value in averaged.items()), "the average is the model"
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"changes": {"lrr": 0.1}}, "lrr: unexpected keyword argument"),
+        ({"changes": {"epochs": 3}}, "a changed recipe has no epochs: --epochs says how many"),
+        ({"changes": {"optimizer": "lion"}}, "optimizer 'lion' is unknown"),
+        ({"changes": {"stages": [{**STAGES[0], "optimizer": "lion"}]}}, "optimizer 'lion' is unknown"),
+        ({"changes": {"schedule": {"name": "linear"}}}, "schedule 'linear' is unknown"),
+        ({"changes": {"augment": {"crop": 2}}}, "augment.crop"),
+        ({"average": "mean"}, "--average 'mean' is unknown; allowed are none, ema, swa"),
+    ],
+)
+def test_a_recipe_that_cannot_be_is_refused(wrong: dict[str, Any], said: str, make_study: MakeStudy) -> None:
+    study = make_study([("COMPLETED", [0.1, 0.2, 0.3, 0.4])])
+    with pytest.raises(InputError, match=said):
+        retrain(study, **wrong)
+    assert not list(study.path.glob("retrain-*"))
+
+
+def test_an_average_that_the_recipe_has_keeps_its_numbers() -> None:
+    ema = TrainConfig(averaging=AveragingConfig("ema", 0.2, 0.9))
+    assert changed(ema, {}) == ema
+    assert changed(ema, {}, "swa").averaging == AveragingConfig("swa", 0.2, 0.9)
+    assert changed(ema, {}, "none").averaging is None
+    assert changed(TrainConfig(), {}, "ema").averaging == AveragingConfig("ema")
+    assert changed(ema, {"averaging": {"start": 0.5}}).averaging == AveragingConfig("ema", 0.5, 0.9)
 
 
 def test_a_retraining_may_be_compiled_and_says_what_came_of_it(

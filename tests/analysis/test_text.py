@@ -10,7 +10,6 @@ from tunelab.analysis.text import (
     describe_ties,
     percent,
     print_best,
-    print_retrained,
     print_study,
     print_trial,
     study_rows,
@@ -146,31 +145,3 @@ def test_the_state_of_a_study(asked: int, state: str, make_study: MakeStudy) -> 
     (row,) = study_rows([make_study([("COMPLETED", SCORES), ("STOPPED", [0.1])], asked=asked)])
     assert row["state"] == state
     assert row["trials"] == f"2/{asked}"
-
-
-@pytest.mark.parametrize("seeds", [1, 3])
-def test_a_retraining_names_earlier_looks_at_the_test_images(seeds: int, capsys: pytest.CaptureFixture[str]) -> None:
-    metrics = {
-        "test_accuracy": 0.5,
-        "test_accuracy_std": 0.01 if seeds > 1 else None,
-        "test_images": 600,
-        "trial": 3,
-        "epochs": 12,
-        "trained_on": "train+val",
-        "search_val_accuracy": 0.55,
-        "search_epochs": 6,
-        "search_runs": seeds,
-        "test_reads_before": 0,
-        "folder": "runs/x",
-        "seeds": [{}] * seeds,
-    }
-    print_retrained(metrics)
-    said = capsys.readouterr().out
-    assert ("+- 1.0" in said) is (seeds > 1)
-    assert ("the mean of 3 runs" in said) is (seeds > 1)
-    assert "note" not in said
-    print_retrained({**metrics, "test_reads_before": 2})
-    assert "note: 2 other trainings" in capsys.readouterr().out
-    noted = [{"notes": ["compiled: 1.31 x as fast [1]"]} for _ in range(seeds)]
-    print_retrained({**metrics, "seeds": noted})
-    assert capsys.readouterr().out.count("note: compiled: 1.31 x as fast [1]") == 1

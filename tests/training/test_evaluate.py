@@ -6,7 +6,7 @@ from torch import nn
 
 from tunelab.data.batches import Split
 from tunelab.data.cache import DataInfo
-from tunelab.training.evaluate import evaluate
+from tunelab.training.evaluate import class_scores, ensemble, evaluate, judge
 
 
 class Brightness(nn.Module):
@@ -72,3 +72,38 @@ def test_the_model_is_left_as_it_was(info):
     assert float(model.norm.running_mean) == 0.0
     evaluate(model.eval(), split([0, 255], [0, 2]), info, device="cpu", precision="float32")
     assert not model.training
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_scores_are_judged_as_their_network_is(info, precision):
+    generator = torch.Generator().manual_seed(0)
+    levels = torch.randint(0, 256, (2500,), generator=generator).tolist()
+    labels = torch.randint(0, 3, (2500,), generator=generator).tolist()
+    model = Brightness().train()
+    scores = class_scores(model, split(levels, labels), info, device="cpu", precision=precision)
+    assert scores.shape == (2500, 3)
+    assert (scores.dtype, model.training) == (torch.float32, True)
+    judged = judge(scores, torch.tensor(labels))
+    found = evaluate(model, split(levels, labels), info, device="cpu", precision=precision)
+    assert judged.confusion == found.confusion
+    assert judged.loss == pytest.approx(found.loss, rel=1e-5)
+
+
+def test_an_ensemble_is_the_mean_of_probabilities():
+    """Two networks that are wrong alone and right together, by hand."""
+    first = torch.tensor([[0.60, 0.40, 0.00], [0.1, 0.8, 0.1]]).clamp_min(1e-30)
+    second = torch.tensor([[0.30, 0.30, 0.40], [0.3, 0.4, 0.3]])
+    third = torch.tensor([[0.00, 0.50, 0.50], [0.2, 0.6, 0.2]]).clamp_min(1e-30)
+    labels = torch.tensor([1, 1])
+    scores = [one.log() + shift for one, shift in ((first, 3.0), (second, 0.0), (third, -50.0))]
+    together = ensemble(scores)
+    torch.testing.assert_close(together.exp(), torch.tensor([[0.3, 0.4, 0.3], [0.2, 0.6, 0.2]]))
+    assert [judge(one, labels).correct for one in scores[:2]] == [1, 1]
+    found = judge(together, labels)
+    assert found.correct == 2
+    assert found.loss == pytest.approx(-(torch.tensor(0.4).log() + torch.tensor(0.6).log()).item() / 2)
+
+
+def test_an_ensemble_that_is_sure_and_wrong_has_a_finite_loss():
+    scores = [torch.tensor([[200.0, -200.0]]), torch.tensor([[300.0, 0.0]])]
+    assert judge(ensemble(scores), torch.tensor([1])).loss == pytest.approx(300.0, abs=1.0)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import click
 
 from tunelab.commands.studies import find_study, print_best
 from tunelab.errors import InputError
 from tunelab.shared_options import JSON, RUNS_DIR, STUDY, shared, words_given
+
+_OF_RETRAINING = ("epochs", "seeds", "trial", "keep_val", "average", "recipe", "compile")
+_MAX_BYTES = 100_000
 
 
 @click.command()
@@ -22,6 +25,16 @@ from tunelab.shared_options import JSON, RUNS_DIR, STUDY, shared, words_given
 @click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings of --retrain.")
 @click.option("--trial", type=click.IntRange(min=0), help="Retrain this trial instead of the best one.")
 @click.option("--keep-val", is_flag=True, help="Retrain without the validation images.")
+@click.option(
+    "--average",
+    type=click.Choice(["none", "ema", "swa"]),
+    help="Average of weights that --retrain keeps  [default: as the recipe says]",
+)
+@click.option(
+    "--recipe",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="YAML file of what --retrain changes in the recipe.",
+)
 @click.option(
     "--compile",
     type=click.Choice(["auto", "off"]),
@@ -40,6 +53,8 @@ def best(
     seeds: int,
     trial: int | None,
     keep_val: bool,
+    average: Literal["none", "ema", "swa"] | None,
+    recipe: Path | None,
     compile: Literal["auto", "off"],
 ) -> None:
     """Rank the trials of STUDY (by default the newest); with --retrain, train the winner in full.
@@ -50,14 +65,40 @@ def best(
     """
     found = find_study(study, runs_dir)
     if not retrain:
-        given = words_given(click.get_current_context(), ("epochs", "seeds", "trial", "keep_val", "compile"))
+        given = words_given(click.get_current_context(), _OF_RETRAINING)
         if given:
             raise InputError(f"{' and '.join(given)} can only be used with --retrain")
         print_best(found, top, as_json)
         return
     train_in_full = importlib.import_module("tunelab.analysis.retrain").retrain
-    metrics = train_in_full(found, epochs=epochs, seeds=seeds, keep_val=keep_val, trial=trial, compile=compile)
+    metrics = train_in_full(
+        found,
+        epochs=epochs,
+        seeds=seeds,
+        keep_val=keep_val,
+        trial=trial,
+        average=average,
+        changes=None if recipe is None else _read_recipe(recipe),
+        compile=compile,
+    )
     if as_json:
         click.echo(json.dumps(metrics))
     else:
-        importlib.import_module("tunelab.analysis.text").print_retrained(metrics)
+        importlib.import_module("tunelab.analysis.retrain_text").print_retrained(metrics)
+
+
+def _read_recipe(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file."""
+    import yaml
+
+    if path.stat().st_size > _MAX_BYTES:
+        raise InputError(f"--recipe {path} is larger than {_MAX_BYTES} bytes; that is no recipe")
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"--recipe {path} is not YAML: {error}") from error
+    except RecursionError:
+        raise InputError(f"--recipe {path} is nested too deeply; it must hold lines such as `lr: 0.05`") from None
+    if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
+        raise InputError(f"--recipe {path} must hold lines such as `lr: 0.05`")
+    return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -12,6 +14,8 @@ from tunelab.data.batches import Split, eval_batches
 from tunelab.data.cache import DataInfo
 from tunelab.training.device import autocast_dtype
 from tunelab.training.step import contiguous
+
+Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
 BATCH_PIXELS = 1000 * 32 * 32
 """Pixels of an evaluation batch, at most 1000 images of 32x32: enough to keep a device busy; our choice."""
@@ -53,14 +57,13 @@ class Evaluation:
         }
 
 
-@torch.inference_mode()
 def evaluate(
     model: nn.Module,
     split: Split,
     info: DataInfo,
     *,
     device: torch.device | str,
-    precision: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    precision: Precision = "auto",
     channels_last: bool = True,
 ) -> Evaluation:
     """What `model`, on `device`, makes of the images of `split`, which are loaded there too.
@@ -69,10 +72,70 @@ def evaluate(
     evaluation mode and back into the mode it was in.
     """
     device = torch.device(device)
-    classes = len(info.classes)
+    tally = _Tally(len(info.classes), device)
+    with torch.inference_mode():
+        for scores, labels in _answers(model, split, info, device, precision, channels_last):
+            tally.add(scores, labels)
+    return tally.result()
+
+
+def class_scores(
+    model: nn.Module,
+    split: Split,
+    info: DataInfo,
+    *,
+    device: torch.device | str,
+    precision: Precision = "auto",
+) -> torch.Tensor:
+    """The scores that `model` gives each image of `split`, before the softmax: float32 (N, classes), on the host.
+
+    The rest is as for `evaluate`.
+    """
+    with torch.inference_mode():
+        found = [scores.cpu() for scores, _ in _answers(model, split, info, torch.device(device), precision, True)]
+    return torch.cat(found)
+
+
+def judge(scores: torch.Tensor, labels: torch.Tensor) -> Evaluation:
+    """How good scores (N, classes) of images are, whose labels are int64 (N,), both on the host."""
+    tally = _Tally(scores.shape[1], torch.device("cpu"))
+    tally.add(scores, labels)
+    return tally.result()
+
+
+def ensemble(scores: Sequence[torch.Tensor]) -> torch.Tensor:
+    """The scores (N, classes) of several networks together: the logarithm of the mean of their probabilities."""
+    each = torch.stack([one.log_softmax(1) for one in scores])
+    return each.logsumexp(0) - math.log(len(scores))
+
+
+class _Tally:
+    """The sums over answers that an evaluation is made of."""
+
+    def __init__(self, classes: int, device: torch.device) -> None:
+        self._classes = classes
+        self._loss = torch.zeros((), dtype=torch.float64, device=device)
+        self._confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
+
+    def add(self, scores: torch.Tensor, labels: torch.Tensor) -> None:
+        """Counts in scores (B, classes) of images with these labels (B,)."""
+        self._loss += nn.functional.cross_entropy(scores, labels, reduction="sum")
+        pairs = labels * self._classes + scores.argmax(1)
+        self._confusion += torch.bincount(pairs, minlength=self._classes * self._classes)
+
+    def result(self) -> Evaluation:
+        """What all of them come to; waits for the device."""
+        counts = self._confusion.view(self._classes, self._classes).cpu()
+        n, correct = int(counts.sum()), int(counts.trace())
+        rows = tuple(tuple(row) for row in counts.tolist())
+        return Evaluation(float(self._loss) / max(n, 1), correct / max(n, 1), correct, n, rows)
+
+
+def _answers(
+    model: nn.Module, split: Split, info: DataInfo, device: torch.device, precision: Precision, channels_last: bool
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """The scores of each batch, float32 (B, classes), and its labels (B,)."""
     compute = autocast_dtype(precision, device)
-    loss = torch.zeros((), dtype=torch.float64, device=device)
-    confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
     was_training = model.training
     model.eval()
     height, width = split.image_shape[:2]
@@ -80,11 +143,5 @@ def evaluate(
     for images, labels in eval_batches(split, info, batch_size, dtype=compute or torch.float32):
         with torch.autocast(device.type, dtype=compute, enabled=compute is not None):
             logits = model(images if channels_last else contiguous(images))
-        logits = logits.float()
-        loss += nn.functional.cross_entropy(logits, labels, reduction="sum")
-        confusion += torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes)
+        yield logits.float(), labels
     model.train(was_training)
-    counts = confusion.view(classes, classes).cpu()
-    n, correct = int(counts.sum()), int(counts.trace())
-    rows = tuple(tuple(row) for row in counts.tolist())
-    return Evaluation(float(loss) / max(n, 1), correct / max(n, 1), correct, n, rows)
