@@ -114,6 +114,10 @@ def describe_config(config: Mapping[str, Any]) -> str:
     """
     train = config["train"]
     recipe = f"{train['optimizer']} lr {train['lr']:.2g}, {train['schedule']['name']}, batch {train['batch_size']}"
+    for stage in train.get("stages", ()):
+        recipe += f", from {100 * stage['begin']:.0f}% {stage['optimizer']} lr {stage['lr']:.2g}"
+    averaging = train.get("averaging")
+    recipe += f", {averaging['kind']} from {100 * averaging['start']:.0f}%" if averaging else ""
     return f"{_describe_arch(config['arch'])}; {recipe}"
 
 
