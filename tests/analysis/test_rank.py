@@ -6,7 +6,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tunelab.analysis.rank import describe_config, ranking, rung_table, summary, tied
 
-from tunelab.config import ArchSpec, BlockSpec, LeNetSpec, StemSpec, TrainConfig, TrialConfig, to_json
+from tunelab.config import (
+    ArchSpec,
+    AveragingConfig,
+    BlockSpec,
+    LeNetSpec,
+    StageSpec,
+    StemSpec,
+    TrainConfig,
+    TrialConfig,
+    to_json,
+)
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.standings import places
 
@@ -115,6 +125,13 @@ def test_a_configuration_in_words() -> None:
         "5x5-8 pool [basic x2, /2 bottleneck, basic + /2 inception, inception] norm group, gelu; "
         "adamw lr 0.0012, cosine, batch 64"
     )
+
+
+def test_stages_and_averages_are_in_the_words() -> None:
+    arch = ArchSpec(StemSpec(), ((BlockSpec("basic", 16),),))
+    recipe = TrainConfig(stages=(StageSpec(0.4, "adam", 0.002),), averaging=AveragingConfig("swa"))
+    words = describe_config(to_json(TrialConfig(arch, recipe)))
+    assert words.endswith("sgd lr 0.1, cosine, batch 128, from 40% adam lr 0.002, swa from 75%")
 
 
 def test_a_lenet_in_words() -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +23,7 @@ from tunelab.config import (
     ArchSpec,
     AveragingConfig,
     BlockSpec,
+    ComputeConfig,
     DataConfig,
     StemSpec,
     TrainConfig,
@@ -34,9 +38,10 @@ from tunelab.records import EpochMetrics, TrialStatus
 from tunelab.study import Study
 from tunelab.training.checkpoint import load
 from tunelab.training.evaluate import class_scores, evaluate
-from tunelab.training.loop import Trainer
+from tunelab.training.loop import Trainer, fit
 from tunelab.tuning import ray_tune
 from tunelab.tuning.engine import Engine
+from tunelab.tuning.ray_tune import Slots
 from tunelab.tuning.runner import PausedError
 
 if TYPE_CHECKING:
@@ -139,6 +144,44 @@ def test_another_retraining_says_that_the_test_images_were_read_before(
     assert kept["trained_on"] == "train"
     assert kept["seeds"][0]["last_epoch"]["val_accuracy"] is not None
     assert kept["folder"] != retrained["folder"]
+
+
+KILLED = """
+import json, sys
+import tunelab
+
+tunelab.retrain(sys.argv[1], epochs=30, seeds=2, average="ema", changes=json.loads(sys.argv[2]), progress=False)
+"""
+
+
+@pytest.mark.slow
+def test_kill_9_costs_nothing_but_time(searched: Study, tmp_path: Path) -> None:
+    """Of the command in the middle of two seeds: every number is that of a training that was not interrupted."""
+    copied = tmp_path / "study"
+    shutil.copytree(searched.path, copied, ignore=shutil.ignore_patterns("retrain-*", "test_reads.jsonl"))
+    changes = {"stages": [{"begin": 0.4, "optimizer": "adam", "lr": 0.002}]}
+    program = [sys.executable, "-c", KILLED, str(copied), json.dumps(changes)]
+    process = subprocess.Popen(program, cwd=tmp_path, start_new_session=True)
+    ends = time.monotonic() + 200
+    while process.poll() is None and time.monotonic() < ends:
+        if sum(file.read_bytes().count(b'"result"') for file in copied.glob("retrain-*/journal.jsonl")) >= 8:
+            break
+        time.sleep(0.01)
+    assert process.poll() is None, "it was killed in the middle"
+    process.kill()
+    process.wait()
+    metrics = retrain(copied, epochs=30, seeds=2, average="ema", changes=changes, progress=False)
+    assert metrics["test_reads_before"] == 0
+    runs = Study.open(Path(metrics["folder"]))
+    compute = Slots(**runs.info["slots"]).compute | {"compile": "off"}
+    before = torch.get_num_threads()
+    for trial in runs.list_trials():
+        config = from_json(TrialConfig, trial.config)
+        threads = runs.info["slots"]["cpus"]
+        alone = fit(config, device="cpu", threads=threads, compute=from_json(ComputeConfig, compute))
+        assert [(one.train_loss, one.lr) for one in trial.epochs] == [(one.train_loss, one.lr) for one in alone]
+    torch.set_num_threads(before)
+    assert len(runs.list_trials()) == 2
 
 
 @pytest.mark.slow
