@@ -10,12 +10,16 @@ from pathlib import Path
 import click
 import optuna
 import pytest
+import yaml
+from tunelab.analysis.retrain import changed
 
 import tunelab
 from tunelab.cli import tunelab as command_line
-from tunelab.config import TrialConfig
+from tunelab.config import TrainConfig, TrialConfig
 from tunelab.data.datasets import DATASETS, PATH_DATASETS
 from tunelab.space import load_space
+from tunelab.training.schedules import lr_factor
+from tunelab.training.stages import recipe_of, stage_of
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -100,6 +104,14 @@ def test_the_space_of_your_own_works(tmp_path: Path) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     assert all(isinstance(space.draw(study.ask()), TrialConfig) for _ in range(20))
     assert all(isinstance(space.draw(optuna.trial.FixedTrial(dict(given))), TrialConfig) for given in space.baselines)
+
+
+def test_the_recipe_is_one() -> None:
+    train = changed(TrainConfig(epochs=150), yaml.safe_load("\n".join(marked_block("test: recipe"))))
+    steps = [(epoch, recipe_of(train, stage_of(train, epoch))) for epoch in (30, 31, 61)]
+    rates = [recipe.lr * lr_factor(train.schedule, (epoch - 0.5) / 150) for epoch, recipe in steps]
+    assert rates == pytest.approx([0.001, 0.05, 0.005])
+    assert (steps[0][1].optimizer, steps[1][1].optimizer) == ("adam", "sgd")
 
 
 def test_links_and_files_exist() -> None:
