@@ -9,7 +9,7 @@ from typing import Any
 
 from tunelab.noise import CONFIDENCE, noise_at
 from tunelab.records import Trial
-from tunelab.standings import Place
+from tunelab.standings import Place, on_new_data
 from tunelab.study import Study, count_statuses, current, proposed
 
 from .front import front, objectives_of
@@ -64,6 +64,30 @@ def noise_row(trials: Sequence[Trial], ranked: Sequence[Place], val_images: int)
     return {**dataclasses.asdict(noise_at(trials, ranked[0].epochs, val_images)), "confidence": CONFIDENCE}
 
 
+def new_data_row(ranked: Sequence[Place], val_images: int) -> dict[str, Any] | None:
+    """What the winner is expected to score on images that nobody has looked at; None if nothing was held out.
+
+    `score` is what was measured on the validation images, `low` to `high` the interval at 95% that the accuracy on new
+    data is expected in: without the luck of being the best of `configurations`, `optimism`, and with the chance in
+    which `val_images` these are.
+    """
+    if not ranked or not val_images or ranked[0].trial.epochs[-1].val_accuracy is None:
+        return None
+    first = ranked[0].standing
+    low, high = on_new_data(first, val_images)
+    return {
+        "trial": ranked[0].trial.number,
+        "score": first.mean,
+        "expected": first.expected,
+        "low": low,
+        "high": high,
+        "optimism": first.mean - first.expected,
+        "configurations": sum(place.epochs == ranked[0].epochs for place in ranked),
+        "val_images": val_images,
+        "confidence": CONFIDENCE,
+    }
+
+
 def rung_table(trials: Sequence[Trial]) -> list[dict[str, int]]:
     """For each rung: its epoch, how many trials reached it, were kept, were stopped, and wait there."""
     last: dict[int, dict[int, Mapping[str, Any]]] = {}
@@ -80,7 +104,7 @@ def rung_table(trials: Sequence[Trial]) -> list[dict[str, int]]:
 
 
 def summary(study: Study, top: int) -> dict[str, Any]:
-    """What `tunelab best` tells: the study, how its trials ended, the rungs, the noise and the ranking.
+    """What `tunelab best` tells: the study, how its trials ended, the rungs, the noise, the ranking, and its winner.
 
     `trials` and `statuses` count configurations; repeats of them are counted by `repeats`, and trials that are no part
     of the search any more by `history`. `front` has those that no other beats, if there are several `objectives`.
@@ -99,6 +123,7 @@ def summary(study: Study, top: int) -> dict[str, Any]:
         "statuses": {status.value: count for status, count in count_statuses(own).items()},
         "rungs": rung_table(counted),
         "noise": noise_row(trials, ranked, study.val_images),
+        "new_data": new_data_row(ranked, study.val_images),
         "tied": tied(ranked),
         "ranking": ranking(ranked, top),
         "objectives": list(objectives_of(study)),

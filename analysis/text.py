@@ -68,6 +68,8 @@ def print_best(shown: Mapping[str, Any]) -> None:
         )
     out.print(table)
     out.print(describe_ties(shown["ranking"][0]["trial"], shown["tied"], shown["noise"]))
+    if shown["new_data"]:
+        out.print(describe_new_data(shown["new_data"]))
     out.print(
         "trials of full length only; expected: without the luck of having been chosen, and its 95% interval; "
         f"{_rungs(shown['rungs'])}"
@@ -99,6 +101,16 @@ def describe_ties(best: int, ties: Sequence[int], noise: Mapping[str, Any]) -> s
     named, more = sorted(ties[:_TIES_NAMED]), len(ties) - _TIES_NAMED
     listed = [str(number) for number in named] + ([f"{more} more"] if more > 0 else [])
     return f"trials {', '.join(listed[:-1])} and {listed[-1]} cannot be told apart {judged}"
+
+
+def describe_new_data(row: Mapping[str, Any]) -> str:
+    """What the winner scored and what it is expected to score on new data: "validation 57.1%, expected ..."."""
+    best = f"the best of {row['configurations']}" if row["configurations"] > 1 else "the only one"
+    luck = f"; {100 * row['optimism']:.1f} of it is taken for luck" if row["optimism"] >= 0.0005 else ""
+    return (
+        f"trial {row['trial']}: validation {percent(row['score'])}, expected on new data {100 * row['low']:.1f} to "
+        f"{percent(row['high'])} ({best} on {row['val_images']} images{luck})"
+    )
 
 
 def study_rows(studies: Sequence[Study]) -> list[dict[str, Any]]:

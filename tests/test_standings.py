@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tunelab.noise import Noise, measured
 from tunelab.records import EpochMetrics, Trial, TrialStatus
-from tunelab.standings import FEWEST_TO_DRAW, expected, places, standings, true_share
+from tunelab.standings import FEWEST_TO_DRAW, estimates, luck_of_best, on_new_data, places, standings, true_share
 
 NOISE = Noise(0.01, 10, "known")
 
@@ -54,9 +54,19 @@ def test_without_repeats_the_order_is_that_of_the_scores(firsts: list[float], sd
 
 
 @given(st.dictionaries(st.integers(0, 99), st.lists(st.floats(0, 1), min_size=1, max_size=4), min_size=1, max_size=12))
-def test_a_correction_stays_within_one_standard_deviation(scores: dict[int, list[float]]) -> None:
-    for number, estimate in expected(scores, NOISE).items():
-        assert abs(estimate - statistics.fmean(scores[number])) <= 0.01 / len(scores[number]) + 1e-12
+def test_a_correction_takes_off_no_more_than_luck_brings(scores: dict[int, list[float]]) -> None:
+    for number, (estimate, variances) in estimates(scores, NOISE).items():
+        runs = len(scores[number])
+        taken = statistics.fmean(scores[number]) - estimate
+        assert -1e-12 <= taken <= luck_of_best(len(scores)) * NOISE.sd / runs + 1e-12 or taken == pytest.approx(0)
+        assert 0 < variances <= 1 / runs + 1e-12
+
+
+@pytest.mark.parametrize("count", [2, 8, 60, 1000])
+def test_the_luck_of_the_best_of_equal_ones(count: int) -> None:
+    rng = random.Random(count)
+    found = statistics.fmean(max(rng.gauss(0, 1) for _ in range(count)) for _ in range(20_000 // count + 200))
+    assert luck_of_best(count) == pytest.approx(found, abs=0.1)
 
 
 # The winner's curse.
@@ -64,7 +74,7 @@ def test_a_correction_stays_within_one_standard_deviation(scores: dict[int, list
 
 def test_few_configurations_are_taken_as_they_are() -> None:
     scores = {number: [0.9 + number / 1000] for number in range(FEWEST_TO_DRAW - 1)}
-    assert expected(scores, NOISE) == {number: runs[0] for number, runs in scores.items()}
+    assert estimates(scores, NOISE) == {number: (runs[0], 1.0) for number, runs in scores.items()}
 
 
 def test_equal_configurations_share_their_median_and_differing_ones_keep_their_scores() -> None:
@@ -95,6 +105,31 @@ def test_the_best_of_many_is_expected_nearer_to_the_truth_than_it_scored() -> No
         corrected.append(best.expected - truth[best.number])
     assert statistics.fmean(raw) > 0.01
     assert abs(statistics.fmean(corrected)) < 0.005
+
+
+def test_a_score_far_above_the_others_is_not_all_luck() -> None:
+    scores = {number: [0.88 + 0.0001 * number] for number in range(30)}
+    scores[30] = [0.99]
+    estimate, variances = estimates(scores, NOISE)[30]
+    assert 0.97 < estimate < 0.99
+    assert variances == 1, "what lies outside of what the others show is as uncertain as it was"
+
+
+def test_scores_below_the_median_stay_as_they_are() -> None:
+    scores = {number: [0.88 + 0.001 * number] for number in range(11)}
+    found = estimates(scores, NOISE)
+    assert all(found[number] == (scores[number][0], 1.0) for number in range(6))
+    assert all(found[number][0] < scores[number][0] and found[number][1] < 1 for number in range(6, 11))
+
+
+def test_new_data_are_less_certain_than_the_validation_images() -> None:
+    (row,) = standings({0: [0.57] * 3}, Noise(0.005, 20, "known"))
+    few, many = on_new_data(row, 500), on_new_data(row, 1_000_000)
+    assert few[0] < many[0] < row.expected < many[1] < few[1]
+    assert many == pytest.approx((row.low, row.high), abs=2e-4)
+    assert few[1] - few[0] == pytest.approx(2 * 1.96 * 0.0221, rel=0.05)
+    (sure,) = standings({0: [1.0]}, NOISE)
+    assert on_new_data(sure, 100)[1] == 1.0
 
 
 # Trials.

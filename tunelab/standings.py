@@ -1,13 +1,14 @@
 """How configurations stand when the noise between runs is taken into account.
 
-The score that a configuration was chosen by out of many is too high on average: the winner's curse. It is therefore
-drawn towards the median of all first scores, as far as noise explains how far the better ones lie above it, and by one
-standard deviation of the noise at most. Further runs were not chosen by their scores and count as they are. So a single
-lucky run does not pass a configuration that further runs have confirmed.
+The score that a configuration was chosen by out of many is too high on average: the winner's curse. Scores above the
+median of all first scores are therefore drawn towards it, as far as noise explains how far the better ones lie above
+it. Further runs were not chosen by their scores and count as they are. So a single lucky run does not pass a
+configuration that further runs have confirmed.
 """
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from tunelab.noise import (
     CONFIDENCE,
     DIVERGED,
     Noise,
+    binomial_error,
     configuration_of,
     half_width,
     margin_between,
@@ -29,10 +31,6 @@ FEWEST_TO_DRAW = 8
 
 The best of fewer is less than 1.4 standard deviations of the noise too high, and three values above a median say little
 about their spread: in simulated races of six, drawing cost more winners than it saved.
-"""
-FARTHEST = 1.0
-"""No score is drawn farther than so many standard deviations of the noise, lest one far above the others is taken for
-luck (our choice): the limited translation of Efron & Morris, Journal of the American Statistical Association 66 (1971).
 """
 
 
@@ -79,29 +77,63 @@ def standings(scores: Mapping[int, Sequence[float]], noise: Noise, confidence: f
         noise: between runs of full length.
         confidence: of the intervals and of `tied_with_best`.
     """
-    found = expected(scores, noise)
+    found = estimates(scores, noise)
     means = {number: statistics.fmean(runs) for number, runs in scores.items()}
-    order = sorted(scores, key=lambda number: (-found[number], -means[number]))
+    order = sorted(scores, key=lambda number: (-found[number][0], -means[number]))
     rows = []
     for number in order:
         own, best = scores[number], order[0]
-        margin = half_width(noise_of(own, noise), 1 / len(own), confidence)
-        behind = found[best] - found[number]
+        estimate, variances = found[number]
+        margin = half_width(noise_of(own, noise), variances, confidence)
+        behind = found[best][0] - estimate
         tied = number == best or behind <= margin_between(own, scores[best], noise, confidence)
-        bounds = (found[number] - margin, found[number] + margin)
-        rows.append(Standing(number, means[number], found[number], *bounds, len(scores[number]), tied))
+        rows.append(Standing(number, means[number], estimate, estimate - margin, estimate + margin, len(own), tied))
     return rows
 
 
-def expected(scores: Mapping[int, Sequence[float]], noise: Noise) -> dict[int, float]:
-    """Each configuration's mean, its first score corrected for the winner's curse."""
+def estimates(scores: Mapping[int, Sequence[float]], noise: Noise) -> dict[int, tuple[float, float]]:
+    """Each configuration's mean, its first score corrected for the winner's curse, and the variance of that.
+
+    A first score above the median keeps its share of the distance (see `true_share`), and is drawn no farther than luck
+    carries the best of as many (see `luck_of_best`): one far above the others is not all luck (the limited translation
+    of Efron & Morris, Journal of the American Statistical Association 66, 1971). The variance is so many times that of
+    one run. A first score that was drawn has Morris's (Journal of the American Statistical Association 78, 1983,
+    equation 4.1) for as many as the better half, but no more than one that was not.
+    """
     centre, share = true_share([runs[0] for runs in scores.values()], noise.sd)
-    farthest = FARTHEST * noise.sd
+    farthest = luck_of_best(len(scores)) * noise.sd if scores else 0.0
+    better = len(scores) // 2
     found = {}
     for number, (first, *further) in scores.items():
-        drawn = centre + share * (first - centre) if share < 1 else first
-        found[number] = statistics.fmean([max(first - farthest, min(first + farthest, drawn)), *further])
+        drawn, variance = first, 1.0
+        if share < 1 and first > centre:
+            drawn = max(centre + share * (first - centre), first - farthest)
+            away = (1 - share) * (first - centre) / noise.sd
+            known = 1 - (1 - share) * (better - 1) / better + 2 / (better - 3) * away**2
+            variance = min(1.0, known)
+        runs = 1 + len(further)
+        found[number] = (statistics.fmean([drawn, *further]), (variance + len(further)) / runs**2)
     return found
+
+
+def luck_of_best(count: int) -> float:
+    """How many standard deviations the best of so many equal ones scores above their mean, on average.
+
+    Blom, Statistical Estimates and Transformed Beta-Variables (1958): the quantile at (n - 3/8) / (n + 1/4).
+    """
+    return statistics.NormalDist().inv_cdf((count - 0.375) / (count + 0.25))
+
+
+def on_new_data(standing: Standing, val_images: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """The interval of a configuration's accuracy on images that nobody has looked at.
+
+    To the interval of what the validation images would give comes the chance in which images these are, the binomial
+    error; both are taken for independent. Runs with other seeds show nothing of the latter.
+    """
+    error = binomial_error(min(max(standing.expected, 0.0), 1.0), val_images)
+    images = statistics.NormalDist().inv_cdf((1 + confidence) / 2) * error
+    margin = math.hypot((standing.high - standing.low) / 2, images)
+    return max(0.0, standing.expected - margin), min(1.0, standing.expected + margin)
 
 
 def true_share(firsts: Iterable[float], sd: float) -> tuple[float, float]:
@@ -119,7 +151,7 @@ def true_share(firsts: Iterable[float], sd: float) -> tuple[float, float]:
     return centre, max(0.0, 1 - sd**2 / spread) if spread > 0 else 0.0
 
 
-def places(trials: Iterable[Trial], val_images: int = 0) -> list[Place]:
+def places(trials: Iterable[Trial], val_images: int = 0, confidence: float = CONFIDENCE) -> list[Place]:
     """The configurations with runs of full length, best first; of equal ones the lower loss, then the earlier trial.
 
     Only like is compared with like: configurations of the longest full length come first, those of shorter ones (from
@@ -129,6 +161,7 @@ def places(trials: Iterable[Trial], val_images: int = 0) -> list[Place]:
     Args:
         trials: all trials of a study, repeats included.
         val_images: on how many images a score was measured, to guess the noise where few repeats tell of it.
+        confidence: of the intervals and ties.
     """
     trials = list(trials)
     lost: dict[int, list[int]] = {}
@@ -155,6 +188,6 @@ def places(trials: Iterable[Trial], val_images: int = 0) -> list[Place]:
                 epochs,
                 tuple(lost.get(standing.number, ())),
             )
-            for standing in standings(scores, noise_at(trials, epochs, val_images))
+            for standing in standings(scores, noise_at(trials, epochs, val_images), confidence)
         ]
     return rows

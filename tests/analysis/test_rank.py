@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -58,6 +59,23 @@ def test_rows_tell_means_runs_and_ties(make_study: MakeStudy) -> None:
     assert found["noise"]["repeats"] == 1
     assert found["noise"]["confidence"] == 0.95
     json.dumps(found, allow_nan=False)
+
+
+def test_the_luck_of_the_best_is_taken_off_and_new_data_are_less_certain(make_study: MakeStudy) -> None:
+    ends = [("COMPLETED", [0.2, 0.3, 0.4, 0.5 + 0.005 * number]) for number in range(20)]
+    found = summary(make_study(ends, asked=20), top=5)
+    told, first = found["new_data"], found["ranking"][0]
+    assert (told["trial"], told["score"], told["configurations"], told["val_images"]) == (19, first["score"], 20, 269)
+    assert told["optimism"] == pytest.approx(first["score"] - first["expected"])
+    assert told["optimism"] > 0.01
+    assert told["low"] < first["low"] < first["expected"] < first["high"] < told["high"]
+
+
+def test_nothing_is_expected_of_new_data_where_no_images_were_held_out(make_study: MakeStudy, tmp_path: Path) -> None:
+    assert summary(make_study([("STOPPED", [0.4])]), top=5)["new_data"] is None
+    data = {"name": "digits", "counts": {"train": 100}, "fingerprint": "0"}
+    study = make_study([("COMPLETED", [0.1] * 4)], path=tmp_path / "all", info={"data": data})
+    assert summary(study, top=5)["new_data"] is None
 
 
 def test_a_run_that_diverged_costs_the_first_place(make_study: MakeStudy) -> None:

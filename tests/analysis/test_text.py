@@ -7,6 +7,7 @@ import pytest
 from tunelab.analysis.rank import summary
 from tunelab.analysis.text import (
     count,
+    describe_new_data,
     describe_ties,
     percent,
     print_best,
@@ -127,6 +128,19 @@ def test_decisions_are_shown_with_their_numbers(
     trial.decisions.append({**numbers, **changed})
     print_trial(study, trial)
     assert said in capsys.readouterr().out
+
+
+def test_what_to_expect_on_new_data_in_words(make_study: MakeStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"trial": 7, "score": 0.571, "low": 0.549, "high": 0.562, "optimism": 0.0155, "configurations": 41}
+    said = describe_new_data({**row, "val_images": 5000})
+    assert said == (
+        "trial 7: validation 57.1%, expected on new data 54.9 to 56.2% "
+        "(the best of 41 on 5000 images; 1.6 of it is taken for luck)"
+    )
+    alone = describe_new_data({**row, "optimism": 0.0, "configurations": 1, "val_images": 500})
+    assert alone.endswith("(the only one on 500 images)")
+    print_best(summary(make_study(FOUR), top=3))
+    assert "trial 1: validation 41.0%, expected on new data " in capsys.readouterr().out
 
 
 def test_ties_in_words() -> None:

@@ -48,7 +48,7 @@ def next_repeat(
     """The number of the configuration to train again next; None if the question is settled or nothing can be gained.
 
     Repeats under way count as runs when shares are compared, so that it can be asked several times in a row. The first
-    scores enter as `tunelab.standings.expected` corrects them.
+    scores enter as `tunelab.standings.estimates` corrects them.
 
     Args:
         scores: as for `tunelab.standings.standings`: of all configurations of full length, not of finalists alone.
