@@ -50,7 +50,8 @@ ROOMS = [
         "tunelab.analysis",
         "after the run: rank, plot, retrain, profile. Functions of a study; not needed by a worker",
         "tunelab.tuning.runner tunelab.tuning.profile tunelab.tuning.probes tunelab.tuning.hardware"
-        " tunelab.tuning.progress tunelab.tuning.options tunelab.tuning.objectives tunelab.training tunelab.study"
+        " tunelab.tuning.progress tunelab.tuning.options tunelab.tuning.objectives tunelab.tuning.importances"
+        " tunelab.training tunelab.study tunelab.journal"
         " tunelab.standings tunelab.noise tunelab.space tunelab.models.check tunelab.data tunelab.records"
         " tunelab.capacity tunelab.config",
         "torch",
@@ -233,6 +234,11 @@ ROOMS = [
     Room(
         "tunelab.tuning.draws",
         "configurations drawn without a sampler, and configurations as rows of numbers",
+        heavy="optuna",
+    ),
+    Room(
+        "tunelab.tuning.importances",
+        "what has to do with being among the best: Optuna's PED-ANOVA, held against chance",
         heavy="optuna",
     ),
     Room(

@@ -39,6 +39,8 @@ SURFACE = {
         "study trial --space --data --data-dir --download --skip-unreadable --image-size --limit-train --val-fraction"
         " --batch-sizes --threads --device --seconds --out --runs-dir --json"
     ),
+    "importance": "study --epochs --runs-dir --json",
+    "compare": "studies --runs-dir --json",
     "list": "--runs-dir --json",
     "show": "study trial --runs-dir --json",
     "spaces": "--json",
@@ -171,6 +173,11 @@ def test_the_group_has_help_with_an_example_and_a_version(capfd: pytest.CaptureF
         ("best", ["there is no study"]),
         ("show nowhere", ["nowhere"]),
         ("show", ["there is no study"]),
+        ("importance nowhere", ["nowhere"]),
+        ("importance", ["there is no study"]),
+        ("importance --epochs 0", ["--epochs", "0", "x>=1"]),
+        ("compare", ["STUDY"]),
+        ("compare nowhere elsewhere", ["nowhere"]),
         ("profile nowhere", ["nowhere"]),
         ("profile 3", ["there is no study"]),
         ("profile --batch-sizes 32,many", ["--batch-sizes", "'many'"]),

@@ -17,7 +17,9 @@ from tunelab.errors import TunelabError
 
 _HOMES = {
     "best": "ranking.best",
+    "compare": "deciding.compare",
     "extend": "searching.extend",
+    "importance": "deciding.importance",
     "list": "looking.list_command",
     "profile": "measuring.profile",
     "resume": "searching.resume",
