@@ -48,8 +48,8 @@ class StemSpec:
 class BlockSpec:
     """One block; `stride` 2 halves the resolution. `width` counts its output channels.
 
-    `kind` is a key of `tunelab.models.blocks.BLOCKS`. `convs` is the number of 3x3 convolutions of a "basic" block;
-    the other kinds have a fixed number and leave it at its default.
+    `kind` is a key of `tunelab.models.blocks.BLOCKS`. `convs` is the number of 3x3 convolutions of a "basic" or
+    "plain" block; the other kinds have a fixed number and leave it at its default.
     """
 
     kind: str

@@ -65,6 +65,20 @@ def test_residual_block_is_the_identity_when_its_convolutions_are_zero(kind: str
     assert torch.equal(block(images), images)
 
 
+@pytest.mark.parametrize(("kind", "without"), [("basic", "plain"), ("bottleneck", "plain_bottleneck")])
+def test_a_plain_block_is_the_residual_one_without_its_shortcut(kind: str, without: str) -> None:
+    torch.manual_seed(0)
+    for norm, width_in, stride in (("batch", 16, 1), ("none", 8, 2)):
+        style = Style(norm, "relu", bias=True)
+        block, plain = BLOCKS[kind](width_in, 16, stride, 3, style), BLOCKS[without](width_in, 16, stride, 3, style)
+        assert isinstance(block, ResidualBlock)
+        plan = BLOCKS[kind].plan(width_in, 16, stride, 3)
+        assert BLOCKS[without].plan(width_in, 16, stride, 3) == plan._replace(side=())
+        plain.load_state_dict(block.residual.state_dict())
+        images = torch.randn(4, width_in, 6, 6)
+        torch.testing.assert_close(plain(images), torch.relu(block.residual(images)))
+
+
 def test_subsampling_before_a_1x1_convolution_is_a_stride_in_it() -> None:
     torch.manual_seed(0)
     images = torch.randn(2, 4, 7, 8, dtype=torch.float64)

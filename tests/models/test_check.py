@@ -24,6 +24,7 @@ MIXED = (
     BlockSpec("basic", 64, 1, 1),
 )
 OTHER = (BlockSpec("bottleneck", 32, 2), BlockSpec("basic", 64, 2, 5), BlockSpec("basic", 64, 1, 2))
+PLAIN = (BlockSpec("plain", 32, 2, 3), BlockSpec("plain_bottleneck", 64, 2), BlockSpec("plain", 64))
 
 
 def plain_resnet(kind: str, width: int, lengths: tuple[int, ...]) -> ArchSpec:
@@ -58,7 +59,7 @@ def count_on_meta(arch: AnyArch, size: tuple[int, int], channels: int, classes: 
 
 
 @pytest.mark.parametrize(("norm", "bias", "pool"), list(product(NORMS, (False, True), (False, True))))
-@pytest.mark.parametrize("branches", [(MIXED,), (OTHER,), (MIXED, OTHER, OTHER)])
+@pytest.mark.parametrize("branches", [(MIXED,), (OTHER,), (PLAIN,), (MIXED, OTHER, OTHER)])
 def test_counts_equal_the_network_on_the_meta_device(
     norm: str, bias: bool, pool: bool, branches: tuple[tuple[BlockSpec, ...], ...]
 ) -> None:
@@ -180,7 +181,7 @@ def test_unequal_branches_are_refused() -> None:
 @pytest.mark.parametrize("kind", BLOCKS)
 def test_too_narrow_blocks_are_refused_or_counted(kind: str) -> None:
     arch = ArchSpec(StemSpec(8), ((BlockSpec(kind, 2),),))
-    if kind == "basic":
+    if kind in ("basic", "plain"):
         assert check(arch, image_size=(8, 8), channels=1, classes=10).params > 0
     else:
         with pytest.raises(RefusedError, match="width 2"):

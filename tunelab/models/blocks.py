@@ -208,6 +208,25 @@ def plan_inception(width_in: int, width: int, stride: int, convs: int) -> Plan:
     return Plan(path, side)
 
 
+def plan_plain(width_in: int, width: int, stride: int, convs: int) -> Plan:
+    """A basic block without its shortcut: the plain networks of He et al. (arXiv 1512.03385, section 3.3)."""
+    return plan_basic(width_in, width, stride, convs)._replace(side=())
+
+
+def plan_plain_bottleneck(width_in: int, width: int, stride: int, convs: int) -> Plan:
+    """A bottleneck block without its shortcut; `convs` has no meaning here.
+
+    Raises:
+        RefusedError: `width` is below 4.
+    """
+    return plan_bottleneck(width_in, width, stride, convs)._replace(side=())
+
+
+def build_plain(plan: Plan, style: Style) -> Layers:
+    """act(F(x)): the block of a plan without a shortcut, each convolution with its norm and an activation."""
+    return Layers(*build_layers(plan.path, style, last_activation=True))
+
+
 class InceptionModule(nn.Module):
     """Four parallel parts, concatenated: (N, width_in, H, W) -> (N, width, H, W).
 
@@ -261,6 +280,8 @@ BLOCKS: dict[str, Kind] = {
     "basic": Kind(plan_basic, ResidualBlock),
     "bottleneck": Kind(plan_bottleneck, ResidualBlock),
     "inception": Kind(plan_inception, InceptionBlock),
+    "plain": Kind(plan_plain, build_plain),
+    "plain_bottleneck": Kind(plan_plain_bottleneck, build_plain),
 }
 
 
