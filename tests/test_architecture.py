@@ -48,12 +48,12 @@ ROOMS = [
     ),
     Room(
         "tunelab.analysis",
-        "after the run: rank, plot, retrain, profile. Functions of a study; not needed by a worker",
+        "after the run: rank, plot, retrain, ablate, profile. Functions of a study; not needed by a worker",
         "tunelab.tuning.runner tunelab.tuning.profile tunelab.tuning.probes tunelab.tuning.hardware"
         " tunelab.tuning.progress tunelab.tuning.options tunelab.tuning.objectives tunelab.tuning.importances"
         " tunelab.training tunelab.study tunelab.journal"
         " tunelab.standings tunelab.noise tunelab.space tunelab.models.check tunelab.data tunelab.records"
-        " tunelab.capacity tunelab.config",
+        " tunelab.variants tunelab.capacity tunelab.config",
         "torch",
     ),
     Room(
@@ -297,6 +297,7 @@ ROOMS = [
     Room("tunelab.journal", "the record on the disk: checked lines, one writer"),
     Room("tunelab.space", "what a search space is, and how one is found", "tunelab.config"),
     Room("tunelab.records", "what happened: metrics, trials, statuses", "tunelab.config"),
+    Room("tunelab.variants", "what an ablation compares: plain data", "tunelab.config"),
     Room("tunelab.config", "what a trial is made of: frozen data, to JSON and back"),
     Room("tunelab.capacity", "amounts of memory: how they are written, and how much is free"),
     Room("tunelab.shared_options", "options that several commands have, among them a YAML file of options"),

@@ -35,6 +35,7 @@ SURFACE = {
     "resume": "study --deadline --concurrent --runs-dir --json",
     "extend": "study --trials --epochs --grid --deadline --concurrent --runs-dir --json",
     "best": "study --top --retrain --epochs --seeds --trial --keep-val --average --recipe --compile --runs-dir --json",
+    "ablate": "study --trial --epochs --seeds --components --list --runs-dir --json",
     "profile": (
         "study trial --space --data --data-dir --download --skip-unreadable --image-size --limit-train --val-fraction"
         " --batch-sizes --threads --device --seconds --out --runs-dir --json"
@@ -191,6 +192,11 @@ def test_the_group_has_help_with_an_example_and_a_version(capfd: pytest.CaptureF
         ("profile runs --space arch", ["--space arch", "leave out runs"]),
         ("profile --space nope", ["'nope'", "arch"]),
         ("profile --space arch --data nope", ["'nope'", "digits"]),
+        ("ablate nowhere", ["nowhere"]),
+        ("ablate", ["there is no study"]),
+        ("ablate --seeds 0", ["--seeds", "0", "x>=1"]),
+        ("ablate --epochs none", ["--epochs", "'none'"]),
+        ("ablate --trial -1", ["--trial", "-1"]),
         ("fly", ["'fly'"]),
         ("search arch --fly", ["--fly"]),
     ],

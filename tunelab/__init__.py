@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from tunelab.tuning.extend import extend
     from tunelab.tuning.runner import search
 
-    # Its module needs what tunelab must not import statically (tests/test_architecture.py), so its type is told here.
+    # Their modules need what tunelab must not import statically (tests/test_architecture.py): the types are told here.
+    ablate: Callable[..., Any]
     retrain: Callable[..., Any]
 
 __version__ = "0.1.0"
@@ -38,6 +39,7 @@ __all__ = [
     "TrialConfig",
     "TrialStatus",
     "TunelabError",
+    "ablate",
     "extend",
     "load",
     "retrain",
@@ -58,6 +60,7 @@ _HOMES = {
     "TrialConfig": "tunelab.config",
     "TrialStatus": "tunelab.records",
     "TunelabError": "tunelab.errors",
+    "ablate": "tunelab.analysis.ablate",
     "extend": "tunelab.tuning.extend",
     "load": "tunelab.study",
     "retrain": "tunelab.analysis.retrain",

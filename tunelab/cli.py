@@ -16,6 +16,7 @@ import click
 from tunelab.errors import TunelabError
 
 _HOMES = {
+    "ablate": "ablating.ablate",
     "best": "ranking.best",
     "compare": "deciding.compare",
     "extend": "searching.extend",
