@@ -9,30 +9,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunelab.config import (
-    ArchSpec,
-    LeNetSpec,
-    StemSpec,
-    TrainConfig,
-    TrialConfig,
-    arch_id,
-    derive_seed,
-    from_json,
-    to_json,
-)
-from tunelab.errors import InputError, RefusedError, TunelabError
+from tunelab.config import TrialConfig, from_json
+from tunelab.errors import TunelabError
 from tunelab.files import write_atomically
-from tunelab.models.check import check
 from tunelab.noise import CONFIDENCE, DIVERGED, Noise, full_length, noise_at
 from tunelab.records import Trial, TrialStatus
 from tunelab.study import Study, load, write_csv
 from tunelab.tuning.hardware import describe_hardware
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.runner import run_configs
-from tunelab.variants import Ablation, Variant
+from tunelab.variants import Ablation
 
+from .ablate_plan import as_key, configs_of, described, heading, lay_out, training_key, trials_in
 from .ablate_plot import draw_effects, effects
-from .changes import find_variants
 from .judging import judge
 
 
@@ -66,10 +55,10 @@ def ablate(
     """
     opened = study if isinstance(study, Study) else load(study)
     laid_out = lay_out(opened, trial=trial, epochs=epochs, seeds=seeds, components=components)
-    wanted = _configs(laid_out)
+    wanted = configs_of(laid_out)
     begun = _begun(laid_out.folder)
-    known = {_key(config) for config in begun}
-    configs = [*begun, *(config for config in wanted if _key(config) not in known)]
+    known = {training_key(config) for config in begun}
+    configs = [*begun, *(config for config in wanted if training_key(config) not in known)]
     name = f"trial {laid_out.trial} of {opened.name}"
     runs = run_configs(
         laid_out.folder,
@@ -93,99 +82,6 @@ def ablate(
     return found
 
 
-def lay_out(
-    study: Study,
-    *,
-    trial: int | None = None,
-    epochs: int | None = None,
-    seeds: int = 3,
-    components: Sequence[str] = (),
-) -> Ablation:
-    """What `ablate` would train, with the same arguments; nothing is trained or written.
-
-    Raises:
-        InputError: there is no such trial or component, or nothing to compare.
-    """
-    if study.info.get("kind") != "search":
-        raise InputError(f"{study.path} is a {study.info.get('kind')}; the study of a search is needed")
-    if seeds < 1 or (epochs is not None and epochs < 1):
-        raise InputError(f"--epochs {epochs} and --seeds {seeds} must be at least 1")
-    chosen = study.best() if trial is None else study.trial(trial)
-    config = study.config(chosen)
-    length = int(study.info["options"]["epochs"]) if epochs is None else epochs
-    winner = dataclasses.replace(config, train=dataclasses.replace(config.train, epochs=length))
-    if winner.data.train_on != "train":
-        raise InputError(
-            f"trial {chosen.number} was trained on {winner.data.train_on}: no images are left to compare by"
-        )
-    baseline, source = _baseline(study, winner)
-    variants, same, left_out = find_variants(winner, baseline, components)
-    built = []
-    for variant in variants:
-        reason = _refusal(variant.config, study.info["data"])
-        if reason:
-            left_out[variant.name] = reason
-        else:
-            built.append(variant)
-    if not built:
-        why = "; ".join([*(f"{name}: {reason}" for name, reason in left_out.items()), *_same_already(same)])
-        raise InputError(f"there is nothing to compare trial {chosen.number} with ({why})")
-    return Ablation(
-        trial=chosen.number,
-        winner=winner,
-        baseline=source,
-        variants=tuple(built),
-        same=tuple(same),
-        left_out=left_out,
-        seeds=tuple(derive_seed(config.seed, "ablate", index) for index in range(seeds)),
-        folder=study.path / f"ablate-{arch_id(winner.arch)}-trial{chosen.number:04d}-{length}epochs",
-    )
-
-
-def listing(study: Study, laid_out: Ablation) -> dict[str, Any]:
-    """What would be trained, as plain JSON values; `trained` of the `trainings` have ended already.
-
-    `seconds_each` is the time of one training of the unchanged configuration, from its epochs in the search.
-    """
-    ended = {_digest(one.config) for one in _trials(laid_out.folder) if one.status.ended}
-    epochs = study.trial(laid_out.trial).epochs
-    each = statistics.fmean(one.seconds for one in epochs) * laid_out.winner.train.epochs if epochs else None
-    return {
-        **_head(study, laid_out),
-        "variants": [_said(variant) for variant in laid_out.variants],
-        "trainings": laid_out.trainings,
-        "trained": sum(_key(config) in ended for config in _configs(laid_out)),
-        "seconds_each": each,
-    }
-
-
-def _baseline(study: Study, winner: TrialConfig) -> tuple[TrialConfig, str]:
-    """What components are put back to, and where it comes from in words."""
-    for trial in study.list_trials():
-        first = trial.number == 0 and trial.origin == "" and study.info.get("baseline", True)  # a record of old
-        if trial.repeat_of is None and (trial.origin == "baseline" or first):
-            return study.config(trial), f"trial {trial.number}, the study's baseline"
-    if isinstance(winner.arch, ArchSpec):
-        arch: ArchSpec | LeNetSpec = ArchSpec(StemSpec(winner.arch.stem.width), winner.arch.branches)
-    else:
-        arch = LeNetSpec()
-    return TrialConfig(arch, TrainConfig(), winner.data), "tunelab's defaults, as the study has no baseline"
-
-
-def _refusal(config: TrialConfig, data: Mapping[str, Any]) -> str:
-    """Why a network cannot be built for the study's images, "" if it can."""
-    height, width = data["image_size"]
-    try:
-        check(config.arch, image_size=(height, width), channels=data["channels"], classes=len(data["classes"]))
-    except RefusedError as error:
-        return str(error)
-    return ""
-
-
-def _same_already(same: Sequence[str]) -> list[str]:
-    return [f"the same already: {', '.join(same)}"] if same else []
-
-
 def _sharing(study: Study, trainings: int) -> dict[str, Any]:
     """How the trainings share the machine: as was measured for the search, on another machine as is usual there."""
     slots, then, now = study.info.get("slots"), study.info.get("hardware", {}), describe_hardware()
@@ -198,28 +94,9 @@ def _sharing(study: Study, trainings: int) -> dict[str, Any]:
     }
 
 
-def _configs(laid_out: Ablation) -> list[TrialConfig]:
-    """All trainings, seed by seed, so that what is trained first can be compared first."""
-    of_all = [laid_out.winner, *(variant.config for variant in laid_out.variants)]
-    return [dataclasses.replace(config, seed=seed) for seed in laid_out.seeds for config in of_all]
-
-
-def _trials(folder: Path) -> list[Trial]:
-    return Study.open(folder).list_trials() if (folder / "study.json").exists() else []
-
-
 def _begun(folder: Path) -> list[TrialConfig]:
     """What an earlier call has begun, in its order; entry n is trial n."""
-    return [from_json(TrialConfig, trial.config) for trial in _trials(folder)]
-
-
-def _digest(plain: Mapping[str, Any]) -> str:
-    return json.dumps(plain, sort_keys=True)
-
-
-def _key(config: TrialConfig) -> str:
-    """What tells two trainings apart, seed included."""
-    return _digest(to_json(config))
+    return [from_json(TrialConfig, trial.config) for trial in trials_in(folder)]
 
 
 def _compare(study: Study, laid_out: Ablation, runs: Study) -> dict[str, Any]:
@@ -227,10 +104,10 @@ def _compare(study: Study, laid_out: Ablation, runs: Study) -> dict[str, Any]:
 
     Means are over the runs that did not fail. A run that diverged has an accuracy of 0 and no loss.
     """
-    trials = {_digest(trial.config): trial for trial in runs.list_trials()}
+    trials = {as_key(trial.config): trial for trial in runs.list_trials()}
 
     def runs_of(config: TrialConfig) -> list[Trial]:
-        return [trials[_key(dataclasses.replace(config, seed=seed))] for seed in laid_out.seeds]
+        return [trials[training_key(dataclasses.replace(config, seed=seed))] for seed in laid_out.seeds]
 
     own = runs_of(laid_out.winner)
     others = [runs_of(variant.config) for variant in laid_out.variants]
@@ -244,11 +121,11 @@ def _compare(study: Study, laid_out: Ablation, runs: Study) -> dict[str, Any]:
         scores[0], scores[1:], _guess(study, [*own, *(one for group in others for one in group)], epochs)
     )
     rows = [
-        {**_said(variant), **_measured(group), **row}
+        {**described(variant), **_measured(group), **row}
         for variant, group, row in zip(laid_out.variants, others, judged, strict=True)
     ]
     return {
-        **_head(study, laid_out),
+        **heading(study, laid_out),
         "winner": _measured(own),
         "variants": sorted(rows, key=lambda row: (row["change"] is None, row["change"] or 0.0)),
         "noise": dataclasses.asdict(noise),
@@ -256,24 +133,6 @@ def _compare(study: Study, laid_out: Ablation, runs: Study) -> dict[str, Any]:
         "by_chance": (1 - CONFIDENCE) * sum(row["change"] is not None for row in rows),
         "val_images": study.val_images,
     }
-
-
-def _head(study: Study, laid_out: Ablation) -> dict[str, Any]:
-    return {
-        "study": str(study.path),
-        "trial": laid_out.trial,
-        "arch_id": arch_id(laid_out.winner.arch),
-        "epochs": laid_out.winner.train.epochs,
-        "seeds": list(laid_out.seeds),
-        "folder": str(laid_out.folder),
-        "baseline": laid_out.baseline,
-        "same": list(laid_out.same),
-        "left_out": dict(laid_out.left_out),
-    }
-
-
-def _said(variant: Variant) -> dict[str, Any]:
-    return {"component": variant.component, "change_made": variant.change, "what": variant.what}
 
 
 def _score(trial: Trial) -> float | None:

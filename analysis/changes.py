@@ -7,9 +7,10 @@ from typing import Any, Final
 
 from tunelab.config import ArchSpec, BlockSpec, TrialConfig, config_id, to_json
 from tunelab.errors import InputError
-from tunelab.variants import Variant
+from tunelab.variants import BACK, REMOVED, Changes, Variant
 
-from .components import BACK, CONVS_READ_BY, READ_BY_SCHEDULE, REMOVED, Changes, components_of, effective
+from .components import READ_BY_SCHEDULE, components_of, effective
+from .network_components import CONVS_READ_BY
 
 BOTH: Final = f"{REMOVED}, {BACK}"
 _OF_SCHEDULES: Final = {number for numbers in READ_BY_SCHEDULE.values() for number in numbers}

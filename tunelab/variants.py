@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final, TypeAlias
 
 from tunelab.config import TrialConfig
+
+REMOVED: Final = "removed"
+BACK: Final = "as in the baseline"
+
+Changes: TypeAlias = dict[str, TrialConfig | str]
+"""What becomes of a component, in words -> the configuration then, or the reason why there is none."""
+
+Component: TypeAlias = Callable[[TrialConfig, TrialConfig], Changes]
+"""(a configuration, the baseline) -> the changes; those that change nothing may be among them."""
 
 
 @dataclass(frozen=True)

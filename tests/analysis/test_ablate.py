@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image
 from tunelab.analysis import ablate as module
-from tunelab.analysis.ablate import ablate, lay_out, listing
+from tunelab.analysis.ablate import ablate
+from tunelab.analysis.ablate_plan import lay_out, listing
 from tunelab.analysis.ablate_plot import draw_effects, effects
 from tunelab.analysis.ablate_text import print_ablation, print_listing
 

@@ -8,20 +8,9 @@ from typing import Any
 
 import pytest
 from tunelab.analysis.changes import BOTH, difference, find_variants
-from tunelab.analysis.components import (
-    BACK,
-    CONVS_READ_BY,
-    LENET,
-    LR_GROWTH,
-    NETWORK,
-    READ_BY_OPTIMIZER,
-    READ_BY_SCHEDULE,
-    RECIPE,
-    REMOVED,
-    WITHOUT_SHORTCUT,
-    components_of,
-    effective,
-)
+from tunelab.analysis.components import READ_BY_SCHEDULE, components_of, effective
+from tunelab.analysis.network_components import CONVS_READ_BY, LENET, NETWORK, WITHOUT_SHORTCUT
+from tunelab.analysis.recipe_components import LR_GROWTH, READ_BY_OPTIMIZER, RECIPE
 from tunelab.search_spaces import arch as arch_space
 
 from tunelab.config import (
@@ -42,7 +31,7 @@ from tunelab.models.blocks import BLOCKS
 from tunelab.models.check import check
 from tunelab.training.optim import OPTIMIZERS
 from tunelab.training.schedules import SCHEDULES, lr_factor
-from tunelab.variants import Variant
+from tunelab.variants import BACK, REMOVED, Variant
 
 BRANCH = (
     BlockSpec("basic", 16, 1, 3),

@@ -47,12 +47,13 @@ def ablate(
     tunelab ablate --components mixup,dropout,norm --seeds 5
     """
     found = find_study(study, runs_dir)
-    module = importlib.import_module("tunelab.analysis.ablate")
     text = importlib.import_module("tunelab.analysis.ablate_text")
     if only_list:
-        laid_out = module.lay_out(found, trial=trial, epochs=epochs, seeds=seeds, components=components)
-        shown, tell = module.listing(found, laid_out), text.print_listing
+        plan = importlib.import_module("tunelab.analysis.ablate_plan")
+        laid_out = plan.lay_out(found, trial=trial, epochs=epochs, seeds=seeds, components=components)
+        shown, tell = plan.listing(found, laid_out), text.print_listing
     else:
-        shown = module.ablate(found, trial=trial, epochs=epochs, seeds=seeds, components=components)
+        run = importlib.import_module("tunelab.analysis.ablate").ablate
+        shown = run(found, trial=trial, epochs=epochs, seeds=seeds, components=components)
         tell = text.print_ablation
     click.echo(json.dumps(shown)) if as_json else tell(shown)

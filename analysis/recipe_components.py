@@ -1,0 +1,168 @@
+"""The components of a recipe, each with the configurations that it becomes: pure functions.
+
+A learning rate belongs to an optimizer and to a batch size: where one of them changes, the rate goes with it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Final
+
+from tunelab.config import AugmentConfig, ScheduleConfig, TrialConfig
+from tunelab.variants import BACK, REMOVED, Changes, Component
+
+READ_BY_OPTIMIZER: Final = {"momentum": ("sgd", "rmsprop"), "nesterov": ("sgd",)}
+"""Numbers of a recipe that only some optimizers read."""
+
+LR_GROWTH: Final = {"sgd": 1.0, "adam": 0.5, "adamw": 0.5, "rmsprop": 0.5}
+"""The power of the batch size that a good learning rate grows with.
+
+In proportion for SGD (Goyal et al., arXiv 1706.02677, section 2.1), with the square root for the adaptive ones (Malladi
+et al., arXiv 2205.10287, section 5); as the space `arch` draws them.
+"""
+
+
+def _with_train(config: TrialConfig, **values: Any) -> TrialConfig:
+    return dataclasses.replace(config, train=dataclasses.replace(config.train, **values))
+
+
+def _with_augment(config: TrialConfig, **values: Any) -> TrialConfig:
+    return _with_train(config, augment=dataclasses.replace(config.train.augment, **values))
+
+
+def _augmentation(config: TrialConfig, baseline: TrialConfig) -> Changes:
+    return {
+        REMOVED: _with_train(config, augment=AugmentConfig()),
+        BACK: _with_train(config, augment=baseline.train.augment),
+    }
+
+
+def _crop(config: TrialConfig, baseline: TrialConfig) -> Changes:
+    return {REMOVED: _with_augment(config, crop=0.0), BACK: _with_augment(config, crop=baseline.train.augment.crop)}
+
+
+def _flip(config: TrialConfig, baseline: TrialConfig) -> Changes:
+    return {REMOVED: _with_augment(config, flip=False), BACK: _with_augment(config, flip=baseline.train.augment.flip)}
+
+
+def _cutout(config: TrialConfig, baseline: TrialConfig) -> Changes:
+    back = _with_augment(config, cutout=baseline.train.augment.cutout)
+    return {REMOVED: _with_augment(config, cutout=0.0), BACK: back}
+
+
+def _mixup(config: TrialConfig, baseline: TrialConfig) -> Changes:
+    there = baseline.train.augment
+    back = _with_augment(config, mixup=there.mixup, mixup_until=there.mixup_until)
+    return {REMOVED: _with_augment(config, mixup=0.0, mixup_until=1.0), BACK: back}
+
+
+def _label_smoothing(config: TrialConfig, baseline: TrialConfig) -> Changes:
+    back = _with_train(config, label_smoothing=baseline.train.label_smoothing)
+    return {REMOVED: _with_train(config, label_smoothing=0.0), BACK: back}
+
+
+def _of_another_optimizer(config: TrialConfig, baseline: TrialConfig, what: str) -> str:
+    """Why a number of the baseline's recipe is not used, "" if it can be."""
+    mine, theirs = config.train.optimizer, baseline.train.optimizer
+    return "" if mine == theirs else f"the baseline's {what} is for {theirs}, not for {mine}; see optimizer"
+
+
+def _weight_decay(config: TrialConfig, baseline: TrialConfig) -> Changes:
+    back = _of_another_optimizer(config, baseline, "weight decay")
+    return {
+        REMOVED: _with_train(config, weight_decay=0.0),
+        BACK: back or _with_train(config, weight_decay=baseline.train.weight_decay),
+    }
+
+
+def _momentum(config: TrialConfig, baseline: TrialConfig) -> Changes:
+    if config.train.optimizer not in READ_BY_OPTIMIZER["momentum"]:
+        return {}
+    back = _of_another_optimizer(config, baseline, "momentum")
+    return {
+        REMOVED: _with_train(config, momentum=0.0),
+        BACK: back or _with_train(config, momentum=baseline.train.momentum),
+    }
+
+
+def _nesterov(config: TrialConfig, baseline: TrialConfig) -> Changes:
+    if config.train.optimizer not in READ_BY_OPTIMIZER["nesterov"]:
+        return {}
+    changes: Changes = {REMOVED: _with_train(config, nesterov=False)}
+    if baseline.train.optimizer in READ_BY_OPTIMIZER["nesterov"]:
+        changes[BACK] = _with_train(config, nesterov=baseline.train.nesterov)
+    return changes
+
+
+def _warmup(config: TrialConfig, baseline: TrialConfig) -> Changes:
+    schedule = config.train.schedule
+    back = dataclasses.replace(schedule, warmup=baseline.train.schedule.warmup)
+    return {
+        REMOVED: _with_train(config, schedule=dataclasses.replace(schedule, warmup=0.0)),
+        BACK: _with_train(config, schedule=back),
+    }
+
+
+def _schedule(config: TrialConfig, baseline: TrialConfig) -> Changes:
+    """A constant rate, and the baseline's schedule, each after the warm-up that there is."""
+    warmup = config.train.schedule.warmup
+    back = dataclasses.replace(baseline.train.schedule, warmup=warmup)
+    return {
+        REMOVED: _with_train(config, schedule=ScheduleConfig("constant", warmup)),
+        BACK: _with_train(config, schedule=back),
+    }
+
+
+def _rate(lr: float, optimizer: str, batch_size: int, other: int) -> float:
+    """The rate for batches of `other` that goes with `lr` for batches of `batch_size`."""
+    grown: float = lr * (other / batch_size) ** LR_GROWTH[optimizer]
+    return min(grown, 1000.0)  # what TrainConfig allows
+
+
+def _optimizer(config: TrialConfig, baseline: TrialConfig) -> Changes:
+    """The baseline's, with its rate for this batch size, momentum and weight decay: they mean nothing for another."""
+    if config.train.optimizer == baseline.train.optimizer:
+        return {}
+    there = baseline.train
+    back = _with_train(
+        config,
+        optimizer=there.optimizer,
+        lr=_rate(there.lr, there.optimizer, there.batch_size, config.train.batch_size),
+        momentum=there.momentum,
+        nesterov=there.nesterov,
+        weight_decay=there.weight_decay,
+    )
+    return {BACK: back}
+
+
+def _batch_size(config: TrialConfig, baseline: TrialConfig) -> Changes:
+    """The baseline's, and the rate that goes with it."""
+    train, size = config.train, baseline.train.batch_size
+    rate = _rate(train.lr, train.optimizer, train.batch_size, size)
+    return {BACK: _with_train(config, batch_size=size, lr=rate)}
+
+
+def _lr(config: TrialConfig, baseline: TrialConfig) -> Changes:
+    """The baseline's, for this batch size."""
+    there = baseline.train
+    rate = _rate(there.lr, there.optimizer, there.batch_size, config.train.batch_size)
+    return {BACK: _of_another_optimizer(config, baseline, "learning rate") or _with_train(config, lr=rate)}
+
+
+RECIPE: Final[dict[str, Component]] = {
+    "crop": _crop,
+    "flip": _flip,
+    "cutout": _cutout,
+    "mixup": _mixup,
+    "augmentation": _augmentation,
+    "label_smoothing": _label_smoothing,
+    "optimizer": _optimizer,
+    "lr": _lr,
+    "batch_size": _batch_size,
+    "momentum": _momentum,
+    "nesterov": _nesterov,
+    "weight_decay": _weight_decay,
+    "schedule": _schedule,
+    "warmup": _warmup,
+}
+"""Components of every configuration."""
