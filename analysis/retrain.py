@@ -11,12 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
-from torch import nn
 
 from tunelab.config import TrainConfig, TrialConfig, arch_id, config_id, derive_seed, from_json, to_json
 from tunelab.data.batches import load_split
-from tunelab.data.cache import DataInfo, prepare
+from tunelab.data.cache import prepare
 from tunelab.errors import InputError, TunelabError
 from tunelab.files import write_atomically
 from tunelab.records import Trial, TrialStatus
@@ -24,12 +22,14 @@ from tunelab.study import Study, load, write_csv
 from tunelab.training.checkpoint import load_model
 from tunelab.training.device import pick_device
 from tunelab.training.evaluate import class_scores
+from tunelab.training.model_files import write_model, write_weights
 from tunelab.training.schedules import find_schedule
 from tunelab.training.stages import check_optimizers
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.runner import run_configs
 
 from . import readings
+from .card import CARD, write_card
 from .outcome import outcome
 from .plots import draw_learning_curve, learning_curve
 
@@ -51,8 +51,8 @@ def retrain(
     """Trains the best trial's configuration in full and returns what `metrics.json` holds.
 
     Writes `model.safetensors` (of the first seed: none is chosen by its test score; `model-1.safetensors` and so on are
-    of the others), `config.json`, `metrics.json`, `test_predictions.npz`, `learning_curve.csv` and `learning_curve.png`
-    into `retrain-...` inside the study. The test images are read once, when all seeds are trained, and that is recorded
+    of the others), `config.json`, `metrics.json`, `card.md`, `test_predictions.npz`, `learning_curve.csv` and
+    `learning_curve.png` into `retrain-...` inside the study. The test images are read once, when all seeds are trained, and that is recorded
     in the study before. An interrupted retraining goes on; a finished one is neither trained nor tested again.
 
     Args:
@@ -148,17 +148,20 @@ def _finish(
     """Writes the models, then reads the test split, unless that was done for these runs, and writes what came of it."""
     file = runs.path / "metrics.json"
     before: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    device_name = str(study.info["options"]["device"])
     if len(before.get("seeds", [])) >= len(trained):
+        if not (runs.path / CARD).exists():
+            write_card(runs.path, device_name)
         return before
-    device = pick_device(str(study.info["options"]["device"]))
+    device = pick_device(device_name)
     info = prepare(configs[0].data)
     models = []
     for run, config in zip(trained, configs, strict=True):
         models.append(load_model(config, runs.trial_folder(run.number) / "checkpoint" / "last.pt", info, device))
         if run.number == 0:
-            _write_model(runs.path, models[0], config, info)
+            write_model(runs.path, models[0], config, info)
         else:
-            _write_weights(runs.path / f"model-{run.number}.safetensors", models[-1])
+            write_weights(runs.path / f"model-{run.number}.safetensors", models[-1])
     past = readings.earlier(study)
     reading = readings.record(study, runs.path, chosen.number, len(trained))
     # From here on the test images count as read, whatever happens.
@@ -180,28 +183,8 @@ def _finish(
     title = f"{study.name}, trial {chosen.number}, {configs[0].train.epochs} epochs"
     draw_learning_curve(rows, runs.path / "learning_curve.png", title, metrics["test_accuracy"])
     write_atomically(file, json.dumps(metrics, indent=2) + "\n")
+    write_card(runs.path, device_name)
     return metrics
-
-
-def _write_model(folder: Path, model: nn.Module, config: TrialConfig, info: DataInfo) -> None:
-    """Writes the weights, and beside them all that is needed to use them: no pickle in either."""
-    _write_weights(folder / "model.safetensors", model)
-    content = {
-        "trial_config": to_json(config),
-        "classes": list(info.classes),
-        "channels": info.channels,
-        "image_size": list(info.image_size),
-        "mean": list(info.mean),
-        "std": list(info.std),
-        "data_fingerprint": info.fingerprint,
-    }
-    write_atomically(folder / "config.json", json.dumps(content, indent=2) + "\n")
-
-
-def _write_weights(path: Path, model: nn.Module) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
-    temporary.replace(path)
 
 
 def _write_predictions(path: Path, scores: torch.Tensor, labels: torch.Tensor) -> None:

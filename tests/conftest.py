@@ -11,7 +11,17 @@ from typing import Any, Protocol
 
 import pytest
 
-from tunelab.config import ArchSpec, BlockSpec, DataConfig, StemSpec, TrainConfig, TrialConfig, arch_id, to_json
+from tunelab.config import (
+    AnyArch,
+    ArchSpec,
+    BlockSpec,
+    DataConfig,
+    StemSpec,
+    TrainConfig,
+    TrialConfig,
+    arch_id,
+    to_json,
+)
 from tunelab.journal import Journal
 from tunelab.records import EpochMetrics
 from tunelab.study import Study
@@ -132,5 +142,55 @@ def make_study(runs_dir: Path) -> MakeStudy:
                 journal.append({"event": "ended", "trial": number, "status": status, "reason": reason})
         journal.close()
         return study
+
+    return make
+
+
+class MakeModel(Protocol):
+    """What the fixture `make_model` gives."""
+
+    def __call__(
+        self,
+        arch: AnyArch | None = None,
+        *,
+        folder: Path | None = None,
+        channels: int = 1,
+        image_size: tuple[int, int] = (8, 8),
+        classes: Sequence[str] = ("cat", "dog", "ox, or cow"),
+    ) -> Path: ...
+
+
+@pytest.fixture
+def make_model(tmp_path: Path) -> MakeModel:
+    """Writes a model as a retraining does, and gives its folder; its weights are drawn, and no norm does nothing."""
+
+    def make(
+        arch: AnyArch | None = None,
+        *,
+        folder: Path | None = None,
+        channels: int = 1,
+        image_size: tuple[int, int] = (8, 8),
+        classes: Sequence[str] = ("cat", "dog", "ox, or cow"),
+    ) -> Path:
+        import torch
+
+        from tunelab.data.cache import DataInfo
+        from tunelab.models.network import build_network
+        from tunelab.training.model_files import write_model
+
+        arch = arch or ArchSpec(StemSpec(4), ((BlockSpec("basic", 8, 2, 1),),))
+        torch.manual_seed(1)
+        network = build_network(arch, channels, len(classes), image_size)
+        with torch.no_grad():
+            for values in (*network.parameters(), *network.buffers()):
+                if values.ndim < 2 and values.is_floating_point():  # biases, and those of norms
+                    values.uniform_(0.5, 1.5)
+        mean, std = tuple(0.3 + 0.1 * i for i in range(channels)), tuple(0.2 + 0.1 * i for i in range(channels))
+        counts = {"train": 9, "val": 0, "test": 9}
+        info = DataInfo("images", image_size, channels, tuple(classes), counts, "0123456789abcdef", mean, std, ())
+        folder = folder or tmp_path / "model"
+        folder.mkdir(parents=True)
+        write_model(folder, network, TrialConfig(arch, data=DataConfig("folder:/nowhere/at/all")), info)
+        return folder
 
     return make

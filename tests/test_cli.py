@@ -42,6 +42,9 @@ SURFACE = {
     ),
     "importance": "study --epochs --runs-dir --json",
     "compare": "studies --runs-dir --json",
+    "predict": "model images --top-k --batch-size --device --out --skip-unreadable --json",
+    "export": "model --format --out --json",
+    "reproduce": "study trial --runs-dir --json",
     "list": "--runs-dir --json",
     "show": "study trial --runs-dir --json",
     "spaces": "--json",
@@ -197,6 +200,18 @@ def test_the_group_has_help_with_an_example_and_a_version(capfd: pytest.CaptureF
         ("ablate --seeds 0", ["--seeds", "0", "x>=1"]),
         ("ablate --epochs none", ["--epochs", "'none'"]),
         ("ablate --trial -1", ["--trial", "-1"]),
+        ("predict", ["MODEL"]),
+        ("predict nowhere", ["IMAGES"]),
+        ("predict nowhere photo.png", ["nowhere", "model.safetensors"]),
+        ("predict . photo.png", [". is not a model", "model.safetensors"]),
+        ("predict nowhere photo.png --top-k 0", ["--top-k", "0", "x>=1"]),
+        ("predict nowhere photo.png --device tpu", ["--device", "'tpu'"]),
+        ("predict nowhere photo.png --out nowhere/file.csv", ["--out nowhere/file.csv", "No such file"]),
+        ("predict nowhere photo.png --out .", ["--out .", "folder"]),
+        ("export nowhere", ["nowhere", "model.safetensors"]),
+        ("export . --format pickle", ["--format", "'pickle'", "onnx"]),
+        ("reproduce nowhere 1", ["nowhere"]),
+        ("reproduce 1", ["there is no study"]),
         ("fly", ["'fly'"]),
         ("search arch --fly", ["--fly"]),
     ],
@@ -587,7 +602,21 @@ def test_what_nobody_expected_is_one_line_too(
 
 
 @pytest.mark.parametrize(
-    "words", ["--help", "search --help", "profile --help", "best", "best --json", "list", "show", "show 0", "spaces"]
+    "words",
+    [
+        "--help",
+        "search --help",
+        "profile --help",
+        "predict --help",
+        "export --help",
+        "reproduce --help",
+        "best",
+        "best --json",
+        "list",
+        "show",
+        "show 0",
+        "spaces",
+    ],
 )
 def test_looking_imports_neither_torch_nor_ray(words: str, make_study: MakeStudy) -> None:
     make_study([("COMPLETED", [0.1, 0.2, 0.3, 0.4])])

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     # Their modules need what tunelab must not import statically (tests/test_architecture.py): the types are told here.
     ablate: Callable[..., Any]
+    predict: Callable[..., list[dict[str, Any]]]
     retrain: Callable[..., Any]
 
 __version__ = "0.1.0"
@@ -42,6 +43,7 @@ __all__ = [
     "ablate",
     "extend",
     "load",
+    "predict",
     "retrain",
     "search",
 ]
@@ -63,6 +65,7 @@ _HOMES = {
     "ablate": "tunelab.analysis.ablate",
     "extend": "tunelab.tuning.extend",
     "load": "tunelab.study",
+    "predict": "tunelab.analysis.predict",
     "retrain": "tunelab.analysis.retrain",
     "search": "tunelab.tuning.runner",
 }

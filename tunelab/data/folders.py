@@ -95,6 +95,11 @@ def _classes(folder: Path) -> _Classes:
     return classes
 
 
+def files_below(folder: Path) -> list[str]:
+    """All files below `folder`, in order, but for those that are passed over in a folder of a class too."""
+    return sorted(file.path for file in _files(folder, set()))
+
+
 def _files(folder: Path, seen: set[tuple[int, int]]) -> Iterator[_File]:
     """All files below `folder`; links are followed, each folder once."""
     stat = folder.stat()

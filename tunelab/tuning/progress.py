@@ -188,16 +188,16 @@ class Progress:
         return ", ".join(said)
 
 
-class DecodingBar:
-    """A bar on a terminal while images are decoded for the first time; it goes when they are. Use it as a context."""
+class ImagesBar:
+    """A bar on a terminal while something is done with many images; it goes when it is. Use it as a context."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, what: str) -> None:
         console = Console(file=stream)
-        columns = ("decoding images", BarColumn(), MofNCompleteColumn())
+        columns = (what, BarColumn(), MofNCompleteColumn())
         self._bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task: TaskID | None = None
 
-    def __enter__(self) -> DecodingBar:
+    def __enter__(self) -> ImagesBar:
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -205,7 +205,7 @@ class DecodingBar:
             self._bar.stop()
 
     def __call__(self, done: int, total: int) -> None:
-        """So many of all images are decoded."""
+        """So many of all images are done."""
         if self._task is None:
             self._task = self._bar.add_task("", total=total)
             self._bar.start()

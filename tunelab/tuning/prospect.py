@@ -35,7 +35,7 @@ from tunelab.tuning.model_sampler import FIRST_RANDOM, Earlier
 from tunelab.tuning.options import LIMITS, GridRequest, SearchOptions, seconds_until
 from tunelab.tuning.preflight import absolute_paths, check_room, make_source, try_space
 from tunelab.tuning.probes import Probes
-from tunelab.tuning.progress import DecodingBar
+from tunelab.tuning.progress import ImagesBar
 from tunelab.tuning.ray_tune import Slots
 from tunelab.tuning.repeats import Race
 from tunelab.tuning.simulation import Beside, Plan
@@ -317,7 +317,7 @@ def open_data(config: DataConfig, show_progress: bool) -> DataInfo:
     """Decodes the data if it is not in the cache, and says what is worth knowing of it."""
     if not show_progress:
         return prepare(config)
-    with DecodingBar(sys.stderr) as bar:
+    with ImagesBar(sys.stderr, "decoding images") as bar:
         info = prepare(config, bar)
     for note in info.notes:
         print(f"data: {note}", file=sys.stderr)

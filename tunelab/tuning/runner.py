@@ -45,7 +45,7 @@ from tunelab.tuning.prospect import (
 )
 from tunelab.tuning.ray_tune import Slots
 from tunelab.tuning.sources import FixedSource
-from tunelab.tuning.stopping import NeverStop, Stopping, SuccessiveHalving
+from tunelab.tuning.stopping import NeverStop, StopAfter, Stopping, SuccessiveHalving
 
 _EPOCH_GRACE = 10.0  # seconds that are left for an epoch to end before a deadline, at most; our choice
 
@@ -275,6 +275,8 @@ def run_configs(
     about: Mapping[str, Any],
     like: Study | None = None,
     compile: Literal["auto", "off"] = "off",
+    compute: Mapping[str, Any] | None = None,
+    stop_after: int | None = None,
     show_progress: bool = True,
 ) -> Study:
     """Trains a list of configurations to their full length, as a study in `path`; one that was begun goes on.
@@ -290,6 +292,8 @@ def run_configs(
         about: further content of `study.json`.
         like: a study that the configurations come from; the data must be the same as its.
         compile: as `ComputeConfig` has it.
+        compute: `precision` and `channels_last` of a ComputeConfig, in place of those of `like`, on any machine.
+        stop_after: ends each training after so many epochs, with the schedule of its full length.
         show_progress: shows the progress on standard error.
 
     Raises:
@@ -308,7 +312,7 @@ def run_configs(
         require_same_data(begun, info)
         left = _left(begun, configs, left)
     packing = pack(left, options, like, begun)
-    slots = dataclasses.replace(packing.slots, compile=compile)
+    slots = dataclasses.replace(packing.slots, compile=compile, **(compute or {}))
     shared = {"slots": dataclasses.asdict(slots)}
     if packing.measured is not None:
         shared["calibration"] = packing.measured.to_json()
@@ -331,7 +335,8 @@ def run_configs(
         if packing.again:
             study.update(lambda info: {**shared, "options": {**info["options"], "trials": options.trials}})
     forecast = forecast_of(configs, source, info, slots, packing.measured or calibration_of(like))
-    return execute(study, Plan(source, NeverStop(), len(configs), options, title, show_progress, slots, forecast))
+    stopping: Stopping = NeverStop() if stop_after is None else StopAfter(stop_after)
+    return execute(study, Plan(source, stopping, len(configs), options, title, show_progress, slots, forecast))
 
 
 def _left(study: Study, configs: Sequence[TrialConfig], trials: list[Trial]) -> list[Trial]:

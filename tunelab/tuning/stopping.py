@@ -166,6 +166,26 @@ class NeverStop:
         return None
 
 
+class StopAfter:
+    """Stops every trial after so many epochs, whatever it has come to: the schedule is that of the full length."""
+
+    def __init__(self, epochs: int) -> None:
+        self.rungs = (epochs,)
+
+    def report(self, number: int, epoch: int, score: float, loss: float, noise: float = 0.0) -> Decision | None:
+        """The end after the last of these epochs, None before."""
+        if epoch not in self.rungs:
+            return None
+        return Decision(epoch, True, score, loss, 1, 1, 0, score, noise, "no more epochs were asked for")
+
+    def restore(self, number: int, epoch: int, score: float, loss: float) -> None:
+        """Nothing is kept."""
+
+    def promotable(self, paused: Collection[int], noise: float = 0.0) -> tuple[int, Decision] | None:
+        """Always None: nothing waits."""
+        return None
+
+
 class _Rung:
     """The trials that have reached one rung, in order: the best last."""
 
