@@ -162,7 +162,7 @@ class MakeModel(Protocol):
 
 @pytest.fixture
 def make_model(tmp_path: Path) -> MakeModel:
-    """Writes a model as a retraining does, and gives its folder; its weights are drawn, and no norm does nothing."""
+    """Writes a model as a retraining does, and gives its folder; its weights are drawn, and none of them is idle."""
 
     def make(
         arch: AnyArch | None = None,
@@ -182,9 +182,11 @@ def make_model(tmp_path: Path) -> MakeModel:
         torch.manual_seed(1)
         network = build_network(arch, channels, len(classes), image_size)
         with torch.no_grad():
-            for values in (*network.parameters(), *network.buffers()):
-                if values.ndim < 2 and values.is_floating_point():  # biases, and those of norms
+            for values in filter(torch.is_floating_point, (*network.parameters(), *network.buffers())):
+                if values.ndim < 2:  # biases, and those of norms
                     values.uniform_(0.5, 1.5)
+                elif not values.any():  # as a network without norms begins
+                    values.normal_(0, 0.1)
         mean, std = tuple(0.3 + 0.1 * i for i in range(channels)), tuple(0.2 + 0.1 * i for i in range(channels))
         counts = {"train": 9, "val": 0, "test": 9}
         info = DataInfo("images", image_size, channels, tuple(classes), counts, "0123456789abcdef", mean, std, ())

@@ -1,0 +1,225 @@
+"""The card says what the numbers say, and shows data as text."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from scipy import stats
+from tunelab.analysis.card import card, found_by, mean_interval, per_class, wilson, write_card
+from tunelab.analysis.latency import measure_latency
+
+from tunelab.config import ArchSpec, StemSpec, TrialConfig, to_json
+from tunelab.errors import InputError
+from tunelab.study import Study
+from tunelab.training.model_files import find_model, open_model
+
+if TYPE_CHECKING:
+    from tests.conftest import MakeModel, MakeStudy
+
+TEST = {
+    "loss": 0.5,
+    "accuracy": 0.75,
+    "correct": 9,
+    "n": 12,
+    "class_correct": [5, 4, 0],
+    "class_counts": [6, 6, 0],
+    "confusion": [[5, 1, 0], [2, 4, 0], [0, 0, 0]],
+}
+LATENCY = [
+    {"batch": 1, "median_ms": 0.4, "low_ms": 0.3, "high_ms": 0.9, "answers": 200, "device": "a CPU", "threads": 1},
+    {"batch": 64, "median_ms": 9.0, "low_ms": 8.0, "high_ms": 11.5, "answers": 99, "device": "a GPU", "threads": None},
+]
+DESCRIPTION = {
+    "trial_config": to_json(TrialConfig(ArchSpec(StemSpec(4), ((),)))),
+    "classes": ["cat", "<b>dog</b>\n# |x|", "none"],
+    "channels": 3,
+    "image_size": [32, 24],
+    "mean": [0.5, 0.4, 0.3],
+    "std": [0.25, 0.24, 0.23],
+    "data_fingerprint": "0123456789abcdef",
+}
+INFO = {
+    "data": {"counts": {"train": 100, "val": 0, "test": 12}},
+    "versions": {"python": "3.11.4", "torch": "2.13.0"},
+    "hardware": {"processor": "an old CPU", "gpus": []},
+    "slots": {"device": "cpu", "cpus": 1, "precision": "bfloat16", "channels_last": True},
+}
+SEARCH = {
+    "name": "my study",
+    "space": {"name": "arch", "version": 3},
+    "options": {"trials": 60, "epochs": 30, "seed": 4},
+    "created": "2026-11-21T23:30:00+01:00",
+    "trials": 60,
+    "repeats": 5,
+    "hours": 7.5,
+    "best": 7,
+    "hardware": {"processor": "an old CPU"},
+}
+
+
+def metrics(accuracies: list[float], **more: Any) -> dict[str, Any]:
+    tests = [TEST] + [{**TEST, "accuracy": accuracy} for accuracy in accuracies[1:]]
+    return {
+        "study": "/runs/my study",
+        "trial": 7,
+        "arch_id": "1a2b3c4d",
+        "epochs": 150,
+        "trained_on": "train+val",
+        "search_val_accuracy": 0.8,
+        "search_runs": 3,
+        "search_epochs": 30,
+        "test_accuracy": sum(accuracies) / len(accuracies),
+        "test_images": 12,
+        "test_reads_before": 0,
+        "params": 123_456,
+        "mflops": 12.345,
+        "seeds": [{"seed": 11 + place, "test": test} for place, test in enumerate(tests)],
+        **more,
+    }
+
+
+def rows_of(text: str, title: str) -> list[list[str]]:
+    """The rows of the table below a heading, its head left out."""
+    part = text.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    lines = [line for line in part.splitlines() if line.startswith("| ")]
+    return [re.split(r"(?<!\\) ?\| ?", line)[1:-1] for line in lines[2:]]
+
+
+@pytest.mark.parametrize(("correct", "n"), [(9, 12), (0, 10), (10, 10), (1, 1), (9320, 10_000)])
+def test_the_interval_of_an_accuracy_is_wilsons(correct: int, n: int) -> None:
+    wanted = stats.binomtest(correct, n).proportion_ci(0.95, "wilson")
+    assert wilson(correct, n) == pytest.approx((wanted.low, wanted.high), abs=1e-6)
+
+
+def test_no_images_say_nothing() -> None:
+    assert wilson(0, 0) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize("values", [[0.5, 0.6], [0.5, 0.6, 0.55], [0.5, 0.6, 0.55, 0.52, 0.51]])
+def test_the_interval_of_a_mean_is_students(values: list[float]) -> None:
+    low, high = stats.t.interval(0.95, len(values) - 1, loc=sum(values) / len(values), scale=stats.sem(values))
+    assert mean_interval(values) == pytest.approx((low, high), rel=5e-3)
+
+
+def test_precision_and_recall_of_each_class() -> None:
+    rows = per_class(TEST)
+    assert [(row["precision"], row["recall"], row["images"]) for row in rows] == [
+        (5 / 7, 5 / 6, 6),
+        (4 / 5, 4 / 6, 6),
+        (None, None, 0),
+    ]
+    assert rows[0]["interval"] == wilson(5, 6)
+    old = {name: value for name, value in TEST.items() if name != "confusion"}
+    assert [(row["precision"], row["recall"]) for row in per_class(old)] == [(None, 5 / 6), (None, 4 / 6), (None, None)]
+
+
+def test_a_card_of_several_trainings_has_all_of_it() -> None:
+    text = card(metrics([0.75, 0.7, 0.8]), DESCRIPTION, INFO, SEARCH, LATENCY)
+    assert text.startswith("# Model 1a2b3c4d, trained on digits\n")
+    low, high = wilson(9, 12)
+    scores = rows_of(text, "How good it is")
+    assert scores[0][:3] == ["test accuracy of this model", "75.0%", f"{100 * low:.1f} to {100 * high:.1f}%"]
+    assert scores[2][:3] == ["test accuracy, mean of trainings", "75.0%", "62.6 to 87.4%"]
+    assert "3 trainings with other seeds" in scores[2][3]
+    assert scores[3][:2] == ["validation accuracy, by which it was chosen", "80.0%"]
+    classes = rows_of(text, "Class by class")
+    assert [row[1:3] + row[4:] for row in classes] == [
+        ["71.4%", "83.3%", "6"],
+        ["80.0%", "66.7%", "6"],
+        ["-", "-", "0"],
+    ]
+    for said in (
+        "`0123456789abcdef`",
+        "100 training images, 12 test images",
+        "32 x 24 pixels",
+        "RGB",
+        "(0.5000, 0.4000, 0.3000)",
+        "123.5k parameters, 12.35 million multiply-adds",
+        "1 image: 0.40 ms (median; 10% to 90%: 0.30 to 0.90, n = 200), float32 on a CPU, 1 thread\n",
+        "64 images at once: 9.00 ms (median; 10% to 90%: 8.00 to 11.50, n = 99), float32 on a GPU\n",
+        "Space arch, version 3; trials 60, epochs 30, seed 4",
+        "60 trials and 5 repeats, 7.50 hours",
+        "Trial 7: the best of the ranking; then trained for 150 epochs on train+val",
+        "tunelab best 'my study' --retrain --trial 7 --epochs 150 --seeds 3\n",
+        "tunelab reproduce 'my study' 7 ",
+        "Seeds 11, 12, 13; this model is of the first",
+        "python 3.11.4, torch 2.13.0",
+        "device cpu, cpus 1, precision bfloat16, channels_last True",
+        "by no training of this study before",
+        "no other camera",
+        "one of its 3 classes",
+    ):
+        assert said in text, said
+
+
+def test_names_of_classes_are_shown_as_they_are() -> None:
+    text = card(metrics([0.75]), DESCRIPTION, INFO, SEARCH, LATENCY)
+    name = r"\<b\>dog\</b\> \# \|x\|"
+    assert rows_of(text, "Class by class")[1][0] == name
+    assert f"- 3 classes: cat, {name}, none\n" in text
+    assert "<b>" not in text
+
+
+def test_a_card_says_what_it_cannot_know() -> None:
+    text = card(metrics([0.75], test_reads_before=2, mflops=None), DESCRIPTION, {}, None, [])
+    assert "The test images had been read 2 times before" in text
+    assert "by no training" not in text
+    assert "mean of trainings" not in text
+    assert "unknown multiply-adds" in text
+    assert "By trial 7 of a study that is not here any more." in text
+    text = card(metrics([0.75], trained_on="train"), DESCRIPTION, INFO, {**SEARCH, "best": 3}, LATENCY)
+    assert "Trial 7: named by hand, not the best one" in text
+    assert "--seeds 1 --keep-val\n" in text
+
+
+def test_an_ensemble_has_a_row() -> None:
+    ensemble = {"accuracy": 10 / 12, "correct": 10, "n": 12}
+    rows = rows_of(card(metrics([0.75, 0.7], ensemble=ensemble), DESCRIPTION, INFO, SEARCH, LATENCY), "How good it is")
+    assert ["test accuracy of the ensemble", "83.3%"] in [row[:2] for row in rows]
+
+
+def test_many_classes_are_not_all_named_twice() -> None:
+    names = [f"class {number}" for number in range(60)]
+    test = {**TEST, "class_correct": [1] * 60, "class_counts": [2] * 60, "confusion": None}
+    text = card(
+        metrics([0.75], seeds=[{"seed": 1, "test": test}]), {**DESCRIPTION, "classes": names}, INFO, SEARCH, LATENCY
+    )
+    assert "class 49 and 10 more, in `config.json`" in text
+    assert len(rows_of(text, "Class by class")) == 60
+
+
+def test_the_card_of_a_folder(make_study: MakeStudy, make_model: MakeModel, runs_dir: Path) -> None:
+    study = make_study([("COMPLETED", [0.1, 0.2, 0.3, 0.4]), ("STOPPED", [0.1])])
+    runs = Study.create(study.path / "retrain-x", INFO)
+    built = make_model(folder=study.path / "made")
+    for file in built.iterdir():
+        file.rename(runs.path / file.name)
+    with pytest.raises(InputError, match=r"metrics\.json cannot be read"):
+        write_card(runs.path)
+    content = metrics([0.75], study="/was/elsewhere", trial=0)
+    (runs.path / "metrics.json").write_text(json.dumps(content))
+    found = found_by(runs, content)
+    assert found is not None
+    assert (found["name"], found["trials"], found["best"]) == ("study", 2, 0)
+    assert found["hours"] == pytest.approx(5 * 0.25 / 3600)
+    assert write_card(runs.path, "cpu") == runs.path / "card.md"
+    text = (runs.path / "card.md").read_text()
+    assert "Space plain, version 1; trials 2, epochs 4" in text
+    assert "Trial 0: the best of the ranking" in text
+    assert len(re.findall(r"ms \(median", text)) == 2
+    (study.path / "study.json").unlink()
+    assert found_by(runs, content) is None
+
+
+def test_latency_is_measured_for_each_batch_size(make_model: MakeModel) -> None:
+    rows = measure_latency(open_model(find_model(make_model())), (1, 3))
+    assert [row["batch"] for row in rows] == [1, 3]
+    for row in rows:
+        assert 0 < row["low_ms"] <= row["median_ms"] <= row["high_ms"]
+        assert row["answers"] >= 5
+        assert row["device"]
+        assert row["threads"] >= 1
