@@ -6,8 +6,6 @@ import csv
 import io
 import json
 import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -123,18 +121,6 @@ def test_what_does_not_fit_is_one_line(
     assert len(err.splitlines()) == 1
     assert said in err
     assert sorted(path.name for path in model.iterdir()) == ["config.json", "model.safetensors"]
-
-
-def test_a_reader_that_has_enough_ends_it_quietly(make_model: MakeModel, photos: Path) -> None:
-    code = "import sys; from tunelab.cli import run; sys.exit(run(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "predict", str(make_model()), *[str(photos)] * 300]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    assert process.stderr is not None
-    assert process.stdout.readline() == "file,class,probability\n"
-    process.stdout.close()
-    assert process.stderr.read() == ""
-    assert process.wait(60) == 1, "as click leaves it"
 
 
 def test_a_model_is_exported_in_words_and_in_json(

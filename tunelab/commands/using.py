@@ -102,10 +102,10 @@ def _written_to(out: Path | None) -> Iterator[TextIO]:
     if out is None:
         yield sys.stdout
         return
+    if out.is_dir():
+        raise InputError(f"--out {out} is a folder; it must be a file")
     temporary = out.with_name(f".{out.name}.tmp")
     try:
-        if out.is_dir():
-            raise IsADirectoryError(0, "it is a folder")
         stream = temporary.open("w", encoding="utf-8", newline="")
     except OSError as error:
         raise InputError(f"--out {out} cannot be written: {error.strerror}") from error
