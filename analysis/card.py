@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import json
-import math
 import shlex
 import statistics
 from collections.abc import Mapping, Sequence
@@ -15,11 +14,12 @@ from typing import Any
 
 from tunelab.errors import InputError
 from tunelab.files import write_atomically
-from tunelab.noise import CONFIDENCE, student_t
+from tunelab.noise import CONFIDENCE
 from tunelab.study import Study, proposed
 from tunelab.training.device import pick_device
 from tunelab.training.model_files import DESCRIPTION, find_model, open_model
 
+from .intervals import of_images, of_trainings
 from .latency import measure_latency
 from .rank import describe_config
 from .text import count, percent
@@ -111,30 +111,6 @@ def card(
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
 
 
-def wilson(correct: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The interval of a share of which `correct` of `n` were counted; (0, 1) for none of none.
-
-    Wilson's score interval (Wilson, Journal of the American Statistical Association 22, 1927), which holds near 0 and 1
-    and for few images too.
-    """
-    if n == 0:
-        return 0.0, 1.0
-    z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
-    share, weight = correct / n, z**2 / n
-    centre = (share + weight / 2) / (1 + weight)
-    half = z / (1 + weight) * math.sqrt(share * (1 - share) / n + weight / (4 * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def mean_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float]:
-    """The interval of the mean that several values are drawn around, by Student's t; at least two values."""
-    degrees = len(values) - 1
-    # One degree of freedom is Cauchy's distribution, where `student_t` is not exact.
-    t = math.tan(math.pi * confidence / 2) if degrees == 1 else student_t(confidence, degrees)
-    half = t * statistics.stdev(values) / math.sqrt(len(values))
-    return statistics.fmean(values) - half, statistics.fmean(values) + half
-
-
 def per_class(test: Mapping[str, Any]) -> list[dict[str, Any]]:
     """One row per class, from the test of one training: images, precision, recall and the recall's interval.
 
@@ -150,7 +126,7 @@ def per_class(test: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "images": n,
                 "precision": correct / taken if taken else None,
                 "recall": correct / n if n else None,
-                "interval": wilson(correct, n),
+                "interval": _ends(of_images(correct, n)),
             }
         )
     return rows
@@ -178,7 +154,7 @@ def _data(metrics: Mapping[str, Any], description: Mapping[str, Any], info: Mapp
 def _scores(metrics: Mapping[str, Any]) -> list[str]:
     seeds = metrics["seeds"]
     first = seeds[0]["test"]
-    low, high = wilson(first["correct"], first["n"])
+    low, high = _ends(of_images(first["correct"], first["n"]))
     level = f"{100 * CONFIDENCE:.0f}%"
     rows = [
         [
@@ -191,14 +167,14 @@ def _scores(metrics: Mapping[str, Any]) -> list[str]:
     ]
     if len(seeds) > 1:
         accuracies = [seed["test"]["accuracy"] for seed in seeds]
-        low, high = mean_interval(accuracies)
+        low, high = _ends(of_trainings(accuracies))
         basis = f"{len(seeds)} trainings with other seeds (Student's t)"
         rows.append(
             ["test accuracy, mean of trainings", percent(statistics.fmean(accuracies)), _between(low, high), basis]
         )
     ensemble = metrics.get("ensemble")
     if isinstance(ensemble, Mapping) and {"correct", "n", "accuracy"} <= ensemble.keys():
-        low, high = wilson(ensemble["correct"], ensemble["n"])
+        low, high = _ends(of_images(ensemble["correct"], ensemble["n"]))
         basis = "the mean of the probabilities of all trainings"
         rows.append(["test accuracy of the ensemble", percent(ensemble["accuracy"]), _between(low, high), basis])
     said = metrics.get("search_val_accuracy")
@@ -292,6 +268,10 @@ def _limits(metrics: Mapping[str, Any], description: Mapping[str, Any]) -> list[
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = [head, ["---"] * len(head), *rows]
     return [f"| {' | '.join(line)} |" for line in lines]
+
+
+def _ends(interval: Mapping[str, Any]) -> tuple[float, float]:
+    return interval["low"], interval["high"]
 
 
 def _between(low: float, high: float) -> str:

@@ -25,8 +25,11 @@ def of_trainings(accuracies: Sequence[float], confidence: float = CONFIDENCE) ->
 def of_images(correct: int, images: int, confidence: float = CONFIDENCE) -> dict[str, Any]:
     """The interval of an accuracy that was measured on so many images (Wilson, JASA 22, 1927).
 
-    It is of what this network comes to on further images of the same kind; another training would differ more.
+    It is of what this network comes to on further images of the same kind; another training would differ more. Of no
+    images it is all that an accuracy can be.
     """
+    if images == 0:
+        return _interval(0.0, 1.0, confidence, "no images")
     z = statistics.NormalDist().inv_cdf((1 + confidence) / 2)
     share, spread = correct / images, z**2 / images
     centre = (share + spread / 2) / (1 + spread)

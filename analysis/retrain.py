@@ -52,8 +52,9 @@ def retrain(
 
     Writes `model.safetensors` (of the first seed: none is chosen by its test score; `model-1.safetensors` and so on are
     of the others), `config.json`, `metrics.json`, `card.md`, `test_predictions.npz`, `learning_curve.csv` and
-    `learning_curve.png` into `retrain-...` inside the study. The test images are read once, when all seeds are trained, and that is recorded
-    in the study before. An interrupted retraining goes on; a finished one is neither trained nor tested again.
+    `learning_curve.png` into `retrain-...` inside the study. The test images are read once, when all seeds are trained,
+    and that is recorded in the study before. An interrupted retraining goes on; a finished one is neither trained nor
+    tested again.
 
     Args:
         study: the study, or its folder.

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from scipy import stats
-from tunelab.analysis.card import card, found_by, mean_interval, per_class, wilson, write_card
+from tunelab.analysis.card import card, found_by, per_class, write_card
+from tunelab.analysis.intervals import of_images
 from tunelab.analysis.latency import measure_latency
 
 from tunelab.config import ArchSpec, StemSpec, TrialConfig, to_json
@@ -89,22 +89,6 @@ def rows_of(text: str, title: str) -> list[list[str]]:
     return [re.split(r"(?<!\\) ?\| ?", line)[1:-1] for line in lines[2:]]
 
 
-@pytest.mark.parametrize(("correct", "n"), [(9, 12), (0, 10), (10, 10), (1, 1), (9320, 10_000)])
-def test_the_interval_of_an_accuracy_is_wilsons(correct: int, n: int) -> None:
-    wanted = stats.binomtest(correct, n).proportion_ci(0.95, "wilson")
-    assert wilson(correct, n) == pytest.approx((wanted.low, wanted.high), abs=1e-6)
-
-
-def test_no_images_say_nothing() -> None:
-    assert wilson(0, 0) == (0.0, 1.0)
-
-
-@pytest.mark.parametrize("values", [[0.5, 0.6], [0.5, 0.6, 0.55], [0.5, 0.6, 0.55, 0.52, 0.51]])
-def test_the_interval_of_a_mean_is_students(values: list[float]) -> None:
-    low, high = stats.t.interval(0.95, len(values) - 1, loc=sum(values) / len(values), scale=stats.sem(values))
-    assert mean_interval(values) == pytest.approx((low, high), rel=5e-3)
-
-
 def test_precision_and_recall_of_each_class() -> None:
     rows = per_class(TEST)
     assert [(row["precision"], row["recall"], row["images"]) for row in rows] == [
@@ -112,7 +96,8 @@ def test_precision_and_recall_of_each_class() -> None:
         (4 / 5, 4 / 6, 6),
         (None, None, 0),
     ]
-    assert rows[0]["interval"] == wilson(5, 6)
+    known = of_images(5, 6)
+    assert rows[0]["interval"] == (known["low"], known["high"])
     old = {name: value for name, value in TEST.items() if name != "confusion"}
     assert [(row["precision"], row["recall"]) for row in per_class(old)] == [(None, 5 / 6), (None, 4 / 6), (None, None)]
 
@@ -120,7 +105,8 @@ def test_precision_and_recall_of_each_class() -> None:
 def test_a_card_of_several_trainings_has_all_of_it() -> None:
     text = card(metrics([0.75, 0.7, 0.8]), DESCRIPTION, INFO, SEARCH, LATENCY)
     assert text.startswith("# Model 1a2b3c4d, trained on digits\n")
-    low, high = wilson(9, 12)
+    known = of_images(9, 12)
+    low, high = known["low"], known["high"]
     scores = rows_of(text, "How good it is")
     assert scores[0][:3] == ["test accuracy of this model", "75.0%", f"{100 * low:.1f} to {100 * high:.1f}%"]
     assert scores[2][:3] == ["test accuracy, mean of trainings", "75.0%", "62.6 to 87.4%"]

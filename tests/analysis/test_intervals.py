@@ -23,6 +23,11 @@ def test_the_interval_of_images_is_wilsons(correct: int, images: int) -> None:
     assert found["high"] == pytest.approx(expected.high, abs=1e-12)
 
 
+def test_no_images_say_nothing() -> None:
+    found = of_images(0, 0)
+    assert (found["low"], found["high"]) == (0.0, 1.0)
+
+
 def test_no_accuracy_lies_outside_0_and_1() -> None:
     found = of_trainings([0.99, 0.8])
     assert found["high"] == 1.0
