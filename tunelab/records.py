@@ -31,9 +31,10 @@ class EpochMetrics:
     """What was measured in one epoch. Losses are mean cross-entropy in nats, accuracies lie in [0, 1].
 
     `epoch` counts from 1. `train_loss` and `train_accuracy` are over the augmented training batches as they were
-    trained on; `val_loss` and `val_accuracy` are None when the validation images were trained on too. `lr` is the rate
-    of the epoch's last step. `seconds` covers training and validation; `images_per_second` the training alone.
-    `peak_memory_mib` is the process's peak resident memory, or the device's peak allocation on a GPU.
+    trained on; `val_loss` and `val_accuracy`, of the average of weights where the recipe has one by then, are None when
+    the validation images were trained on too. `lr` is the rate of the epoch's last step. `seconds` covers training and
+    validation; `images_per_second` the training alone. `peak_memory_mib` is the process's peak resident memory, or the
+    device's peak allocation on a GPU.
     """
 
     epoch: int
