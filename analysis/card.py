@@ -179,7 +179,8 @@ def _scores(metrics: Mapping[str, Any]) -> list[str]:
         rows.append(["test accuracy of the ensemble", percent(ensemble["accuracy"]), _between(low, high), basis])
     said = metrics.get("search_val_accuracy")
     if said is not None:
-        basis = f"{metrics.get('search_runs', 1)} trainings of {metrics.get('search_epochs', '?')} epochs in the search"
+        runs = int(metrics.get("search_runs", 1))
+        basis = f"{runs} training{'' if runs == 1 else 's'} of {metrics.get('search_epochs', '?')} epochs in the search"
         rows.append(["validation accuracy, by which it was chosen", percent(said), "", basis])
     before = int(metrics.get("test_reads_before", 0))
     note = (

@@ -132,7 +132,11 @@ def compare_epoch(then: EpochMetrics, now: EpochMetrics, noise: Noise) -> dict[s
 def differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[dict[str, Any]]:
     """What is not the same around two trainings, from their `study.json`: rows of what, then, now."""
     pairs = [
-        (f"version of {name}", then.get("versions", {}).get(name), now.get("versions", {}).get(name))
+        (
+            "tunelab's commit" if name == "tunelab_commit" else f"version of {name}",
+            then.get("versions", {}).get(name),
+            now.get("versions", {}).get(name),
+        )
         for name in {**then.get("versions", {}), **now.get("versions", {})}
     ]
     pairs += [(name, then.get("hardware", {}).get(name), now.get("hardware", {}).get(name)) for name in _HARDWARE]
@@ -149,9 +153,9 @@ def print_reproduced(content: Mapping[str, Any]) -> None:
     out = console()
     compared, rows = content["compared"], content["rows"]
     said = {
-        IDENTICAL: f"identical to the last bit in all {compared} epochs",
-        WITHIN_NOISE: f"equal within the noise of runs; {content['identical']} of {compared} epochs are identical",
-        DIFFERENT: f"different beyond the noise of runs; {content['identical']} of {compared} epochs are identical",
+        IDENTICAL: f"identical to the last bit ({compared} of {compared} epochs)",
+        WITHIN_NOISE: f"equal within the noise of runs (identical: {content['identical']} of {compared} epochs)",
+        DIFFERENT: f"different beyond the noise of runs (identical: {content['identical']} of {compared} epochs)",
     }[content["verdict"]]
     out.print(f"trial {content['trial']} of {content['study']} again: {said}", style="bold")
     if content["verdict"] != IDENTICAL and rows:

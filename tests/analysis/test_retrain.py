@@ -433,3 +433,14 @@ def test_a_retraining_that_diverges_leaves_no_model(here: list[tuple[int, int]],
         assert error.value.exit_status == 1
     assert not list(study.path.glob("retrain-*/metrics.json"))
     assert not list(study.path.glob("retrain-*/model.safetensors"))
+
+
+def test_a_retraining_leaves_a_card_beside_its_model(here: list[tuple[int, int]], studied: Study) -> None:
+    metrics = retrain(studied, epochs=1, progress=False)
+    card = Path(metrics["folder"]) / "card.md"
+    assert f"test accuracy of this model | {100 * metrics['test_accuracy']:.1f}%" in card.read_text()
+    card.unlink()  # as if the process had been killed before it wrote the card
+    assert retrain(studied, epochs=1, progress=False) == metrics
+    assert card.exists()
+    (answer,) = tunelab.predict(studied.path, np.zeros((1, 8, 8), dtype=np.uint8))
+    assert answer["class"] in "0123456789"

@@ -71,8 +71,8 @@ def test_a_trial_of_the_newest_or_of_a_named_study(
 @pytest.mark.parametrize(
     ("shown", "said"),
     [
-        (content(IDENTICAL), ["identical to the last bit in all 2 epochs", "precision and data are the same"]),
-        (content(WITHIN_NOISE), ["equal within the noise of runs; 1 of 2 epochs are identical", "+2.00", "1.30"]),
+        (content(IDENTICAL), ["identical to the last bit (2 of 2 epochs)", "precision and data are the same"]),
+        (content(WITHIN_NOISE), ["equal within the noise of runs (identical: 1 of 2 epochs)", "+2.00", "1.30"]),
         (content(DIFFERENT), ["different beyond the noise", "52.0%"]),
         (
             content(DIFFERENT, ended={"then": "diverged after epoch 2", "now": "stayed finite"}),

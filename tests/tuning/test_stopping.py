@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunelab.tuning.stopping import FACTOR, Decision, NeverStop, SuccessiveHalving, rungs
+from tunelab.tuning.stopping import FACTOR, Decision, NeverStop, StopAfter, SuccessiveHalving, rungs
 
 SCORES = st.sampled_from([0.1, 0.1, 0.2, 0.5, 0.9])  # few values, so that ties are common
 LOSSES = st.sampled_from([0.5, 1.0, 2.0])
@@ -151,6 +151,16 @@ def test_restoring_what_is_no_rung_does_nothing() -> None:
     rule = SuccessiveHalving(27)
     rule.restore(0, 5, 0.5, 1.0)
     assert ask(rule, 1, 1, 0.1).rivals == 1
+
+
+def test_stop_after_stops_there_and_nowhere_else() -> None:
+    rule = StopAfter(3)
+    rule.restore(0, 3, 0.9, 1.0)
+    assert [rule.report(0, epoch, 0.9, 1.0) for epoch in (1, 2, 4)] == [None] * 3
+    decision = rule.report(0, 3, 0.9, 1.0)
+    assert decision is not None
+    assert (decision.stop, decision.pause, decision.epoch) == (True, False, 3)
+    assert rule.promotable({0}) is None
 
 
 def test_never_stop_never_stops() -> None:
