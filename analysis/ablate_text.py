@@ -42,7 +42,7 @@ def print_ablation(found: Mapping[str, Any]) -> None:
         table.add_column(name, justify="left" if words else "right", overflow="fold")
     table.add_row("(none)", "", "", *_figures(winner), "", Text(_troubles(winner)))
     for row in found["variants"]:
-        verdict = row["verdict"] + (" *" if row["sure"] else "") + _troubles(row)
+        verdict = row["verdict"] + (" *" if row["sure"] else "") + _troubles(row, own=row["own_spread"])
         names = (Text(row[name]) for name in ("component", "change_made", "what"))
         table.add_row(*names, *_figures(row), _interval(row), Text(verdict))
     out.print(table)
@@ -95,6 +95,8 @@ def _notes(found: Mapping[str, Any]) -> list[str]:
     ]
     if any(row["diverged"] for row in (found["winner"], *found["variants"])):
         lines.append("a run that diverged counts as an accuracy of 0 and is in no loss")
+    if any(row["own_spread"] for row in found["variants"]):
+        lines.append("own spread: judged by that of its own runs, because it or the first row is far from the others'")
     if any(row["component"] in ("crop", "flip", "cutout", "mixup", "augmentation") for row in found["variants"]):
         lines.append("train loss and accuracy are of the images as they were augmented: without it they look better")
     return lines
@@ -112,6 +114,7 @@ def _interval(row: Mapping[str, Any]) -> str:
     return f"{100 * row['change']:+.1f} ({100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
 
 
-def _troubles(row: Mapping[str, Any]) -> str:
+def _troubles(row: Mapping[str, Any], *, own: bool = False) -> str:
     said = [f"{row[name]} of {len(row['trials'])} {name}" for name in ("diverged", "failed") if row[name]]
+    said += ["own spread"] if own and not said else []
     return f" ({', '.join(said)})" if said else ""

@@ -290,7 +290,15 @@ def test_the_noise_of_the_search_is_used_if_it_was_measured(
 
 
 def _rows(others: list[list[float]]) -> list[dict[str, Any]]:
-    empty = {"change": None, "low": None, "high": None, "p": None, "verdict": "failed", "sure": False}
+    empty = {
+        "change": None,
+        "low": None,
+        "high": None,
+        "p": None,
+        "verdict": "failed",
+        "sure": False,
+        "own_spread": True,
+    }
     return [dict(empty) for _ in others]
 
 

@@ -101,6 +101,15 @@ def test_an_unstable_configuration_is_judged_by_its_own_spread() -> None:
     assert [row["verdict"] for row in rows] == [UNDECIDED, UNDECIDED, HELPS, UNDECIDED]
 
 
+def test_a_variance_outlies_by_cochrans_table() -> None:
+    """At 5% and with 3 runs each, the largest of 10 variances is 0.4450 of their sum (Cochran's table)."""
+    others = [[0.5, 0.51, 0.52]] * 9
+    share = 0.4450 / (1 - 0.4450) * 9  # times the variance of each of the others, whose runs are 0.01 apart
+    for factor, steady in ((0.97, True), (1.03, False)):
+        apart = 0.01 * math.sqrt(share * factor)
+        assert pooled([*others, [0.5, 0.5 + apart, 0.5 + 2 * apart]], BARELY)[1] == [True] * 9 + [steady]
+
+
 def test_failed_runs_are_left_out() -> None:
     _, rows = judge([0.8, None, 0.8], [[0.7, 0.7, None], [None, 0.9, None], [None, None, None]], GUESS)
     assert rows[0]["change"] == pytest.approx(-0.1)
@@ -147,6 +156,21 @@ def test_about_95_of_100_components_without_effect_are_no_evidence(count: int, s
     wrong = statistics.fmean(any(row["sure"] for row in rows) for rows in found)
     assert 0.93 < undecided < (0.97 if together == 0.0 else 0.99)
     assert wrong < 0.06, "with all comparisons together one ablation in 20 may claim something wrong"
+
+
+def test_a_noisy_configuration_does_not_hide_what_the_others_show() -> None:
+    rng = random.Random(3)
+    found = []
+    for _ in range(600):
+        spreads = [0.01] * 8 + [0.08]
+        groups = [[0.8 + rng.gauss(0, spread) for _ in range(3)] for spread in spreads]
+        found.append(judge(groups[0], groups[1:], GUESS)[1])
+    usual = stats.t.ppf(0.975, 16) * 0.01 * math.sqrt(2 / 3)
+    assert statistics.median(row["high"] - row["change"] for rows in found for row in rows[:-1]) < 1.15 * usual
+    undecided = [statistics.fmean(rows[at]["verdict"] == UNDECIDED for rows in found) for at in range(8)]
+    assert statistics.fmean(undecided[:-1]) == pytest.approx(0.95, abs=0.02)
+    assert undecided[-1] > 0.87, "at times three runs of it agree by chance, and tell nothing of its noise"
+    assert statistics.fmean(rows[-1]["own_spread"] for rows in found) > 0.7
 
 
 def test_intervals_cover_the_truth_and_pairing_finds_more() -> None:
