@@ -11,6 +11,8 @@ from tunelab.records import EpochMetrics
 from tunelab.standings import Place
 from tunelab.tuning.objectives import COSTS, costs_of
 
+from .canvas import log_axis
+
 if TYPE_CHECKING:  # it loads torch, and these plots are drawn where nothing else does
     from tunelab.tuning.profile import Point
 
@@ -114,13 +116,19 @@ def draw_pareto(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
     for panel, name in zip(figure.subplots(1, len(names), squeeze=False)[0], names, strict=True):
         mine = [row for row in rows if row["cost"] == name]
         best = sorted((row for row in mine if row["front"]), key=lambda row: row["value"])
-        panel.scatter([row["value"] for row in mine], [row["accuracy"] for row in mine], s=12, color="tab:gray")
-        heights, values = [row["accuracy"] for row in best], [row["value"] for row in best]
-        spread = [row["accuracy"] - row["low"] for row in best], [row["high"] - row["accuracy"] for row in best]
+        heights = [100 * row["accuracy"] for row in mine]
+        panel.scatter([row["value"] for row in mine], heights, s=12, color="tab:gray")
+        values, heights = [row["value"] for row in best], [100 * row["accuracy"] for row in best]
+        spread = (  # no accuracy lies outside 0 to 100%
+            [100 * (row["accuracy"] - max(0.0, row["low"])) for row in best],
+            [100 * max(0.0, min(1.0, row["high"]) - row["accuracy"]) for row in best],
+        )
         panel.errorbar(values, heights, yerr=spread, color="tab:blue", marker="o", markersize=4, capsize=2)
-        for row in best:
-            panel.annotate(str(row["trial"]), (row["value"], row["accuracy"]))
-        panel.set(xlabel=f"{name} ({COSTS[name]})", ylabel="validation accuracy", xscale="log")
+        for row, height in zip(best, heights, strict=True):
+            place = (row["value"], height)
+            panel.annotate(str(row["trial"]), place, xytext=(4, -11), textcoords="offset points", fontsize=8)
+        panel.set(xlabel=f"{name} ({COSTS[name]})", ylabel="validation accuracy (%)")
+        log_axis(panel.xaxis)
         panel.grid(alpha=0.3)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)

@@ -45,6 +45,7 @@ SURFACE = {
     "predict": "model images --top-k --batch-size --device --out --skip-unreadable --json",
     "export": "model --format --out --json",
     "reproduce": "study trial --runs-dir --json",
+    "report": "study --out --runs-dir --json",
     "list": "--runs-dir --json",
     "show": "study trial --runs-dir --json",
     "spaces": "--json",

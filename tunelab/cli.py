@@ -25,6 +25,7 @@ _HOMES = {
     "list": "looking.list_command",
     "predict": "using.predict",
     "profile": "measuring.profile",
+    "report": "reporting.report",
     "reproduce": "repeating.reproduce",
     "resume": "searching.resume",
     "search": "searching.search",

@@ -27,6 +27,10 @@ class DivergedError(TunelabError):
     """Training left the finite numbers; the message says in which epoch and with which learning rate."""
 
 
+class NothingToDrawError(TunelabError):
+    """What a plot would show is not there; the message says why."""
+
+
 class OutOfTimeError(TunelabError):
     """An epoch was broken off because no time is left; the one before is in the checkpoint."""
 

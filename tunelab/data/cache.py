@@ -114,6 +114,21 @@ def opened(config: DataConfig, split: str) -> Cached:
     return cached
 
 
+def decoded_images(config: DataConfig, split: str) -> Pixels | None:
+    """The images of a split's file as `Cached.images`, None where they are not decoded yet: nothing is made.
+
+    Raises:
+        InputError: the data set is unknown, missing or damaged.
+        TunelabError: there is no folder for the cache.
+    """
+    folder = cache_root()[0] / "data" / _folder_name(find_dataset(config), config)
+    decoded = _usable(folder, split)
+    if decoded is None or split not in decoded.rows:
+        return None
+    mapped: Pixels = np.load(folder / file_names(split)[0], mmap_mode="r", allow_pickle=False)
+    return mapped
+
+
 def _process_key(config: DataConfig) -> tuple[DataConfig, Path, Path]:
     return config, cache_root()[0], Path.cwd()
 
