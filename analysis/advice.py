@@ -16,7 +16,7 @@ from tunelab.noise import LAST_EPOCHS, Noise, binomial_error, half_width
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.study import Study, proposed
 
-from .canvas import WIDE
+from .canvas import is_wide
 from .retrain_plots import classes, confusion, retrainings
 from .space_plots import is_number
 
@@ -49,7 +49,7 @@ def edge_of_range(study: Study, trials: Sequence[Trial], shown: Mapping[str, Any
         if len(mine) < FEWEST or not is_number(values) or len(set(values)) <= 2:
             continue
         low, high = min(values), max(values)
-        log = low > 0 and high > WIDE * low
+        log = is_wide(values)
         for end, at_edge in (
             ("lower", [_place(value, low, high, log) <= EDGE for value in values]),
             ("upper", [_place(value, low, high, log) >= 1 - EDGE for value in values]),
@@ -69,11 +69,14 @@ def edge_of_range(study: Study, trials: Sequence[Trial], shown: Mapping[str, Any
 
 
 def still_rising(study: Study, trials: Sequence[Trial], shown: Mapping[str, Any]) -> list[Finding]:
-    """The scores of the best trials still rise in their last epochs, by more than their jitter."""
+    """The scores of the best trials still rise in their last epochs, by more than their jitter.
+
+    The very last epoch is left out: it is what they were chosen by, so that its luck would look like a rise.
+    """
     slopes = [
-        _slope([one.score for one in trial.epochs[-LAST_EPOCHS:]])
+        _slope([one.score for one in trial.epochs[-LAST_EPOCHS - 1 : -1]])
         for trial in _best(trials)
-        if len(trial.epochs) >= LAST_EPOCHS
+        if len(trial.epochs) > LAST_EPOCHS
     ]
     if len(slopes) < FEWEST:
         return []
@@ -83,8 +86,8 @@ def still_rising(study: Study, trials: Sequence[Trial], shown: Mapping[str, Any]
         return []
     epochs = len(_best(trials)[0].epochs)
     told = (
-        f"the scores of the {len(slopes)} best trials still rise by {100 * mean:.2f} percentage points per epoch over "
-        f"their last {LAST_EPOCHS} of {epochs} epochs: train longer (`tunelab extend --epochs {3 * epochs}`)"
+        f"the scores of the {len(slopes)} best trials still rise by {100 * mean:.2f} percentage points per epoch in "
+        f"the {LAST_EPOCHS} epochs before the last of {epochs}: train longer (`tunelab extend --epochs {3 * epochs}`)"
     )
     return [(told, {"per_epoch": mean, "standard_error": error, "trials": len(slopes), "epochs": epochs})]
 

@@ -25,7 +25,7 @@ COLOURS = {
 """
 SERIES = ("#0072b2", "#e69f00", "#009e73", "#d55e00", "#cc79a7", "#56b4e9", "#b8a800", "#444444")
 """Colours of other lines, from the same palette, its yellow darkened for a white ground."""
-STYLE = {
+STYLE: Any = {
     "font.size": 10.0,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -59,20 +59,32 @@ def save(figure: Figure, path: Path, title: str) -> None:
 
 
 def is_wide(values: Iterable[float]) -> bool:
-    """True if the values want a logarithmic axis."""
-    found = list(values)
-    return bool(found) and min(found) > 0 and max(found) > WIDE * min(found)
+    """True if the values want a logarithmic axis: positive, far apart, and most of them near the lower end."""
+    found = sorted(values)
+    return bool(found) and found[0] > 0 and found[-1] > WIDE * found[0] and found[-1] > 4 * found[len(found) // 2]
 
 
-def log_axis(axis: Any) -> None:
-    """Makes an axis logarithmic, labelled with plain numbers: 0.01, 0.1, 20, 1000."""
+def log_axis(axis: Any, fine: float = 30.0) -> None:
+    """Makes an axis logarithmic, labelled with plain numbers: 0.01, 0.1, 20, 50k.
+
+    Args:
+        axis: of a panel that has been drawn in.
+        fine: up to this ratio of its ends it is labelled at 1, 2 and 5, else at powers of ten alone.
+    """
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     low, high = sorted(axis.get_view_interval())
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 1000 * low else (1.0,), numticks=12))
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < fine * low else (1.0,), numticks=12))
     axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _place: f"{value:g}"))
+    axis.set_major_formatter(FuncFormatter(lambda value, _place: short_number(value)))
+
+
+def short_number(value: float) -> str:
+    """A number for an axis: 0.05, 300, 20k, 1.5M."""
+    if value >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value / 1e3:g}k" if value >= 1e4 else f"{value:g}"
 
 
 def whole_numbers(axis: Any) -> None:

@@ -184,7 +184,7 @@ PLOTS: dict[str, tuple[Data, Draw, str, Words, str]] = {
         "on a GPU.",
     ),
     "full_curve": (
-        retrain_plots.full_curve, retrain_plots.draw_full_curve, "The winner in full", _full_curve,
+        retrain_plots.full_curve, retrain_plots.draw_full_curve, "The winner's learning curve", _full_curve,
         "Without validation images (they were trained on too) there is no validation curve. Accuracies on training "
         "images are measured on changed (augmented) images and look worse than they are.",
     ),

@@ -123,6 +123,8 @@ def _draw_network(panel: Any, net: Rows, lanes: int) -> None:
     shared = [row for row in net if row["branch"] == 0]
     numbers = sorted({row["branch"] for row in net} - {0})
     head = shared.pop()
+    for row in shared:
+        _draw_part(panel, row, (row["place"], middle))
     ends = []
     for number in numbers or [0]:
         height = middle if number == 0 else number - 1
@@ -130,13 +132,12 @@ def _draw_network(panel: Any, net: Rows, lanes: int) -> None:
         points = [(row["place"], middle) for row in shared] + [(row["place"], height) for row in chain]
         ends.append(points[-1])
         panel.plot(*zip(*points, strict=True), color="#666666", linewidth=1.2, zorder=1)
-        for row, point in zip([*shared, *chain], points, strict=True):
-            _draw_part(panel, row, point)
+        for row in chain:
+            _draw_part(panel, row, (row["place"], height))
     for end in ends:
         panel.plot((end[0], head["place"]), (end[1], middle), color="#666666", linewidth=1.2, zorder=1)
-    _draw_part(panel, head, (head["place"], middle))
-    if len(numbers) > 1:
-        panel.text(head["place"], middle - 0.42, "mean, norm, sum", fontsize=7, ha="center", color="#444444")
+    joined = f"sum of {len(numbers)}\n" if len(numbers) > 1 else ""
+    _draw_part(panel, {**head, "kind": joined + head["kind"]}, (head["place"], middle))
 
 
 def _draw_part(panel: Any, row: Mapping[str, Any], point: tuple[float, float]) -> None:
@@ -145,8 +146,11 @@ def _draw_part(panel: Any, row: Mapping[str, Any], point: tuple[float, float]) -
     wide, high = _BOX
     left, top = point[0] - wide / 2, point[1] - high / 2
     fill = _FILLS.get(row["kind"].partition(" ")[0], _OTHER)
-    shape = {"boxstyle": "round,pad=0,rounding_size=0.06", "facecolor": fill, "edgecolor": "#444444", "linewidth": 0.8}
-    panel.add_patch(FancyBboxPatch((left, top), wide, high, zorder=2, **shape))
+    box = FancyBboxPatch(
+        (left, top), wide, high, "round,pad=0,rounding_size=0.06",
+        facecolor=fill, edgecolor="#444444", linewidth=0.8, zorder=2,
+    )  # fmt: skip
+    panel.add_patch(box)
     if row["stride"] == 2:
         panel.plot((left, left), (top + 0.05, top + high - 0.05), color="#d55e00", linewidth=4, zorder=3)
     resolution = "" if row["height"] is None else f"\n{row['height']}x{row['wide']}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import csv
 import io
-import json
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
@@ -15,13 +14,16 @@ from .page_style import STYLE_SHEET
 
 MOST_ROWS = 60
 """So many rows of a plot's data are in the page as a table; the CSV has all of them (our choice)."""
-_NARROW = 700  # pixels: a picture up to this width is not stretched
+_LEAST = 600  # pixels: on a phone a wider picture is not made narrower than this, but moved sideways; our choice
 _RANKING = {
     "rank": "rank", "trial": "trial", "score": "val acc", "expected": "expected", "interval": "95% interval",
     "runs": "runs", "tie": "tie", "epochs": "epochs", "params": "weights", "mflops": "Mflops", "seconds": "seconds",
     "what": "what",
 }  # fmt: skip
-_LONG = {"what", "reason"}
+_CLASSES = {"what": "long", "interval": "short"} | dict.fromkeys(
+    ("score", "expected", "params", "mflops", "seconds"), "number"
+)
+"""How columns of texts are set; those of numbers are found."""
 
 
 def build(content: Mapping[str, Any]) -> str:
@@ -110,7 +112,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _class(name: str, numeric: Iterable[str]) -> str:
-    return ' class="number"' if name in numeric else ' class="long"' if name in _LONG else ""
+    return ' class="number"' if name in numeric else f' class="{_CLASSES[name]}"' if name in _CLASSES else ""
 
 
 def _section(name: str, title: str, inside: str) -> str:
@@ -127,7 +129,7 @@ def _winner(content: Mapping[str, Any]) -> str:
         f"<p>{_interval(first)} is its 95% interval. Trial {first['trial']} had {_percent(first['score'])} on "
         f"validation images after {first['epochs']} epochs, the mean of {_counted(first['runs'], 'run')}; what is "
         "expected is the same without the luck of having been chosen.</p>",
-        f"<p>{escape(content['ties'])}</p>",
+        f"<p>{escape(content['ties'][:1].upper() + content['ties'][1:])}.</p>",
         f'<p class="faint">{escape(first["what"])}</p>',
     ]
     rows = [{"parameter": name, "value": value} for name, value in content["winner"].items()]
@@ -177,7 +179,7 @@ def _ranking(rows: Sequence[Mapping[str, Any]], ranked: int) -> str:
 def _figure(figure: Mapping[str, Any]) -> str:
     """A picture with its words, and its data as a table and as CSV."""
     wide, high = struct.unpack(">II", figure["png"][16:24])
-    small = ' class="small"' if wide <= _NARROW else ""
+    size = f'width="{wide}" height="{high}" style="max-width:{wide}px;min-width:{min(wide, _LEAST)}px"'
     title, words = escape(figure["title"]), escape(figure["words"], quote=True)
     legend = "".join(
         f'<li>{escape(number)} is <span dir="auto">{escape(text)}</span></li>'
@@ -190,7 +192,7 @@ def _figure(figure: Mapping[str, Any]) -> str:
     return (
         f'<h3 id="{name}">{title}</h3>\n<figure>\n'
         f'<div class="scroll" role="region" aria-label="{title}, picture" tabindex="0">'
-        f'<img{small} src="{_uri("image/png", figure["png"])}" width="{wide}" height="{high}" alt="{words}"></div>\n'
+        f'<img src="{_uri("image/png", figure["png"])}" {size} alt="{words}"></div>\n'
         f'<figcaption>{escape(figure["words"])} <span class="faint">{escape(figure["caption"])}</span>'
         + (f"<ul>{legend}</ul>" if legend else "")
         + f"</figcaption>\n<details><summary>The data: {title}</summary>{table(caption, rows[:MOST_ROWS])}"
@@ -213,9 +215,7 @@ def _left_out(reasons: Mapping[str, str]) -> str:
 
 
 def _terms(rows: Mapping[str, Any]) -> str:
-    shown = [
-        {"what": name, "value": value if isinstance(value, str) else json.dumps(value)} for name, value in rows.items()
-    ]
+    shown = [{"setting": name, "value": cell(value)} for name, value in rows.items()]
     return table("Settings and versions", shown)
 
 

@@ -31,17 +31,17 @@ code { font-size: .92em; }
 figure { margin: 0; }
 figcaption { margin: .4rem 0; }
 .scroll { overflow-x: auto; max-width: 100%; }
-.scroll img { display: block; width: 100%; max-width: 68rem; height: auto; min-width: 38rem; background: #ffffff;
+.scroll img { display: block; width: 100%; height: auto; background: #ffffff;
   border-radius: 6px; border: 1px solid var(--line); }
-.scroll img.small { width: auto; max-width: 100%; min-width: 0; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: .92rem; }
 caption { text-align: left; color: var(--faint); padding: .3rem 0; }
 th, td { padding: .3rem .7rem .3rem 0; text-align: left; vertical-align: top; border-bottom: 1px solid var(--line); }
 th { white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; }
+.short { white-space: nowrap; }
 td.long { min-width: 16rem; }
 details { margin: .4rem 0 1rem; }
 summary { cursor: pointer; color: var(--accent); padding: .2rem 0; }
 footer { margin-top: 3rem; padding-bottom: 2rem; border-top: 1px solid var(--line); }
-@media print { nav, .skip { display: none; } .scroll { overflow: visible; } .scroll img { min-width: 0; } }
+@media print { nav, .skip { display: none; } .scroll { overflow: visible; } .scroll img { min-width: 0 !important; } }
 """

@@ -124,14 +124,24 @@ def draw_pareto(rows: Sequence[dict[str, Any]], path: Path, title: str) -> None:
             [100 * max(0.0, min(1.0, row["high"]) - row["accuracy"]) for row in best],
         )
         panel.errorbar(values, heights, yerr=spread, color="tab:blue", marker="o", markersize=4, capsize=2)
-        for row, height in zip(best, heights, strict=True):
-            place = (row["value"], height)
+        for row in _apart(best):
+            place = (row["value"], 100 * row["accuracy"])
             panel.annotate(str(row["trial"]), place, xytext=(4, -11), textcoords="offset points", fontsize=8)
         panel.set(xlabel=f"{name} ({COSTS[name]})", ylabel="validation accuracy (%)")
         log_axis(panel.xaxis)
         panel.grid(alpha=0.3)
     figure.suptitle(title)
     figure.savefig(path, dpi=120)
+
+
+def _apart(best: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those of a front that have room for a label: the dearest, then each that is a tenth of the axis away."""
+    named: list[dict[str, Any]] = []
+    least = (best[-1]["value"] / best[0]["value"]) ** 0.1 if best else 1.0
+    for row in reversed(best):
+        if not named or row["value"] * least <= named[-1]["value"]:
+            named.append(row)
+    return named
 
 
 def epoch_time(points: Sequence[Point]) -> list[dict[str, Any]]:

@@ -48,7 +48,7 @@ def told(values: Sequence[Any], scores: Sequence[float]) -> float:
     spare = len(ranks) - len(groups)
     if whole <= 0 or spare <= 0 or len(groups) < 2:
         return 0.0
-    within = sum((rank - statistics.fmean(group)) ** 2 for group in groups.values() for rank in group)
+    within = sum(statistics.pvariance(group) * len(group) for group in groups.values())
     return max(0.0, 1 - within / spare * (len(ranks) - 1) / whole)
 
 
@@ -194,6 +194,7 @@ def draw_slices(rows: Rows, path: Path, title: str) -> None:
     for panel in axes[len(names) :]:
         panel.set_axis_off()
     figure.supylabel("validation accuracy (%)", fontsize=10)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     save(figure, path, title)
 
 
@@ -208,15 +209,14 @@ def _draw_slice(panel: Any, rows: Rows) -> None:
         rotated = {"rotation": 20, "ha": "right"} if sum(len(_short(one)) for one in order) > 18 else {}
         panel.set_xticks(range(len(order)), [_short(value) for value in order], **rotated)
         panel.set_xlim(-0.6, len(order) - 0.4)
-    for whole, colour, alpha in ((False, COLOURS["stopped"], 0.45), (True, COLOURS["completed"], 0.8)):
+    for whole, status, alpha, label in ((False, "stopped", 0.45, "ended earlier"), (True, "completed", 0.8, "in full")):
         mine = [row for row in rows if row["full_length"] is whole]
         points = [places[row["value"]] for row in mine], percents(row["score"] for row in mine)
-        panel.scatter(*points, s=12, color=colour, alpha=alpha, linewidth=0)
+        panel.scatter(*points, s=12, color=COLOURS[status], alpha=alpha, linewidth=0, label=label)
     middle = _medians(rows, places)
     panel.plot(*zip(*middle, strict=True), color="black", linewidth=1.2, marker="_", markersize=9) if middle else None
     if log:
-        log_axis(panel.xaxis)
-        panel.tick_params(axis="x", labelsize=8)
+        log_axis(panel.xaxis, fine=10)
 
 
 def _medians(rows: Rows, places: Mapping[Any, float]) -> list[tuple[float, float]]:

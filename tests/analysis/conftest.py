@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import pytest
 
 from tunelab.config import (
@@ -60,21 +62,27 @@ def make_search(runs_dir: Path) -> MakeSearch:
         info: Mapping[str, Any] | None = None,
         params: Mapping[str, str] | None = None,
     ) -> Study:
-        study = Study.create(runs_dir / name, {**_info(trials), **(info or {})})
-        draw = random.Random(trials)
-        lines = []
-        for number in range(trials + repeats):
-            again = number - trials if number >= trials else None
-            status = STATUSES[number % len(STATUSES)] if again is None else "COMPLETED"
-            if running and number >= trials + repeats - 2:
-                status = "RUNNING"
-            lines += _events(draw, number, status, again, params or {})
-        Journal.open(study.path).close()
-        torn = lines[-1][:40] if running and lines else b""
-        (study.path / "journal.jsonl").write_bytes(b"".join(lines) + torn)
-        return study
+        return _write_search(runs_dir / name, trials, running, repeats, info or {}, params or {})
 
     return make
+
+
+def _write_search(
+    path: Path, trials: int, running: bool, repeats: int, info: Mapping[str, Any], params: Mapping[str, str]
+) -> Study:
+    study = Study.create(path, {**_info(trials), **info})
+    draw = random.Random(trials)
+    lines = []
+    for number in range(trials + repeats):
+        again = number - trials if number >= trials else None
+        status = STATUSES[number % len(STATUSES)] if again is None else "COMPLETED"
+        if running and number >= trials + repeats - 2:
+            status = "RUNNING"
+        lines += _events(draw, number, status, again, params)
+    Journal.open(study.path).close()
+    torn = lines[-1][:40] if running and lines else b""
+    (study.path / "journal.jsonl").write_bytes(b"".join(lines) + torn)
+    return study
 
 
 def _info(trials: int) -> dict[str, Any]:
@@ -157,3 +165,53 @@ def _events(draw: random.Random, number: int, status: str, again: int | None, na
         reason = {"FAILED": "out of memory: CUDA out of memory <b>", "DIVERGED": "the loss is nan"}.get(status, "")
         lines.append({"event": "ended", **common, "time": when + 95, "status": status, "reason": reason})
     return [encode(line) for line in lines]
+
+
+class MakeRetraining(Protocol):
+    """What the fixture `make_retraining` gives."""
+
+    def __call__(self, study: Study, *, name: str = "retrain-x", accuracy: float = 0.6, images: int = 60) -> Path: ...
+
+
+@pytest.fixture
+def make_retraining() -> MakeRetraining:
+    """Writes what a retraining leaves behind: its record, metrics of two seeds, predictions; of three classes.
+
+    The last class is right in a tenth of its images, the others in nine of ten.
+    """
+
+    return _write_retraining
+
+
+def _write_retraining(study: Study, *, name: str = "retrain-x", accuracy: float = 0.6, images: int = 60) -> Path:
+    folder = study.path / name
+    runs = Study.create(folder, {"kind": "retrain", "options": {"trials": 2, "epochs": EPOCHS}})
+    lines = [line for number in range(2) for line in _events(random.Random(number), number, "COMPLETED", None, {})]
+    Journal.open(runs.path).close()
+    (folder / "journal.jsonl").write_bytes(b"".join(lines))
+    labels = np.arange(images) % 3
+    wrong = np.where(labels == 2, np.arange(images) % 10 != 2, np.arange(images) % 10 == 5)
+    predicted = np.where(wrong, (labels + 1) % 3, labels)
+    confusion = np.bincount(labels * 3 + predicted, minlength=9).reshape(3, 3).tolist()
+    seed = {"seed": 1, "test": {"confusion": confusion, "n": images}, "seconds": 9.0}
+    metrics = {
+        "trial": 0, "epochs": EPOCHS, "trained_on": "train+val", "test_accuracy": accuracy,
+        "test_accuracy_std": 0.01, "test_images": images, "search_val_accuracy": 0.62, "seeds": [seed, seed],
+    }  # fmt: skip
+    (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps({"trial_config": to_json(_config(random.Random(0)))}))
+    np.savez(
+        folder / "test_predictions.npz",
+        labels=labels,
+        predicted=predicted,
+        probability=np.linspace(0.4, 0.99, images),
+    )
+    return folder
+
+
+@pytest.fixture(scope="session")
+def whole_study(tmp_path_factory: pytest.TempPathFactory) -> Study:
+    """A search of 24 trials with a retraining, its name in several scripts and with markup; to be read alone."""
+    study = _write_search(tmp_path_factory.mktemp("whole") / "имя <img src=x> & 猫", 24, False, 2, {}, {})
+    _write_retraining(study)
+    return study
