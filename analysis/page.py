@@ -129,7 +129,9 @@ def _winner(content: Mapping[str, Any]) -> str:
         f"<p>{_interval(first)} is its 95% interval. Trial {first['trial']} had {_percent(first['score'])} on "
         f"validation images after {first['epochs']} epochs, the mean of {_counted(first['runs'], 'run')}; what is "
         "expected is the same without the luck of having been chosen.</p>",
+        *([_new_data(content["new_data"])] if content["new_data"] else []),
         f"<p>{escape(content['ties'][:1].upper() + content['ties'][1:])}.</p>",
+        *[_in_full(row) for row in content["retrainings"][:1]],
         f'<p class="faint">{escape(first["what"])}</p>',
     ]
     rows = [{"parameter": name, "value": value} for name, value in content["winner"].items()]
@@ -138,6 +140,23 @@ def _winner(content: Mapping[str, Any]) -> str:
             f"<details><summary>All its parameters</summary>{table('Parameters of the winner', rows)}</details>"
         )
     return "\n".join(parts) + "\n"
+
+
+def _new_data(row: Mapping[str, Any]) -> str:
+    """What the winner is expected to have on images that nobody has looked at."""
+    return (
+        f"<p>On new images of the same kind {_interval(row)} is expected: the best of {row['configurations']} "
+        f"configurations was {100 * row['optimism']:.1f} percentage points lucky, and {row['val_images']} validation "
+        "images leave some chance.</p>"
+    )
+
+
+def _in_full(row: Mapping[str, Any]) -> str:
+    """What the newest retraining came to."""
+    return (
+        f"<p>Trained in full, {cell(row['epochs'])} epochs with {_counted(row['seeds'], 'seed')}, trial "
+        f"{cell(row['trial'])} has {escape(row['test accuracy'])} on test images.</p>"
+    )
 
 
 def _advice(rows: Sequence[Mapping[str, Any]]) -> str:

@@ -39,7 +39,7 @@ th, td { padding: .3rem .7rem .3rem 0; text-align: left; vertical-align: top; bo
 th { white-space: nowrap; }
 .number { text-align: right; white-space: nowrap; }
 .short { white-space: nowrap; }
-td.long { min-width: 16rem; }
+td.long { min-width: 24rem; }
 details { margin: .4rem 0 1rem; }
 summary { cursor: pointer; color: var(--accent); padding: .2rem 0; }
 footer { margin-top: 3rem; padding-bottom: 2rem; border-top: 1px solid var(--line); }

@@ -96,6 +96,7 @@ def gather(study: Study, staging: Path) -> dict[str, Any]:
         "study": study.name,
         "sentence": describe_study(study, counted, shown),
         "ties": describe_ties(first["trial"], shown["tied"], shown["noise"]) if first else "",
+        "new_data": shown.get("new_data"),
         "winner": next((trial.params for trial in trials if first and trial.number == first["trial"]), {}),
         "ranking": shown["ranking"],
         "ranked": len(study.places_of(trials)),
@@ -145,19 +146,33 @@ def describe_study(study: Study, trials: Sequence[Trial], shown: Mapping[str, An
 
 
 def _retraining(folder: Path, metrics: Mapping[str, Any]) -> dict[str, Any]:
-    spread = metrics.get("test_accuracy_std")
+    """A retraining as a row of the page, as far as its `metrics.json` tells."""
+    spread, interval = metrics.get("test_accuracy_std"), metrics.get("test_interval") or {}
+    low, high = metrics.get("search_low"), metrics.get("search_high")
+    together = metrics.get("ensemble") or {}
     return {
         "folder": folder.name,
         "trial": metrics.get("trial"),
         "epochs": metrics.get("epochs"),
         "trained on": metrics.get("trained_on"),
         "seeds": len(metrics.get("seeds", ())),
-        "test accuracy": f"{100 * metrics['test_accuracy']:.1f}%" + (f" ± {100 * spread:.1f}" if spread else ""),
+        "test accuracy": _share(metrics["test_accuracy"]) + (f" ± {100 * spread:.1f}" if spread else ""),
+        "95% interval": _span(interval.get("low"), interval.get("high")),
+        "ensemble": _share(together.get("accuracy")),
+        "the search measured": _share(metrics.get("search_val_accuracy")),
+        "the search expected": _span(low, high),
         "test images": metrics.get("test_images"),
-        "validation accuracy in the search": f"{100 * metrics['search_val_accuracy']:.1f}%"
-        if metrics.get("search_val_accuracy") is not None
-        else None,
+        "read before": metrics.get("test_reads_before"),
     }
+
+
+def _share(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.1f}%"
+
+
+def _span(low: float | None, high: float | None) -> str:
+    """An interval in percent, a dash where it is not known; no accuracy lies outside 0 to 100%."""
+    return "–" if low is None or high is None else f"{100 * max(0.0, low):.1f} to {100 * min(1.0, high):.1f}%"
 
 
 def _about(study: Study, trials: Sequence[Trial], counted: Sequence[Trial]) -> dict[str, Any]:

@@ -196,7 +196,9 @@ def _write_retraining(study: Study, *, name: str = "retrain-x", accuracy: float 
     seed = {"seed": 1, "test": {"confusion": confusion, "n": images}, "seconds": 9.0}
     metrics = {
         "trial": 0, "epochs": EPOCHS, "trained_on": "train+val", "test_accuracy": accuracy,
-        "test_accuracy_std": 0.01, "test_images": images, "search_val_accuracy": 0.62, "seeds": [seed, seed],
+        "test_accuracy_std": 0.01,
+        "test_interval": {"low": 0.55, "high": 0.65},
+        "ensemble": {"accuracy": 0.71}, "test_images": images, "search_val_accuracy": 0.62, "seeds": [seed, seed],
     }  # fmt: skip
     (folder / "metrics.json").write_text(json.dumps(metrics), encoding="utf-8")
     (folder / "config.json").write_text(json.dumps({"trial_config": to_json(_config(random.Random(0)))}))

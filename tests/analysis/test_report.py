@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from tunelab.analysis import report
 from tunelab.analysis.page import cell, table
+from tunelab.analysis.rank import summary
 from tunelab.analysis.report import write_report
 
 from tunelab.errors import InputError
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from tests.analysis.conftest import MakeSearch
     from tests.conftest import MakeStudy
 
+COUNTS = {"configurations": 14, "val_images": 500}
 VOID = {"meta", "link", "img", "br"}
 
 
@@ -99,6 +101,21 @@ def test_it_can_be_read_without_eyes_or_a_mouse(page: Page) -> None:
     assert all(found["scope"] in ("col", "row") for found in page.all("th"))
     regions = [found for found in page.all("div") if found.get("class") == "scroll"]
     assert all(found["tabindex"] == "0" and found["aria-label"] for found in regions)
+
+
+def test_the_retraining_is_told_with_its_interval_and_ensemble(page: Page) -> None:
+    assert "Trained in full, 9 epochs with 2 seeds, trial 0 has 60.0% ± 1.0 on test images." in page.text
+    assert "55.0 to 65.0%" in page.text
+    assert "71.0%" in page.text
+
+
+def test_what_new_images_will_say(make_search: MakeSearch, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = make_search(9)
+    told = {**summary(study, 3), "new_data": {"low": 0.512, "high": 0.587, "optimism": 0.021} | COUNTS}
+    monkeypatch.setattr(report, "summary", lambda _study, _top: told)
+    text = Page(Path(write_report(study)["page"]).read_text(encoding="utf-8")).text
+    assert "51.2 to 58.7% is expected" in text
+    assert "2.1 percentage points lucky" in text
 
 
 def test_every_plot_brings_its_data(page: Page) -> None:
