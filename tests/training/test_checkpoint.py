@@ -213,6 +213,27 @@ def test_what_is_still_being_written_is_waited_for_and_not_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt"]
 
 
+def test_two_that_write_at_once_write_in_turn(tmp_path):
+    mine, others = checkpoint.claim(tmp_path), []
+    mine.write(b"begun")
+    mine.flush()
+    waiting = threading.Thread(target=lambda: others.append(checkpoint.claim(tmp_path)))
+    waiting.start()
+    waiting.join(0.2)
+    assert waiting.is_alive()
+    assert (tmp_path / "last.pt.tmp").read_bytes() == b"begun", "the one that waits cuts nothing off"
+    mine.seek(0)
+    mine.truncate()
+    checkpoint.write(tmp_path, mine, checkpoint.to_bytes(state(2)), best=True)
+    waiting.join()
+    others[0].write(b"half")
+    others[0].flush()
+    assert [len(load(tmp_path / name).history) for name in ("best.pt", "last.pt")] == [2, 2], "of another file"
+    others[0].truncate(0)
+    checkpoint.write(tmp_path, others[0], checkpoint.to_bytes(state(1)), best=False)
+    assert [len(load(tmp_path / name).history) for name in ("best.pt", "last.pt")] == [2, 1]
+
+
 def test_without_locks_leftovers_are_removed_at_once(tmp_path, monkeypatch):
     def refuse(file, operation):
         raise OSError(37, "No locks available")

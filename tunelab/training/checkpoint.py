@@ -141,15 +141,24 @@ def to_bytes(checkpoint: Checkpoint) -> io.BytesIO:
 
 
 def claim(folder: Path) -> BinaryIO:
-    """The file for `write`, made anew; `remove_leftovers` waits until it is closed, in whatever process.
+    """The file for `write`, empty; `remove_leftovers` waits until it is closed, and so does the next claim.
 
     Raises:
         OSError: it could not be made.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    file = (folder / (LAST + _TEMPORARY)).open("wb")
-    with contextlib.suppress(OSError):  # no locks on this file system: nobody waits
-        fcntl.flock(file, fcntl.LOCK_EX)
+    path = folder / (LAST + _TEMPORARY)
+    while True:
+        file = path.open("ab")  # another process may be writing it: nothing is cut off before it is locked
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError:  # no locks on this file system: nobody waits
+            break
+        if _is_named(file, path):
+            break
+        file.close()  # meanwhile it became a checkpoint, or was removed
+    if os.fstat(file.fileno()).st_size:
+        file.truncate(0)
     return file
 
 
@@ -206,9 +215,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
 
 def remove_leftovers(folder: Path) -> None:
     """Remove what a killed process left half-written in `folder`; what is still being written is waited for."""
-    with contextlib.suppress(OSError), (folder / (LAST + _TEMPORARY)).open("rb") as file:  # no such file, no locks
-        fcntl.flock(file, fcntl.LOCK_SH)
-    _remove_temporaries(folder)
+    with contextlib.ExitStack() as stack:  # locked until it is gone, so that nobody begins to write it
+        with contextlib.suppress(OSError):  # no such file, no locks
+            file = stack.enter_context((folder / (LAST + _TEMPORARY)).open("rb"))
+            fcntl.flock(file, fcntl.LOCK_SH)
+        _remove_temporaries(folder)
 
 
 def load_model(config: TrialConfig, path: Path, info: DataInfo, device: torch.device | str = "cpu") -> nn.Module:
@@ -255,6 +266,14 @@ def _from_plain(plain: dict[str, Any]) -> Checkpoint:
     fields = {name: plain[name] for name in ("config_id", "arch_id", "seed", "data", "model", "optimizer")}
     later = {name: plain.get(name, {}) for name in ("scaler", "averaged")}  # older files lack them
     return Checkpoint(history=history, **fields, **later)
+
+
+def _is_named(file: BinaryIO, path: Path) -> bool:
+    """True if `path` is the name of this open file."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _write(file: BinaryIO, content: bytes | memoryview) -> None:
