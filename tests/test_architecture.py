@@ -48,7 +48,7 @@ ROOMS = [
     ),
     Room(
         "tunelab.analysis",
-        "after the run: rank, plot, report, retrain, ablate, profile, the model in use. Functions; not needed by a worker",
+        "after the run: rank, plot, report, retrain, ablate, profile, use a model. Functions; not needed by a worker",
         "tunelab.tuning.runner tunelab.tuning.profile tunelab.tuning.probes tunelab.tuning.hardware"
         " tunelab.tuning.progress tunelab.tuning.options tunelab.tuning.objectives tunelab.tuning.importances"
         " tunelab.training tunelab.study tunelab.journal"
