@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
 
 def of_all_kinds(norm: str, activation: str, branches: int = 1, pool: bool = True) -> ArchSpec:
-    """Every kind of block, with and without a halving; a projection, and a shortcut without one."""
-    blocks = tuple(BlockSpec(kind, 16, stride) for kind in BLOCKS for stride in (2, 1))
+    """Every kind of block; with one branch with and without a halving, so with and without a projection."""
+    blocks = tuple(BlockSpec(kind, 16, stride) for kind in BLOCKS for stride in ((2, 1) if branches == 1 else (2,)))
     plain: Any = {"norm": norm, "activation": activation, "bias": norm == "none"}
     return ArchSpec(StemSpec(8, 5, pool), (blocks,) * branches, dropout=0.3, **plain)
 
