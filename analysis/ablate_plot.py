@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -13,16 +14,17 @@ from .judging import HELPS, HURTS
 
 _COLOURS: Final = {HELPS: "tab:green", HURTS: "tab:red"}
 _OTHERS: Final = "tab:gray"
+_FAR: Final = 5.0  # a change of so many times what is usual here is drawn at the edge, with its value; our choice
 
 
 def effects(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """One row per comparison, in the order given: label, change with low and high in points (percent), verdict, beyond.
 
-    Comparisons without numbers are left out. `beyond` marks those of a configuration that diverged at times, if there
-    are others: they lie so far off that they are drawn at the edge.
+    Comparisons without numbers are left out. `beyond` marks changes that lie so far off that they are drawn at the
+    edge, lest the others cannot be told apart beside them: the usual is the median of how far the intervals reach.
     """
     there = [row for row in rows if row["change"] is not None]
-    sound = any(not row["diverged"] for row in there)
+    usual = statistics.median(max(abs(row["low"]), abs(row["high"])) for row in there) if there else 0.0
     return [
         {
             "label": f"{row['component']}, {row['change_made']}",
@@ -31,7 +33,8 @@ def effects(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             "high": 100 * row["high"],
             "verdict": row["verdict"],
             "sure": row["sure"],
-            "beyond": bool(row["diverged"]) and sound,
+            "diverged": row["diverged"],
+            "beyond": abs(row["change"]) > _FAR * usual,
         }
         for row in there
     ]
@@ -60,7 +63,9 @@ def draw_effects(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> N
             side = -1 if row["change"] < 0 else 1
             panel.plot([side * edge], [place], marker="<" if side < 0 else ">", color=colour, clip_on=False)
             at = "left" if side < 0 else "right"
-            panel.text(side * 0.96 * edge, place, f"{row['change']:+.1f}, diverged", ha=at, va="center", fontsize=8)
+            said = f"{row['change']:+.1f} ({row['low']:+.1f} to {row['high']:+.1f})"
+            said += f", {row['diverged']} diverged" if row["diverged"] else ""
+            panel.text(side * 0.96 * edge, place, said, ha=at, va="center", fontsize=8)
             continue
         spread = [[row["change"] - row["low"]], [row["high"] - row["change"]]]
         face = colour if row["sure"] else "white"
@@ -69,9 +74,10 @@ def draw_effects(rows: Sequence[Mapping[str, Any]], path: Path, title: str) -> N
     panel.set_yticks(range(len(rows)), [row["label"] for row in rows])
     panel.set_ylim(len(rows) - 0.5, -0.5)
     panel.set_xlim(-edge, edge)
-    panel.set_xlabel(
+    figure.supxlabel(
         "change in validation accuracy (points, 95% interval)\n"
-        "green: the component helps; red: it hurts; filled: also with all comparisons taken together"
+        "green: the component helps; red: it hurts; filled: also with all comparisons taken together",
+        fontsize=9,
     )
     panel.grid(axis="x", alpha=0.3)
     figure.suptitle(title)

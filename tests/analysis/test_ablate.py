@@ -355,12 +355,14 @@ def effect(component: str, change: float, verdict: str, *, diverged: int = 0, su
 
 
 def test_the_plot_is_made_of_rows_in_points() -> None:
-    rows = [effect("norm", -0.8, "helps", diverged=3), effect("crop", 0.02, "hurts", sure=True)]
+    rows = [effect("norm", -0.8, "helps"), effect("crop", 0.02, "hurts", sure=True), effect("flip", 0.0, "no evidence")]
     failed = {**effect("lr", 0, "failed"), "change": None}
     found = effects([*rows, failed])
-    assert [(row["label"], row["beyond"]) for row in found] == [("norm, removed", True), ("crop, removed", False)]
+    assert [row["label"] for row in found] == ["norm, removed", "crop, removed", "flip, removed"]
+    assert [row["beyond"] for row in found] == [True, False, False]
     assert (found[1]["change"], found[1]["low"], found[1]["high"]) == pytest.approx((2, 1, 3))
     assert not effects(rows[:1])[0]["beyond"], "alone it is in the middle"
+    assert effects([failed]) == []
 
 
 def test_the_drawing_has_a_colour_for_every_verdict(tmp_path: Path) -> None:
@@ -405,7 +407,7 @@ def test_an_ablation_survives_a_kill(make_study: MakeStudy, tmp_path: Path) -> N
     assert before.items() <= ended(study).items(), "what had ended is as it was"
     assert {row["component"] for row in found["variants"]} == {"dropout", "shortcuts"}
     assert all(len(row["scores"]) == 2 for row in found["variants"])
-    assert found["noise"]["degrees"] == pytest.approx(4), "two of the guess, and 2 x 1 that were measured"
+    assert found["noise"]["repeats"] in (1, 2), "2 x 1, or 1 x 1 where one of the three spreads far more"
 
 
 def ended(study: Study) -> dict[int, list[float]]:
