@@ -405,6 +405,23 @@ def test_a_search_survives_kills_signals_and_a_deadline(machine: Machine, tmp_pa
         shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("why", [signal.SIGTERM, signal.SIGHUP])
+def test_what_the_whole_group_is_told_stops_a_search_as_what_its_driver_is_told(
+    machine: Machine, tmp_path: Path, why: signal.Signals
+) -> None:
+    """As `timeout` and batch systems do, and a terminal that is closed."""
+    path = tmp_path / "study"
+    process = machine.start(
+        "search", write_space(tmp_path, batch=2), "--study", str(path), "--trials", "5", "--epochs", "99"
+    )
+    wait_until(lambda: (path / "journal.jsonl").exists() and events(path, "result"), 120, process)
+    os.killpg(process.pid, why)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 3, err
+    assert f"stopped before the end ({why.name}): " in err.splitlines()[-1]
+    machine.assert_nothing_is_left()
+
+
 # Searches from Python.
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import logging
 import math
 import os
@@ -218,17 +219,18 @@ def _ray(slots: Slots, folder: Path) -> Iterator[None]:
     mask = os.umask(0o077)
     try:
         try:
-            ray.init(
-                address="local",
-                num_cpus=slots.concurrent * slots.cpus,
-                include_dashboard=False,
-                log_to_driver=False,
-                configure_logging=True,
-                logging_level=logging.WARNING,
-                object_store_memory=_OBJECT_STORE_BYTES,
-                _temp_dir=str(folder / "ray"),
-                num_gpus=0 if slots.device == "cpu" else None,
-            )
+            with _sessions_of_their_own():
+                ray.init(
+                    address="local",
+                    num_cpus=slots.concurrent * slots.cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    configure_logging=True,
+                    logging_level=logging.WARNING,
+                    object_store_memory=_OBJECT_STORE_BYTES,
+                    _temp_dir=str(folder / "ray"),
+                    num_gpus=0 if slots.device == "cpu" else None,
+                )
         except Exception as error:
             raise TunelabError(f"Ray does not start: {_first_line(error)}") from error
         finally:
@@ -237,6 +239,26 @@ def _ray(slots: Slots, folder: Path) -> Iterator[None]:
     finally:
         ray.shutdown()
         AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextlib.contextmanager
+def _sessions_of_their_own() -> Iterator[None]:
+    """What a batch system or a closed terminal sends to the driver's whole group does not end Ray under it.
+
+    Ray itself keeps nothing but Ctrl-C from its processes. Where they do not end with the driver by the kernel's doing,
+    which is on Linux alone, they are found by their group and stay in it.
+    """
+    from ray._private import services
+
+    if sys.platform != "linux":
+        yield
+        return
+    before = services.ConsolePopen
+    services.ConsolePopen = functools.partial(before, start_new_session=True)  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before  # type: ignore[misc]
 
 
 @contextlib.contextmanager
