@@ -28,6 +28,8 @@ TOP_SHARE = 0.25
 FEWEST = 4
 EDGE = 0.1
 """Within this share of a range from its end a value is at the edge (our choice)."""
+CHANCE = 0.05
+"""What is less likely than this by chance is no chance (our choice)."""
 RISING = 0.001
 """Scores that rise by less than this per epoch are not worth a longer training (our choice)."""
 GAP = 0.1
@@ -39,33 +41,40 @@ ENOUGH = 16
 
 
 def edge_of_range(study: Study, trials: Sequence[Trial], shown: Mapping[str, Any]) -> list[Finding]:
-    """The best trials all lie at one end of what was tried of a number, where few of the others do."""
-    best = _best(trials)
-    tried = proposed(trials)
+    """The best trials all lie at one end of what was tried of a number, which chance does not explain.
+
+    Chance is the share of all trials that lie there, to the power of the best, times how many ends are looked at
+    (Bonferroni's bound).
+    """
+    best, tried = _best(trials), proposed(trials)
+    names = list(dict.fromkeys(name for trial in best for name in trial.params))
     found = []
-    for name in dict.fromkeys(name for trial in best for name in trial.params):
+    for name in names:
         mine = [trial.params[name] for trial in best if name in trial.params]
         values = [trial.params[name] for trial in tried if name in trial.params]
         if len(mine) < FEWEST or not is_number(values) or len(set(values)) <= 2:
             continue
-        low, high = min(values), max(values)
-        log = is_wide(values)
-        for end, at_edge in (
-            ("lower", [_place(value, low, high, log) <= EDGE for value in values]),
-            ("upper", [_place(value, low, high, log) >= 1 - EDGE for value in values]),
-        ):
-            there = {value for value, inside in zip(values, at_edge, strict=True) if inside}
-            share = sum(at_edge) / len(values)
-            if all(value in there for value in mine) and share <= 0.5:
-                found.append(
-                    (
-                        f"the {len(mine)} best trials with {name} all have it at the {end} end "
-                        f"({_span(mine)}) of what was tried ({_span(values)}), where {_percent(share)} of all trials "
-                        "are: widen its range there",
-                        {"parameter": name, "end": end, "best": sorted(mine), "low": low, "high": high, "share": share},
-                    )
+        for end, share in _ends(mine, values):
+            if share ** len(mine) * 2 * len(names) <= CHANCE:
+                text = (
+                    f"the {len(mine)} best trials with {name} all have it at the {end} end ({_span(mine)}) of what was "
+                    f"tried ({_span(values)}), where {_percent(share)} of all trials are: widen its range there"
                 )
+                numbers = {"parameter": name, "end": end, "best": sorted(mine), "share": share}
+                found.append((text, {**numbers, "low": min(values), "high": max(values)}))
     return found
+
+
+def _ends(mine: Sequence[float], values: Sequence[float]) -> list[tuple[str, float]]:
+    """The end of a range that holds all of `mine`, if one does, with the share of all `values` that it holds."""
+    low, high, log = min(values), max(values), is_wide(values)
+    places = [_place(value, low, high, log) for value in values]
+    own = [_place(value, low, high, log) for value in mine]
+    if max(own) <= EDGE:
+        return [("lower", sum(place <= EDGE for place in places) / len(places))]
+    if min(own) >= 1 - EDGE:
+        return [("upper", sum(place >= 1 - EDGE for place in places) / len(places))]
+    return []
 
 
 def still_rising(study: Study, trials: Sequence[Trial], shown: Mapping[str, Any]) -> list[Finding]:
@@ -228,13 +237,16 @@ def test_images_read(study: Study, trials: Sequence[Trial], shown: Mapping[str, 
 
 
 def less_on_test_images(study: Study, trials: Sequence[Trial], shown: Mapping[str, Any]) -> list[Finding]:
-    """The newest retraining came to clearly less on test images than the search promised."""
+    """The newest retraining came to less on test images than the search promised, by more than their chance."""
     found = retrainings(study)
     if not found:
         return []
     metrics = found[0][1]
     promised = next((row for row in shown["ranking"] if row["trial"] == metrics.get("trial")), None)
-    if promised is None or metrics["test_accuracy"] >= promised["low"]:
+    if promised is None:
+        return []
+    chance = 2 * binomial_error(metrics["test_accuracy"], int(metrics.get("test_images") or 0))
+    if metrics["test_accuracy"] + chance >= promised["low"]:
         return []
     told = (
         f"in full the winner has {_percent(metrics['test_accuracy'])} on test images, less than the search expected "

@@ -73,7 +73,7 @@ def test_data_is_plain_and_what_is_missing_has_a_reason(studies: dict[str, Study
     assert drawn["one"] & {"parallel", "slices", "schedules"} == set()
 
 
-@pytest.mark.parametrize("kind", ["one", "running", "sixty", "other names", "objectives"])
+@pytest.mark.parametrize("kind", ["one", "running", "other names", "objectives"])
 def test_what_has_data_becomes_a_picture(kind: str, studies: dict[str, Study], tmp_path: Path) -> None:
     study = studies[kind]
     found, _ = collect(study, study.list_trials())

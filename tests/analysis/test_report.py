@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from PIL import Image
 from tunelab.analysis import report
 from tunelab.analysis.page import cell, table
 from tunelab.analysis.rank import summary
@@ -65,6 +66,17 @@ def page(whole_study: Study, tmp_path_factory: pytest.TempPathFactory) -> Page:
     return Page(Path(written["page"]).read_text(encoding="utf-8"))
 
 
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The plots are blank: tests/analysis/test_gallery.py draws them."""
+
+    def blank(name: str, rows: object, path: Path, title: str) -> dict[str, str]:
+        Image.new("RGB", (8, 8)).save(path, "PNG")
+        return {}
+
+    monkeypatch.setattr(report, "draw", blank)
+
+
 def test_the_page_needs_nothing_but_itself(page: Page) -> None:
     assert page.all("script") == page.all("iframe") == page.all("object") == []
     for tag, found in page.tags:
@@ -109,6 +121,7 @@ def test_the_retraining_is_told_with_its_interval_and_ensemble(page: Page) -> No
     assert "71.0%" in page.text
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_what_new_images_will_say(make_search: MakeSearch, monkeypatch: pytest.MonkeyPatch) -> None:
     study = make_search(9)
     told = {**summary(study, 3), "new_data": {"low": 0.512, "high": 0.587, "optimism": 0.021} | COUNTS}
@@ -129,6 +142,7 @@ def test_every_plot_brings_its_data(page: Page) -> None:
         assert not any(name.startswith("_") for name in rows[0])
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_the_files_beside_the_page(make_search: MakeSearch, tmp_path: Path) -> None:
     study = make_search(12)
     out = tmp_path / "out" / "отчёт"
@@ -145,6 +159,7 @@ def test_the_files_beside_the_page(make_search: MakeSearch, tmp_path: Path) -> N
     assert json.loads(json.dumps(written)) == written
 
 
+@pytest.mark.usefixtures("no_pictures")
 @pytest.mark.parametrize("trials", [0, 1, 3])
 def test_small_studies_have_a_page(trials: int, make_search: MakeSearch) -> None:
     written = write_report(make_search(trials))
@@ -153,6 +168,7 @@ def test_small_studies_have_a_page(trials: int, make_search: MakeSearch) -> None
     assert ("No trial has run its full length yet." in text) is (trials == 0)
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_running_study_is_reported_as_it_stands(make_search: MakeSearch, monkeypatch: pytest.MonkeyPatch) -> None:
     study = make_search(12, running=True)  # its record ends with half a line
     assert "are paused" in Path(write_report(study)["page"]).read_text(encoding="utf-8")
@@ -162,6 +178,7 @@ def test_a_running_study_is_reported_as_it_stands(make_search: MakeSearch, monke
     assert "are paused" not in text
 
 
+@pytest.mark.usefixtures("no_pictures")
 def test_a_report_that_breaks_off_leaves_the_old_one(make_study: MakeStudy, monkeypatch: pytest.MonkeyPatch) -> None:
     study = make_study([("COMPLETED", [0.1, 0.2, 0.3, 0.4])])
     write_report(study)
