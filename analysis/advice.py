@@ -110,14 +110,14 @@ def cannot_be_told_apart(study: Study, trials: Sequence[Trial], shown: Mapping[s
     images, score = study.val_images, shown["ranking"][0]["score"]
     numbers = {"noise": noise["sd"], "apart": apart, "tied": len(ties), "val_images": images}
     told = (
-        f"{len(ties)} configurations tie with the best: the noise between runs is {_percent(noise['sd'])}, so two "
-        f"trained once each and closer than {_percent(apart)} cannot be told apart"
+        f"{len(ties)} configurations tie for the first place: the noise between runs is {_percent(noise['sd'])}, so "
+        f"two trained once each and closer than {_percent(apart)} cannot be told apart"
     )
     if images and binomial_error(score, images) > 0.5 * noise["sd"]:
         numbers["of_images"] = binomial_error(score, images)
         told += (
-            f"; {_percent(numbers['of_images'])} of that comes from having {images} validation images: take more "
-            "(`--val-fraction`), or more repeats (`--race`)"
+            f"; {images} validation images alone leave a standard error of {_percent(numbers['of_images'])}: take more "
+            "of them (`--val-fraction`), or more repeats (`--race`)"
         )
     else:
         told += ": more repeats (`--race`) narrow that down"
@@ -136,7 +136,7 @@ def failures(study: Study, trials: Sequence[Trial], shown: Mapping[str, Any]) ->
         if "memory" in cause.lower():
             told = f"{count}, out of memory: run fewer at once (`--concurrent`), or bound them (`--max-mflops`)"
         else:
-            told = f"{count} with {cause} (`tunelab show {study.name} {numbers[0]}` says more)"
+            told = f"{count}: {cause} (`tunelab show {study.name} {numbers[0]}` says more)"
         found.append((told, {"cause": cause, "trials": numbers}))
     return found
 

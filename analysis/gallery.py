@@ -37,7 +37,7 @@ def _curves(rows: Rows) -> str:
     stopped = sum(row["rung"] == "stopped" for row in rows)
     trials = len({row["trial"] for row in rows})
     rungs = sorted({row["epoch"] for row in rows if row["rung"]})
-    told = f"rungs at epochs {', '.join(map(str, rungs))}" if rungs else "no rungs"
+    told = f"rungs after {', '.join(map(str, rungs))} epochs" if rungs else "no rungs"
     return f"Learning curves of {trials} trials; {told}; {stopped} of them were stopped at a rung."
 
 
