@@ -14,7 +14,7 @@ import torch
 from tunelab.config import DataConfig
 from tunelab.data import storage
 from tunelab.data.batches import load_split
-from tunelab.data.cache import prepare
+from tunelab.data.cache import decoded_images, prepare
 from tunelab.errors import InputError, TunelabError
 
 CPU = torch.device("cpu")
@@ -53,6 +53,21 @@ def test_info_is_plain_json_and_kept(tmp_path: Path) -> None:
     assert np.allclose(info.mean, train.mean((0, 2, 3)))
     assert np.allclose(info.std, train.std((0, 2, 3), correction=0))
     assert prepare(config) == info
+
+
+def test_decoded_images_are_read_and_never_made(tmp_path: Path, cache: Path) -> None:
+    config = DataConfig(name=archive(tmp_path))
+    assert decoded_images(config, "test") is None
+    assert not (cache / "data").exists()
+    prepare(config)
+    images = decoded_images(config, "test")
+    assert images is not None
+    assert np.array_equal(images, load_split(config, "test", CPU).images.permute(0, 2, 3, 1).numpy())
+    assert decoded_images(config, "val") is None  # cut off the training images: it has no file
+    next(folders(cache)[0].glob("test_images*")).unlink()
+    assert decoded_images(config, "test") is None
+    with pytest.raises(InputError, match="nowhere"):
+        decoded_images(DataConfig(name="npz:nowhere.npz"), "test")
 
 
 def test_several_processes_build_once(tmp_path: Path, cache: Path) -> None:
