@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tunelab.journal import uncollected
 from tunelab.noise import CONFIDENCE, noise_at
 from tunelab.records import Trial
 from tunelab.standings import Place, on_new_data
@@ -109,26 +110,27 @@ def summary(study: Study, top: int) -> dict[str, Any]:
     `trials` and `statuses` count configurations; repeats of them are counted by `repeats`, and trials that are no part
     of the search any more by `history`. `front` has those that no other beats, if there are several `objectives`.
     """
-    trials = study.list_trials()
-    counted = current(study.info, trials)
-    own = proposed(counted)
-    ranked = study.places_of(trials)
-    return {
-        "study": str(study.path),
-        "running": study.running,
-        "trials": len(own),
-        "asked": int(study.info["options"]["trials"]),
-        "repeats": len(counted) - len(own),
-        "history": len(trials) - len(counted),
-        "statuses": {status.value: count for status, count in count_statuses(own).items()},
-        "rungs": rung_table(counted),
-        "noise": noise_row(trials, ranked, study.val_images),
-        "new_data": new_data_row(ranked, study.val_images),
-        "tied": tied(ranked),
-        "ranking": ranking(ranked, top),
-        "objectives": list(objectives_of(study)),
-        "front": front(trials, ranked, objectives_of(study), study.val_images),
-    }
+    with uncollected():
+        trials = study.list_trials()
+        counted = current(study.info, trials)
+        own = proposed(counted)
+        ranked = study.places_of(trials)
+        return {
+            "study": str(study.path),
+            "running": study.running,
+            "trials": len(own),
+            "asked": int(study.info["options"]["trials"]),
+            "repeats": len(counted) - len(own),
+            "history": len(trials) - len(counted),
+            "statuses": {status.value: count for status, count in count_statuses(own).items()},
+            "rungs": rung_table(counted),
+            "noise": noise_row(trials, ranked, study.val_images),
+            "new_data": new_data_row(ranked, study.val_images),
+            "tied": tied(ranked),
+            "ranking": ranking(ranked, top),
+            "objectives": list(objectives_of(study)),
+            "front": front(trials, ranked, objectives_of(study), study.val_images),
+        }
 
 
 def describe_config(config: Mapping[str, Any]) -> str:

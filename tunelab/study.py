@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from tunelab.config import TrialConfig, from_json
 from tunelab.errors import InputError
 from tunelab.files import sync_folder, write_atomically
-from tunelab.journal import Journal, is_locked, read_journal
+from tunelab.journal import Journal, is_locked, read_journal, uncollected
 from tunelab.noise import full_length
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.standings import Place, Standing, places
@@ -94,7 +94,8 @@ class Study:
 
     def list_trials(self) -> list[Trial]:
         """All trials in the order of their numbers; those that did not end are PAUSED unless the study is running."""
-        trials = replay(read_journal(self.path / "journal.jsonl"))
+        with uncollected():
+            trials = replay(read_journal(self.path / "journal.jsonl"))
         if not self.running:
             for trial in trials:
                 if trial.status is TrialStatus.RUNNING:
