@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import contextlib
 import fcntl
+import gc
 import json
 import os
 import signal
@@ -9,6 +11,7 @@ import sys
 import textwrap
 import threading
 import time
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunelab.errors import TunelabError
-from tunelab.journal import Journal, StudyLockedError, decode, encode, is_locked, read_journal
+from tunelab.journal import Journal, StudyLockedError, decode, encode, is_locked, read_journal, uncollected
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
@@ -54,6 +57,41 @@ def test_a_line_gives_back_its_event(event: dict[str, Any]) -> None:
         plain = json.loads(line)  # any program can read it
         assert len(plain.pop("crc")) == 8
         assert plain == event
+
+
+@pytest.mark.parametrize("count", [999, 1000, 1001, 2500])
+def test_a_long_record_gives_back_all_events_in_order(count: int, tmp_path: Path) -> None:
+    file = tmp_path / "journal.jsonl"
+    lines = [encode({"n": number, "text": "[{],"}) for number in range(count)]
+    file.write_bytes(b"".join(lines))
+    assert [event["n"] for event in read(tmp_path)] == list(range(count))
+    file.write_bytes(b"".join(lines) + lines[0][:-5])
+    assert [event["n"] for event in read(tmp_path)] == list(range(count)), "a last line that is being written"
+    lines[900] = lines[900].replace(b"900", b"901")
+    file.write_bytes(b"".join(lines))
+    found = []
+    with pytest.raises(TunelabError, match="line 901 is damaged"):
+        found.extend(event["n"] for event in read_journal(file))
+    assert found == list(range(900))
+
+
+@pytest.mark.parametrize("on", [True, False])
+def test_the_search_for_cycles_goes_on_after_reading(on: bool) -> None:
+    (gc.enable if on else gc.disable)()
+    try:
+        with contextlib.suppress(KeyError), uncollected(), uncollected():
+            assert not gc.isenabled()
+            raise KeyError
+        assert gc.isenabled() is on
+    finally:
+        gc.enable()
+
+
+def test_a_line_that_is_no_event_in_spite_of_its_checksum_is_named_an_error(tmp_path: Path) -> None:
+    body = b'"n":}'
+    (tmp_path / "journal.jsonl").write_bytes(b'{"crc":"%08x",%s\n' % (zlib.crc32(body), body))
+    with pytest.raises(TunelabError, match="holds a line that is no event"):
+        read(tmp_path)
 
 
 @given(st.binary())

@@ -63,7 +63,8 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
     """The events in order; a cut-off last line is left out.
 
     Raises:
-        TunelabError: a line other than the last is damaged; the message names it.
+        TunelabError: a line other than the last is damaged; the message names it. Or one that fits its checksum is no
+            event: no crash makes such a line.
     """
     try:
         stream = path.open("rb")
@@ -76,12 +77,12 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
             if body is not None:
                 batch.append(body)
                 if len(batch) == _BATCH:
-                    yield from _events(batch, path, number)
+                    yield from _events(batch, path)
                     batch = []
             elif line.endswith(b"\n") and stream.read(1):  # a line without its end is the last, or being written
-                yield from _events(batch, path, number - 1)
+                yield from _events(batch, path)
                 raise _damaged(path, number)
-        yield from _events(batch, path, number if batch else 0)
+        yield from _events(batch, path)
 
 
 @contextlib.contextmanager
@@ -96,12 +97,12 @@ def uncollected() -> Iterator[None]:
             gc.enable()
 
 
-def _events(batch: list[bytes], path: Path, last: int) -> list[dict[str, Any]]:
-    """The events of lines that were checked, the last of them with this number, read in one go."""
+def _events(batch: list[bytes], path: Path) -> list[dict[str, Any]]:
+    """The events of lines whose checksums fit, read in one go."""
     try:
         events: list[dict[str, Any]] = json.loads(b"[" + b",".join([b"{" + body for body in batch]) + b"]")
     except ValueError:
-        raise _damaged(path, last - len(batch) + 1) from None
+        raise TunelabError(f"{path} holds a line that is no event; restore the file from a copy to go on") from None
     return events
 
 
@@ -203,7 +204,7 @@ def _cut_torn_tail(path: Path, file: int) -> None:
             if line.endswith(b"\n") and decode(line) is not None:
                 good += len(line)
             elif stream.read(1):
-                raise TunelabError(f"{path}, line {number} is damaged; restore the file from a copy to go on")
+                raise _damaged(path, number)
     if good != os.fstat(file).st_size:
         os.ftruncate(file, good)
         os.fsync(file)
