@@ -17,6 +17,7 @@ from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.study import Study, proposed
 
 from .canvas import is_wide
+from .readings import count_trainings, earlier
 from .retrain_plots import classes, confusion, retrainings
 from .space_plots import is_number
 
@@ -224,16 +225,16 @@ def no_better_than_the_baseline(study: Study, trials: Sequence[Trial], shown: Ma
 
 
 def test_images_read(study: Study, trials: Sequence[Trial], shown: Mapping[str, Any]) -> list[Finding]:
-    """The test images were read for more than one retraining."""
-    found = retrainings(study)
-    if len(found) < 2:
+    """The test images were read more than once, by retrainings that are gone too."""
+    readings = earlier(study)
+    if len(readings) < 2:
         return []
-    runs = sum(len(metrics.get("seeds", ())) for _, metrics in found)
+    runs = count_trainings(readings)
     told = (
-        f"the test images were read by {runs} trainings in {len(found)} retrainings: whoever chooses the best of them "
-        "gets a number that is too high; new images would be needed for an honest one"
+        f"the test images were read {len(readings)} times, for {runs} trainings: whoever chooses the best of them gets a "
+        "number that is too high; new images would be needed for an honest one"
     )
-    return [(told, {"retrainings": len(found), "trainings": runs})]
+    return [(told, {"readings": len(readings), "trainings": runs})]
 
 
 def less_on_test_images(study: Study, trials: Sequence[Trial], shown: Mapping[str, Any]) -> list[Finding]:

@@ -22,6 +22,7 @@ from tunelab.training.model_files import DESCRIPTION, find_model, open_model
 from .intervals import of_images, of_trainings
 from .latency import measure_latency
 from .rank import describe_config
+from .readings import describe
 from .text import count, percent
 
 CARD = "card.md"
@@ -183,9 +184,10 @@ def _scores(metrics: Mapping[str, Any]) -> list[str]:
         basis = f"{runs} training{'' if runs == 1 else 's'} of {metrics.get('search_epochs', '?')} epochs in the search"
         rows.append(["validation accuracy, by which it was chosen", percent(said), "", basis])
     before = int(metrics.get("test_reads_before", 0))
+    known = describe(metrics.get("test_readings_before", ()))
+    when = known or f"the test images had been read by {before} other trainings of this study before"
     note = (
-        f"The test images had been read {before} times before, by other trainings of this study: a choice among them "
-        "makes these numbers too good."
+        f"{_text(when[0].upper() + when[1:])}; a choice among them makes these numbers too good."
         if before
         else "The test images were read after the training, and by no training of this study before."
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tunelab.analysis import advice
+from tunelab.analysis import advice, readings
 from tunelab.analysis.advice import ADVISERS, recommend
 from tunelab.analysis.rank import summary
 
@@ -169,7 +169,9 @@ def test_what_the_test_images_say(make_search: MakeSearch, make_retraining: Make
     assert numbers["taken_for"] == "кошка"
     assert "10.0%" in text
     make_retraining(study, name="retrain-y", accuracy=0.3)
-    assert advice.test_images_read(study, [], shown())[0][1] == {"retrainings": 2, "trainings": 4}
+    assert advice.test_images_read(study, [], shown())[0][1] == {"readings": 2, "trainings": 4}
+    readings.record(study, study.path / "retrain-gone", 3, 1)
+    assert advice.test_images_read(study, [], shown())[0][1] == {"readings": 3, "trainings": 5}
     assert "30.0% on test images" in advice.less_on_test_images(study, [], shown())[0][0]
 
 

@@ -152,7 +152,10 @@ def test_names_of_classes_are_shown_as_they_are() -> None:
 
 def test_a_card_says_what_it_cannot_know() -> None:
     text = card(metrics([0.75], test_reads_before=2, mflops=None), DESCRIPTION, {}, None, [])
-    assert "The test images had been read 2 times before" in text
+    assert "The test images had been read by 2 other trainings of this study before; a choice among them" in text
+    before = [{"time": "2026-11-20T08:00:00+00:00", "folder": "retrain-x", "trial": 3, "trainings": 2}]
+    told = card(metrics([0.75], test_reads_before=2, test_readings_before=before), DESCRIPTION, {}, None, [])
+    assert "had been read once before: 2026-11-20 08:00 (trial 3, 2 trainings); a choice among them" in told
     assert "by no training" not in text
     assert "mean of trainings" not in text
     assert "unknown multiply-adds" in text
