@@ -100,7 +100,7 @@ def uncollected() -> Iterator[None]:
 def _events(batch: list[bytes], path: Path) -> list[dict[str, Any]]:
     """The events of lines whose checksums fit, read in one go."""
     try:
-        events: list[dict[str, Any]] = json.loads(b"[" + b",".join([b"{" + body for body in batch]) + b"]")
+        events: list[dict[str, Any]] = json.loads(b"[{" + b",{".join(batch) + b"]") if batch else []
     except ValueError:
         raise TunelabError(f"{path} holds a line that is no event; restore the file from a copy to go on") from None
     return events

@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunelab.config import TrialConfig, from_json
 from tunelab.errors import InputError
 from tunelab.files import sync_folder, write_atomically
 from tunelab.journal import Journal, is_locked, read_journal, uncollected
@@ -27,6 +26,8 @@ from tunelab.standings import Place, Standing, places
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from tunelab.config import TrialConfig
 
 FORMAT = 1
 RUNS_DIR_VARIABLE = "TUNELAB_RUNS"
@@ -160,6 +161,8 @@ class Study:
 
     def config(self, trial: Trial) -> TrialConfig:
         """What `trial` was made of."""
+        from tunelab.config import TrialConfig, from_json  # it loads pydantic, which reading a study does without
+
         return from_json(TrialConfig, trial.config)
 
     def trial_folder(self, number: int) -> Path:
