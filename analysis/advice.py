@@ -231,8 +231,8 @@ def test_images_read(study: Study, trials: Sequence[Trial], shown: Mapping[str, 
         return []
     runs = count_trainings(readings)
     told = (
-        f"the test images were read {len(readings)} times, for {runs} trainings: whoever chooses the best of them gets a "
-        "number that is too high; new images would be needed for an honest one"
+        f"the test images were read {len(readings)} times, for {runs} trainings: whoever chooses the best of them gets "
+        "a number that is too high; new images would be needed for an honest one"
     )
     return [(told, {"readings": len(readings), "trainings": runs})]
 
