@@ -288,7 +288,8 @@ def next_step(study: Study, trials: Sequence[Trial], shown: Mapping[str, Any]) -
     if paused:
         told = f"{paused} trials are paused: `tunelab resume {study.name}` goes on with them"
         return [(told, {"paused": paused})]
-    if shown["ranking"] and not shown["running"] and not retrainings(study):
+    searched = study.info.get("kind") == "search"
+    if searched and shown["ranking"] and not shown["running"] and not retrainings(study):
         told = (
             f"the winner was trained for {shown['ranking'][0]['epochs']} epochs only and never tested: "
             f"`tunelab best {study.name} --retrain --epochs 150 --seeds 3` does both"

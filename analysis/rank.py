@@ -117,6 +117,7 @@ def summary(study: Study, top: int) -> dict[str, Any]:
         ranked = study.places_of(trials)
         return {
             "study": str(study.path),
+            "kind": study.info.get("kind"),
             "running": study.running,
             "trials": len(own),
             "asked": int(study.info["options"]["trials"]),

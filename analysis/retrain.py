@@ -70,8 +70,8 @@ def retrain(
         progress: shows the progress on standard error.
 
     Raises:
-        InputError: no trial has run its full length, there is no such trial, the recipe cannot be, or the data has
-            changed.
+        InputError: the study is no search, no trial has run its full length, there is no such trial, the recipe cannot
+            be, or the data has changed.
         PausedError: a signal stopped it; the same call goes on.
         TunelabError: a training diverged or failed, or the reading of the test images cannot be recorded.
     """
@@ -80,6 +80,8 @@ def retrain(
     if compile not in ("auto", "off"):
         raise InputError(f"--compile {compile!r} is unknown; allowed are auto and off")
     opened = study if isinstance(study, Study) else load(study)
+    if opened.info.get("kind") != "search":  # its readings of the test images are recorded in the study of the search
+        raise InputError(f"{opened.path} is a {opened.info.get('kind')}; the study of a search is needed")
     chosen = opened.best() if trial is None else opened.trial(trial)
     config = opened.config(chosen)
     recipe = changed(config.train, changes or {}, average)

@@ -76,7 +76,8 @@ def print_best(shown: Mapping[str, Any]) -> None:
     )
     if shown["front"]:
         _print_front(out, shown["front"], shown["objectives"])
-    out.print(f"next: tunelab best {shown['study']} --retrain --epochs 150")
+    if shown["kind"] == "search":
+        out.print(f"next: tunelab best {shown['study']} --retrain --epochs 150")
 
 
 def _print_front(out: Console, rows: Sequence[Mapping[str, Any]], objectives: Sequence[str]) -> None:

@@ -25,7 +25,8 @@ NOTHING: dict[str, Any] = {"ranking": [], "tied": [], "noise": None, "running": 
 @pytest.fixture
 def study(tmp_path: Path) -> Study:
     """A study without trials, with 200 validation images."""
-    return Study(tmp_path / "study", {"options": {"trials": 20, "epochs": 8}, "data": {"counts": {"val": 200}}})
+    info = {"kind": "search", "options": {"trials": 20, "epochs": 8}, "data": {"counts": {"val": 200}}}
+    return Study(tmp_path / "study", info)
 
 
 def trial(

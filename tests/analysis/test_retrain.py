@@ -15,8 +15,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from tunelab.analysis.advice import next_step
+from tunelab.analysis.rank import summary
 from tunelab.analysis.readings import count_trainings, earlier
 from tunelab.analysis.retrain import changed, retrain
+from tunelab.analysis.text import print_best
 
 import tunelab
 from tunelab.config import (
@@ -386,6 +389,21 @@ def test_a_recipe_that_cannot_be_is_refused(wrong: dict[str, Any], said: str, ma
     with pytest.raises(InputError, match=said):
         retrain(study, **wrong)
     assert not list(study.path.glob("retrain-*"))
+
+
+@pytest.mark.parametrize("kind", ["retrain", "ablate", "reproduce"])
+def test_only_a_search_is_retrained(kind: str, make_study: MakeStudy, capfd: pytest.CaptureFixture[str]) -> None:
+    study = make_study([("COMPLETED", [0.1, 0.2, 0.3, 0.4])], info={"kind": kind})
+    with pytest.raises(InputError, match=f"is a {kind}; the study of a search is needed"):
+        retrain(study)
+    shown = summary(study, 1)
+    assert next_step(study, study.list_trials(), shown) == []
+    print_best(shown)
+    assert "--retrain" not in capfd.readouterr().out
+    study.info["kind"] = "search"
+    assert len(next_step(study, study.list_trials(), summary(study, 1))) == 1
+    print_best(summary(study, 1))
+    assert "--retrain" in capfd.readouterr().out
 
 
 def test_an_average_that_the_recipe_has_keeps_its_numbers() -> None:
