@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 from tunelab.errors import NothingToDrawError
 from tunelab.noise import LAST_EPOCHS, Noise, binomial_error, half_width
 from tunelab.records import EpochMetrics, Trial, TrialStatus
+from tunelab.standings import Standing, on_new_data
 from tunelab.study import Study, proposed
 
 from .canvas import is_wide
@@ -246,14 +247,18 @@ def less_on_test_images(study: Study, trials: Sequence[Trial], shown: Mapping[st
     promised = next((row for row in shown["ranking"] if row["trial"] == metrics.get("trial")), None)
     if promised is None:
         return []
+    low, high = promised["low"], promised["high"]
+    if study.val_images:
+        numbers = (promised[name] for name in ("trial", "score", "expected", "low", "high", "runs", "tied"))
+        low, high = on_new_data(Standing(*numbers), study.val_images)
     chance = 2 * binomial_error(metrics["test_accuracy"], int(metrics.get("test_images") or 0))
-    if metrics["test_accuracy"] + chance >= promised["low"]:
+    if metrics["test_accuracy"] + chance >= low:
         return []
     told = (
         f"in full the winner has {_percent(metrics['test_accuracy'])} on test images, less than the search expected "
-        f"({_percent(promised['low'])} to {_percent(promised['high'])}): are test and validation images of one kind?"
+        f"on new data ({_percent(low)} to {_percent(high)}): are test and validation images of one kind?"
     )
-    return [(told, {"test": metrics["test_accuracy"], "low": promised["low"], "high": promised["high"]})]
+    return [(told, {"test": metrics["test_accuracy"], "low": low, "high": high})]
 
 
 def weakest_class(study: Study, trials: Sequence[Trial], shown: Mapping[str, Any]) -> list[Finding]:

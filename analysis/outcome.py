@@ -10,6 +10,7 @@ import torch
 
 from tunelab.config import TrialConfig, to_json
 from tunelab.records import Trial
+from tunelab.standings import on_new_data
 from tunelab.study import Study
 from tunelab.training.evaluate import ensemble, judge
 
@@ -71,17 +72,23 @@ def outcome(
 
 
 def _searched(study: Study, chosen: Trial, test_accuracy: float) -> dict[str, Any]:
-    """What the search had measured and expected; of a trial that did not run its full length, what it measured."""
+    """What the search had measured and expected; of a trial that did not run its full length, what it measured.
+
+    `search_low` to `search_high` is the interval on new data, as `tunelab best` tells it: the test images are new.
+    """
     place = next((one for one in study.standings() if chosen.number in one.runs), None)
     standing = None if place is None else place.standing
+    low = high = None
+    if standing is not None:
+        low, high = on_new_data(standing, study.val_images) if study.val_images else (standing.low, standing.high)
     return {
         "search_val_accuracy": chosen.score if standing is None else standing.mean,
         "search_runs": 1 if standing is None else standing.runs,
         "search_epochs": len(chosen.epochs),
         "search_expected": None if standing is None else standing.expected,
-        "search_low": None if standing is None else standing.low,
-        "search_high": None if standing is None else standing.high,
-        "search_interval_holds": None if standing is None else standing.low <= test_accuracy <= standing.high,
+        "search_low": low,
+        "search_high": high,
+        "search_interval_holds": None if low is None or high is None else low <= test_accuracy <= high,
     }
 
 

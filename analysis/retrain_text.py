@@ -86,7 +86,7 @@ def _search(metrics: Mapping[str, Any]) -> list[str]:
     low, high, found = metrics["search_low"], metrics["search_high"], metrics["test_accuracy"]
     where = "below" if found < low else "above" if found > high else "within"
     lines[0] += (
-        f", and expected {percent(metrics['search_expected'])} "
+        f", and expected {percent(metrics['search_expected'])} on new data "
         f"({100 * max(0.0, low):.1f} to {100 * min(1.0, high):.1f}): the test accuracy lies {where} that interval"
     )
     return lines

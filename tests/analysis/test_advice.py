@@ -44,7 +44,16 @@ def trial(
 
 def shown(best: int = 0, tied: Sequence[int] = (), **more: Any) -> dict[str, Any]:
     """What `tunelab best` tells, as far as advice is taken from it."""
-    row = {"trial": best, "score": 0.5, "low": 0.45, "high": 0.55, "epochs": 8}
+    row = {
+        "trial": best,
+        "score": 0.5,
+        "expected": 0.5,
+        "low": 0.45,
+        "high": 0.55,
+        "epochs": 8,
+        "runs": 1,
+        "tied": True,
+    }
     noise = {"sd": 0.03, "degrees": 10.0, "source": "repeats", "repeats": 8, "confidence": 0.95}
     return {"ranking": [row], "tied": list(tied), "noise": noise, "running": False, **more}
 
@@ -174,6 +183,19 @@ def test_what_the_test_images_say(make_search: MakeSearch, make_retraining: Make
     readings.record(study, study.path / "retrain-gone", 3, 1)
     assert advice.test_images_read(study, [], shown())[0][1] == {"readings": 3, "trainings": 5}
     assert "30.0% on test images" in advice.less_on_test_images(study, [], shown())[0][0]
+
+
+def test_new_images_may_have_less_than_the_validation_images_by_chance(
+    make_search: MakeSearch, make_retraining: MakeRetraining
+) -> None:
+    study = make_search(8)
+    make_retraining(study, accuracy=0.44)  # 200 validation images: 0.5 is between 0.42 and 0.58
+    study.info["data"]["counts"]["val"] = 200
+    assert advice.less_on_test_images(study, [], shown()) == []
+    study.info["data"]["counts"]["val"] = 20_000
+    ((text, numbers),) = advice.less_on_test_images(study, [], shown())
+    assert "on new data (45.0% to 55.0%)" in text
+    assert 0.4 < numbers["low"] < 0.45 < 0.55 < numbers["high"]
 
 
 def test_classes_that_are_alike_are_not_named(make_search: MakeSearch, make_retraining: MakeRetraining) -> None:

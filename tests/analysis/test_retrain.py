@@ -339,6 +339,8 @@ def test_the_ensemble_the_weights_and_the_predictions_are_those_of_the_seeds(
     assert (kept["predicted"] == probabilities[0].argmax(1)).all()
     assert kept["probability"] == pytest.approx(probabilities[0].max(1), abs=1e-6)
     low, high = metrics["search_low"], metrics["search_high"]
+    told = summary(studied, 99)["new_data"]
+    assert (low, high) == (told["low"], told["high"]), "what `tunelab best` expects on new data"
     assert metrics["search_interval_holds"] is (low <= metrics["test_accuracy"] <= high)
     assert metrics["test_interval"]["method"] == "Student's t over 2 seeds"
     assert metrics["validation"] is None

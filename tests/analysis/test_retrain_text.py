@@ -46,7 +46,10 @@ def test_metrics_of_before_there_were_intervals_are_told(seeds: int, capsys: pyt
 def test_the_estimate_of_the_search_stands_beside_the_truth(low: float, high: float, where: str) -> None:
     lines = retrained_lines(metrics(3, search_expected=0.52, search_low=low, search_high=high, test_interval=INTERVAL))
     (line,) = [line for line in lines if line.startswith("the search")]
-    assert f"expected 52.0% ({max(0.0, 100 * low):.1f} to {100 * high:.1f}): the test accuracy lies {where}" in line
+    assert (
+        f"expected 52.0% on new data ({max(0.0, 100 * low):.1f} to {100 * high:.1f}): the test accuracy lies {where}"
+        in line
+    )
     assert "50.0% (95% interval 47.0 to 53.0, Student's t over 3 seeds) on 600 images never seen before" in lines[0]
 
 
