@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tunelab.config import to_json
 from tunelab.errors import InputError
 from tunelab.files import write_atomically
 from tunelab.noise import CONFIDENCE
@@ -77,6 +78,7 @@ def found_by(runs: Study, metrics: Mapping[str, Any]) -> dict[str, Any] | None:
         "repeats": len(trials) - len(proposed(trials)),
         "hours": sum(epoch.seconds for trial in trials for epoch in trial.epochs) / 3600,
         "best": ranked[0].trial.number if ranked else None,
+        "recipe": next((to_json(study.config(one).train) for one in trials if one.number == metrics["trial"]), None),
         "hardware": study.info.get("hardware", {}),
     }
 
@@ -106,7 +108,7 @@ def card(
         ["## Class by class", "", *_classes(metrics["seeds"][0]["test"], description["classes"])],
         ["## What it costs", "", *_costs(metrics, latency)],
         ["## How it was found", "", *_found(metrics, search)],
-        ["## How to train it again", "", *_again(metrics, info)],
+        ["## How to train it again", "", *_again(metrics, info, search)],
         ["## What is not known", "", *_limits(metrics, description)],
     ]
     return "\n\n".join("\n".join(part) for part in parts) + "\n"
@@ -184,10 +186,11 @@ def _scores(metrics: Mapping[str, Any]) -> list[str]:
         basis = f"{runs} training{'' if runs == 1 else 's'} of {metrics.get('search_epochs', '?')} epochs in the search"
         rows.append(["validation accuracy, by which it was chosen", percent(said), "", basis])
     before = int(metrics.get("test_reads_before", 0))
-    known = describe(metrics.get("test_readings_before", ()))
-    when = known or f"the test images had been read by {before} other trainings of this study before"
+    told = describe(metrics.get("test_readings_before") or [])
+    if before and not told:
+        told = f"the test images of this study had been read before, by {before} training{'' if before == 1 else 's'}"
     note = (
-        f"{_text(when[0].upper() + when[1:])}; a choice among them makes these numbers too good."
+        f"{_text(told[:1].upper() + told[1:])}: a choice among them makes these numbers too good."
         if before
         else "The test images were read after the training, and by no training of this study before."
     )
@@ -232,15 +235,19 @@ def _found(metrics: Mapping[str, Any], search: Mapping[str, Any] | None) -> list
     ]
 
 
-def _again(metrics: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]:
+def _again(metrics: Mapping[str, Any], info: Mapping[str, Any], search: Mapping[str, Any] | None) -> list[str]:
+    changes = _changes((search or {}).get("recipe"), metrics.get("recipe"))
+    recipe = " --recipe recipe.yaml" if changes else ""
+    written = [f"printf %s {shlex.quote(json.dumps(changes))} > recipe.yaml"] if changes else []
     keep = " --keep-val" if metrics["trained_on"] == "train" else ""
     study = _quoted(Path(str(metrics["study"])).name)
     slots, hardware, versions = info.get("slots", {}), info.get("hardware", {}), info.get("versions", {})
     how = [f"{name} {slots[name]}" for name in ("device", "cpus", "precision", "channels_last") if name in slots]
     lines = [
         "```sh",
+        *written,
         f"tunelab best {study} --retrain --trial {metrics['trial']} --epochs {metrics['epochs']} "
-        f"--seeds {len(metrics['seeds'])}{keep}",
+        f"--seeds {len(metrics['seeds'])}{keep}{recipe}",
         f"tunelab reproduce {study} {metrics['trial']}  # the trial of the search, compared epoch by epoch",
         "```",
         "",
@@ -252,6 +259,14 @@ def _again(metrics: Mapping[str, Any], info: Mapping[str, Any]) -> list[str]:
         gpus = ", ".join(hardware.get("gpus", ())) or "no GPU"
         lines.append(f"- Trained on {_text(hardware.get('processor', '?'))}, {_text(gpus)}; {', '.join(how)}")
     return lines
+
+
+def _changes(own: Mapping[str, Any] | None, recipe: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What `--recipe` is to change in a trial's own recipe, its epochs left out; nothing where one is unknown."""
+    if own is None or recipe is None:
+        return {}
+    dropped: dict[str, Any] = {name: [] if name == "stages" else None for name in own if name not in recipe}
+    return dropped | {name: value for name, value in recipe.items() if name != "epochs" and own.get(name) != value}
 
 
 def _limits(metrics: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:

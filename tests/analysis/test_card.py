@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
+import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import yaml
 from tunelab.analysis.card import card, found_by, per_class, write_card
 from tunelab.analysis.intervals import of_images
 from tunelab.analysis.latency import measure_latency
+from tunelab.analysis.retrain import changed
 
-from tunelab.config import ArchSpec, StemSpec, TrialConfig, to_json
+from tunelab.config import ArchSpec, AveragingConfig, StemSpec, TrainConfig, TrialConfig, from_json, to_json
 from tunelab.errors import InputError
 from tunelab.study import Study
 from tunelab.training.model_files import find_model, open_model
@@ -152,10 +156,10 @@ def test_names_of_classes_are_shown_as_they_are() -> None:
 
 def test_a_card_says_what_it_cannot_know() -> None:
     text = card(metrics([0.75], test_reads_before=2, mflops=None), DESCRIPTION, {}, None, [])
-    assert "The test images had been read by 2 other trainings of this study before; a choice among them" in text
-    before = [{"time": "2026-11-20T08:00:00+00:00", "folder": "retrain-x", "trial": 3, "trainings": 2}]
-    told = card(metrics([0.75], test_reads_before=2, test_readings_before=before), DESCRIPTION, {}, None, [])
-    assert "had been read once before: 2026-11-20 08:00 (trial 3, 2 trainings); a choice among them" in told
+    assert "The test images of this study had been read before, by 2 trainings: a choice" in text
+    past = [{"time": "2026-11-22T07:30:00+00:00", "folder": "retrain-x", "trial": 4, "trainings": 2}]
+    told = card(metrics([0.75], test_reads_before=2, test_readings_before=past), DESCRIPTION, {}, None, [])
+    assert "had been read once before: 2026-11-22 07:30 (trial 4, 2 trainings): a choice" in told
     assert "by no training" not in text
     assert "mean of trainings" not in text
     assert "unknown multiply-adds" in text
@@ -163,6 +167,20 @@ def test_a_card_says_what_it_cannot_know() -> None:
     text = card(metrics([0.75], trained_on="train"), DESCRIPTION, INFO, {**SEARCH, "best": 3}, LATENCY)
     assert "Trial 7: named by hand, not the best one" in text
     assert "--seeds 1 --keep-val\n" in text
+
+
+def test_a_changed_recipe_is_part_of_how_to_train_it_again(tmp_path: Path) -> None:
+    own = to_json(TrainConfig(averaging=AveragingConfig("ema"), weight_decay=1e-5))
+    changes = {"stages": [{"begin": 0.5, "optimizer": "adam", "lr": 2e-05}], "augment": {"flip": True}, "lr": 0.03}
+    for made in (changed(from_json(TrainConfig, own), changes, "none"), from_json(TrainConfig, own)):
+        recipe = to_json(dataclasses.replace(made, epochs=150))
+        text = card(metrics([0.75], recipe=recipe), DESCRIPTION, INFO, {**SEARCH, "recipe": own}, LATENCY)
+        assert ("--seeds 1 --recipe recipe.yaml\n" in text) == (made.averaging is None)
+        if made.averaging is None:
+            line = next(line for line in text.splitlines() if line.startswith("printf"))
+            subprocess.run(["/bin/sh", "-c", line], cwd=tmp_path, check=True)
+            read = yaml.safe_load((tmp_path / "recipe.yaml").read_text())
+            assert changed(from_json(TrainConfig, own), read) == made
 
 
 def test_an_ensemble_has_a_row() -> None:
@@ -194,6 +212,7 @@ def test_the_card_of_a_folder(make_study: MakeStudy, make_model: MakeModel, runs
     found = found_by(runs, content)
     assert found is not None
     assert (found["name"], found["trials"], found["best"]) == ("study", 2, 0)
+    assert found["recipe"] == study.trial(0).config["train"]
     assert found["hours"] == pytest.approx(5 * 0.25 / 3600)
     assert write_card(runs.path, "cpu") == runs.path / "card.md"
     text = (runs.path / "card.md").read_text()
