@@ -192,7 +192,9 @@ def test_new_images_may_have_less_than_the_validation_images_by_chance(
     make_retraining(study, accuracy=0.44)  # 200 validation images: 0.5 is between 0.42 and 0.58
     study.info["data"]["counts"]["val"] = 200
     assert advice.less_on_test_images(study, [], shown()) == []
-    study.info["data"]["counts"]["val"] = 20_000
+    study.info["data"]["counts"]["val"] = 20_000  # then it is the few test images that leave the chance
+    assert advice.less_on_test_images(study, [], shown()) == []
+    make_retraining(study, name="retrain-y", accuracy=0.25)
     ((text, numbers),) = advice.less_on_test_images(study, [], shown())
     assert "on new data (45.0% to 55.0%)" in text
     assert 0.4 < numbers["low"] < 0.45 < 0.55 < numbers["high"]
