@@ -108,7 +108,8 @@ def summary(study: Study, top: int) -> dict[str, Any]:
     """What `tunelab best` tells: the study, how its trials ended, the rungs, the noise, the ranking, and its winner.
 
     `trials` and `statuses` count configurations; repeats of them are counted by `repeats`, and trials that are no part
-    of the search any more by `history`. `front` has those that no other beats, if there are several `objectives`.
+    of the search any more by `history`. `compared` are as many as ran as long as the first. `front` has those that no
+    other beats, if there are several `objectives`.
     """
     with uncollected():
         trials = study.list_trials()
@@ -127,6 +128,7 @@ def summary(study: Study, top: int) -> dict[str, Any]:
             "rungs": rung_table(counted),
             "noise": noise_row(trials, ranked, study.val_images),
             "new_data": new_data_row(ranked, study.val_images),
+            "compared": sum(place.epochs == ranked[0].epochs for place in ranked),
             "tied": tied(ranked),
             "ranking": ranking(ranked, top),
             "objectives": list(objectives_of(study)),

@@ -95,7 +95,7 @@ def gather(study: Study, staging: Path) -> dict[str, Any]:
     return {
         "study": study.name,
         "sentence": describe_study(study, counted, shown),
-        "ties": describe_ties(first["trial"], shown["tied"], shown["noise"]) if first else "",
+        "ties": describe_ties(first["trial"], shown["tied"], shown["noise"], shown["compared"]) if first else "",
         "new_data": shown.get("new_data"),
         "winner": next((trial.params for trial in trials if first and trial.number == first["trial"]), {}),
         "ranking": shown["ranking"],

@@ -67,7 +67,7 @@ def print_best(shown: Mapping[str, Any]) -> None:
             Text(row["what"]),
         )
     out.print(table)
-    out.print(describe_ties(shown["ranking"][0]["trial"], shown["tied"], shown["noise"]))
+    out.print(describe_ties(shown["ranking"][0]["trial"], shown["tied"], shown["noise"], shown["compared"]))
     if shown["new_data"]:
         out.print(describe_new_data(shown["new_data"]))
     out.print(
@@ -93,8 +93,10 @@ def _print_front(out: Console, rows: Sequence[Mapping[str, Any]], objectives: Se
     out.print("better: more accurate than each cheaper one above it, beyond the noise between runs")
 
 
-def describe_ties(best: int, ties: Sequence[int], noise: Mapping[str, Any]) -> str:
-    """Whether the best trial is really better than the others, in one line, and by what noise that was judged."""
+def describe_ties(best: int, ties: Sequence[int], noise: Mapping[str, Any], compared: int) -> str:
+    """Whether the best of `compared` configurations is really better than the others, in one line, and the noise."""
+    if compared < 2:
+        return f"trial {best} is the only configuration of full length: there is nothing to compare it with"
     source = noise["source"] if noise["repeats"] else f"not measured: guessed from {noise['source']}"
     judged = f"(run-to-run noise {100 * noise['sd']:.2g}%, {source})"
     if not ties:
@@ -171,6 +173,7 @@ def study_summary(study: Study) -> dict[str, Any]:
             }
             for trial in trials
         ],
+        "compared": sum(place.epochs == ranked[0].epochs for place in ranked),
         "tied": tied(ranked),
         "best": next(iter(ranking(ranked, 1)), None),
     }
@@ -199,7 +202,9 @@ def print_study(study: Study, shown: Mapping[str, Any]) -> None:
     if shown["best"] is not None:
         best = f"trial {shown['best']['trial']}, {percent(shown['best']['score'])}, expected {_interval(shown['best'])}"
         out.print(f"best      {best}, runs: {_runs(shown['best'])}")
-        out.print(f"ties      {describe_ties(shown['best']['trial'], shown['tied'], shown['noise'])}")
+        out.print(
+            f"ties      {describe_ties(shown['best']['trial'], shown['tied'], shown['noise'], shown['compared'])}"
+        )
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("trial", "status", "epochs", "val acc", "what", "reason"):
         table.add_column(name, overflow="fold")

@@ -146,12 +146,24 @@ def test_what_to_expect_on_new_data_in_words(make_study: MakeStudy, capsys: pyte
 def test_ties_in_words() -> None:
     noise = {"sd": 0.00912, "repeats": 4, "source": "measured on 4 repeats", "confidence": 0.95}
     judged = "(run-to-run noise 0.91%, measured on 4 repeats)"
-    assert describe_ties(3, [7, 3, 9], noise) == f"trials 3, 7 and 9 cannot be told apart {judged}"
-    assert describe_ties(3, [], noise) == f"trial 3 is better than every other at 95% confidence {judged}"
-    many = describe_ties(0, list(range(20)), noise)
+    assert describe_ties(3, [7, 3, 9], noise, 20) == f"trials 3, 7 and 9 cannot be told apart {judged}"
+    assert describe_ties(3, [], noise, 20) == f"trial 3 is better than every other at 95% confidence {judged}"
+    many = describe_ties(0, list(range(20)), noise, 20)
     assert many == f"trials 0, 1, 2, 3, 4, 5, 6, 7 and 12 more cannot be told apart {judged}"
     guessed = {**noise, "repeats": 0, "source": "the jitter between epochs"}
-    assert describe_ties(3, [], guessed).endswith("0.91%, not measured: guessed from the jitter between epochs)")
+    assert describe_ties(3, [], guessed, 20).endswith("0.91%, not measured: guessed from the jitter between epochs)")
+    assert "the only configuration" in describe_ties(3, [], noise, 1)
+
+
+def test_one_configuration_of_full_length_is_better_than_nothing(
+    make_study: MakeStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = make_study([("COMPLETED", [0.4] * 8), ("COMPLETED", [0.1] * 4)])  # extended: the other one is shorter
+    print_best(summary(study, 9))
+    print_study(study, study_summary(study))
+    out = capsys.readouterr().out
+    assert out.count("trial 0 is the only configuration of full length") == 2
+    assert "better than every other" not in out
 
 
 @pytest.mark.parametrize(("asked", "state"), [(2, "finished"), (3, "paused")])
