@@ -87,7 +87,13 @@ def _leaves(plain: dict[str, Any], above: str = "") -> dict[str, Any]:
     for name, value in plain.items():
         if name in ("branches", "data", "seed"):
             continue
-        if isinstance(value, dict):
+        if name == "stages":
+            found[name] = " then ".join(
+                f"{one['optimizer']} from {one['begin']:.0%}, lr {one['lr']:.3g}" for one in value
+            )
+        elif name == "averaging":
+            found[name] = f"{value['kind']} from {value['start']:.0%}"
+        elif isinstance(value, dict):
             found.update(_leaves(value, name))
         else:
             found[_spoken(above, name)] = value
@@ -101,6 +107,8 @@ def _spoken(above: str, name: str) -> str:
 
 
 def _value(value: Any) -> str:
+    if value is None:
+        return "none"
     if isinstance(value, bool):
         return "on" if value else "off"
     return f"{value:.3g}" if isinstance(value, float) else str(value)

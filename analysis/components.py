@@ -35,8 +35,9 @@ def components_of(arch: AnyArch) -> dict[str, Component]:
 def effective(config: TrialConfig) -> TrialConfig:
     """The same training with every number that it does not read at its default."""
     train, plain = config.train, TrainConfig()
+    used = {train.optimizer, *(stage.optimizer for stage in train.stages)}
     for name, optimizers in READ_BY_OPTIMIZER.items():
-        if train.optimizer not in optimizers or (name == "nesterov" and train.momentum == 0.0):
+        if used.isdisjoint(optimizers) or (name == "nesterov" and train.momentum == 0.0):
             train = dataclasses.replace(train, **{name: getattr(plain, name)})
     schedule = ScheduleConfig(train.schedule.name, train.schedule.warmup)
     read = READ_BY_SCHEDULE[train.schedule.name]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Final
 
-from tunelab.config import AugmentConfig, ScheduleConfig, TrialConfig
+from tunelab.config import AugmentConfig, ScheduleConfig, StageSpec, TrialConfig
 from tunelab.variants import BACK, REMOVED, Changes, Component
 
 READ_BY_OPTIMIZER: Final = {"momentum": ("sgd", "rmsprop"), "nesterov": ("sgd",)}
@@ -28,6 +28,17 @@ def _with_train(config: TrialConfig, **values: Any) -> TrialConfig:
 
 def _with_augment(config: TrialConfig, **values: Any) -> TrialConfig:
     return _with_train(config, augment=dataclasses.replace(config.train.augment, **values))
+
+
+def _stages(config: TrialConfig, **values: Any) -> tuple[StageSpec, ...]:
+    """The stages of the recipe, each with these values."""
+    return tuple(dataclasses.replace(stage, **values) for stage in config.train.stages)
+
+
+def _is_read(config: TrialConfig, number: str) -> bool:
+    """True if the optimizer of the recipe, or of a stage of it, reads a number."""
+    optimizers = {config.train.optimizer, *(stage.optimizer for stage in config.train.stages)}
+    return not optimizers.isdisjoint(READ_BY_OPTIMIZER[number])
 
 
 def _augmentation(config: TrialConfig, baseline: TrialConfig) -> Changes:
@@ -70,23 +81,24 @@ def _of_another_optimizer(config: TrialConfig, baseline: TrialConfig, what: str)
 def _weight_decay(config: TrialConfig, baseline: TrialConfig) -> Changes:
     back = _of_another_optimizer(config, baseline, "weight decay")
     return {
-        REMOVED: _with_train(config, weight_decay=0.0),
-        BACK: back or _with_train(config, weight_decay=baseline.train.weight_decay),
+        REMOVED: _with_train(config, weight_decay=0.0, stages=_stages(config, weight_decay=None)),
+        BACK: back
+        or _with_train(config, weight_decay=baseline.train.weight_decay, stages=_stages(config, weight_decay=None)),
     }
 
 
 def _momentum(config: TrialConfig, baseline: TrialConfig) -> Changes:
-    if config.train.optimizer not in READ_BY_OPTIMIZER["momentum"]:
+    if not _is_read(config, "momentum"):
         return {}
     back = _of_another_optimizer(config, baseline, "momentum")
     return {
-        REMOVED: _with_train(config, momentum=0.0),
-        BACK: back or _with_train(config, momentum=baseline.train.momentum),
+        REMOVED: _with_train(config, momentum=0.0, stages=_stages(config, momentum=None)),
+        BACK: back or _with_train(config, momentum=baseline.train.momentum, stages=_stages(config, momentum=None)),
     }
 
 
 def _nesterov(config: TrialConfig, baseline: TrialConfig) -> Changes:
-    if config.train.optimizer not in READ_BY_OPTIMIZER["nesterov"]:
+    if not _is_read(config, "nesterov"):
         return {}
     changes: Changes = {REMOVED: _with_train(config, nesterov=False)}
     if baseline.train.optimizer in READ_BY_OPTIMIZER["nesterov"]:
@@ -136,10 +148,14 @@ def _optimizer(config: TrialConfig, baseline: TrialConfig) -> Changes:
 
 
 def _batch_size(config: TrialConfig, baseline: TrialConfig) -> Changes:
-    """The baseline's, and the rate that goes with it."""
+    """The baseline's, and the rates that go with it."""
     train, size = config.train, baseline.train.batch_size
     rate = _rate(train.lr, train.optimizer, train.batch_size, size)
-    return {BACK: _with_train(config, batch_size=size, lr=rate)}
+    stages = tuple(
+        dataclasses.replace(stage, lr=_rate(stage.lr, stage.optimizer, train.batch_size, size))
+        for stage in train.stages
+    )
+    return {BACK: _with_train(config, batch_size=size, lr=rate, stages=stages)}
 
 
 def _lr(config: TrialConfig, baseline: TrialConfig) -> Changes:
@@ -147,6 +163,18 @@ def _lr(config: TrialConfig, baseline: TrialConfig) -> Changes:
     there = baseline.train
     rate = _rate(there.lr, there.optimizer, there.batch_size, config.train.batch_size)
     return {BACK: _of_another_optimizer(config, baseline, "learning rate") or _with_train(config, lr=rate)}
+
+
+def _later_stages(config: TrialConfig, baseline: TrialConfig) -> Changes:
+    """Trained to the end as it began, and with the baseline's stages."""
+    return {REMOVED: _with_train(config, stages=()), BACK: _with_train(config, stages=baseline.train.stages)}
+
+
+def _averaging(config: TrialConfig, baseline: TrialConfig) -> Changes:
+    return {
+        REMOVED: _with_train(config, averaging=None),
+        BACK: _with_train(config, averaging=baseline.train.averaging),
+    }
 
 
 RECIPE: Final[dict[str, Component]] = {
@@ -164,5 +192,7 @@ RECIPE: Final[dict[str, Component]] = {
     "weight_decay": _weight_decay,
     "schedule": _schedule,
     "warmup": _warmup,
+    "stages": _later_stages,
+    "averaging": _averaging,
 }
 """Components of every configuration."""

@@ -16,10 +16,12 @@ from tunelab.search_spaces import arch as arch_space
 from tunelab.config import (
     ArchSpec,
     AugmentConfig,
+    AveragingConfig,
     BlockSpec,
     DataConfig,
     LeNetSpec,
     ScheduleConfig,
+    StageSpec,
     StemSpec,
     TrainConfig,
     TrialConfig,
@@ -65,6 +67,10 @@ BASELINE = TrialConfig(
     DataConfig(limit_train=100),
     seed=99,
 )
+STAGES = (StageSpec(0.5, "sgd", 0.01, weight_decay=2e-3, momentum=0.8), StageSpec(0.8, "adam", 1e-4))
+STAGED = dataclasses.replace(
+    WINNER, train=dataclasses.replace(WINNER.train, stages=STAGES, averaging=AveragingConfig("swa"))
+)
 LENET_WINNER = TrialConfig(LeNetSpec("relu", "max", "he"), TrainConfig(optimizer="adam", lr=1e-3))
 
 # What each component may change, as the paths of values.
@@ -77,12 +83,14 @@ TOUCHES = {
     "label_smoothing": {"train.label_smoothing"},
     "optimizer": {f"train.{name}" for name in ("optimizer", "lr", "momentum", "nesterov", "weight_decay")},
     "lr": {"train.lr"},
-    "batch_size": {"train.batch_size", "train.lr"},
-    "momentum": {"train.momentum"},
+    "batch_size": {"train.batch_size", "train.lr", "train.stages"},
+    "momentum": {"train.momentum", "train.stages"},
     "nesterov": {"train.nesterov"},
-    "weight_decay": {"train.weight_decay"},
+    "weight_decay": {"train.weight_decay", "train.stages"},
     "schedule": {f"train.schedule.{name}" for name in ("name", "period", "factor", "cycles")},
     "warmup": {"train.schedule.warmup"},
+    "stages": {"train.stages"},
+    "averaging": {f"train.averaging.{name}" for name in ("kind", "start", "decay")},
     "dropout": {"arch.dropout"},
     "norm": {"arch.norm"},
     "activation": {"arch.activation"},
@@ -125,27 +133,47 @@ def recipe(**values: Any) -> TrialConfig:
 # The registry.
 
 
-@pytest.mark.parametrize("config", [WINNER, LENET_WINNER, BASELINE])
+@pytest.mark.parametrize("config", [WINNER, STAGED, LENET_WINNER, BASELINE])
 def test_every_component_changes_only_what_it_is(config: TrialConfig) -> None:
     for name, component in components_of(config.arch).items():
-        for baseline in (BASELINE, LENET_WINNER, WINNER):
+        for baseline in (BASELINE, LENET_WINNER, WINNER, STAGED):
             for change, made in component(config, baseline).items():
                 if isinstance(made, TrialConfig):
                     assert changed(config, made) <= TOUCHES[name], f"{name}, {change}"
 
 
 def test_every_value_of_a_configuration_belongs_to_a_component_or_is_left_alone() -> None:
-    for config in (WINNER, LENET_WINNER):
+    for config in (WINNER, STAGED, LENET_WINNER):
         touched = {path for name in components_of(config.arch) for path in TOUCHES[name]} | LEFT_ALONE
         own = {path for path in leaves(to_json(config)) if not path.startswith(("data.", "seed"))}
         assert own <= touched, "a new part of a configuration needs a component, or a place in LEFT_ALONE"
 
 
 def test_every_component_has_a_variant_where_all_differs() -> None:
-    there = {one.component for one in find_variants(WINNER, BASELINE)[0]}
+    there = {one.component for one in find_variants(STAGED, BASELINE)[0]}
     assert there | {"optimizer"} == {*RECIPE, *NETWORK}, "the optimizer is the same"
     assert {one.component for one in find_variants(WINNER, LENET_WINNER, ["optimizer"])[0]} == {"optimizer"}
     assert {one.component for one in find_variants(LENET_WINNER, BASELINE)[0]} >= set(LENET)
+
+
+def test_stages_and_averages_go_with_what_they_are_part_of() -> None:
+    found = variants(STAGED, BASELINE, "stages", "averaging", "weight_decay", "momentum", "batch_size")
+    assert found["stages, removed, as in the baseline"].train == dataclasses.replace(STAGED.train, stages=())
+    assert found["averaging, removed, as in the baseline"].train.averaging is None
+    assert [one.weight_decay for one in found["weight_decay, removed"].train.stages] == [None, None]
+    assert [one.momentum for one in found["momentum, removed"].train.stages] == [None, None]
+    assert [one.lr for one in found["batch_size, as in the baseline"].train.stages] == pytest.approx([0.04, 2e-4])
+    said = {one.component: one.what for one in find_variants(STAGED, BASELINE)[0]}
+    assert said["stages"] == "stages sgd from 50%, lr 0.01 then adam from 80%, lr 0.0001 -> none"
+    assert said["averaging"] == "averaging swa from 75% -> none"
+
+
+def test_a_number_that_only_a_later_stage_reads_is_a_component() -> None:
+    adam = dataclasses.replace(STAGED, train=dataclasses.replace(STAGED.train, optimizer="adam", lr=1e-3))
+    assert "momentum, removed" in variants(adam, BASELINE, "momentum")
+    assert not variants(
+        dataclasses.replace(adam, train=dataclasses.replace(adam.train, stages=())), BASELINE, "momentum"
+    )
 
 
 def test_the_variants_can_be_built_and_are_all_different() -> None:
