@@ -12,12 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from tunelab.errors import NothingToDrawError
-from tunelab.noise import LAST_EPOCHS, Noise, binomial_error, half_width
+from tunelab.noise import CONFIDENCE, LAST_EPOCHS, Noise, binomial_error, half_width
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.standings import Standing, on_new_data
 from tunelab.study import Study, proposed
 
 from .canvas import is_wide
+from .intervals import of_images
 from .readings import count_trainings, earlier
 from .retrain_plots import classes, confusion, retrainings
 from .space_plots import is_number
@@ -262,14 +263,16 @@ def less_on_test_images(study: Study, trials: Sequence[Trial], shown: Mapping[st
 
 
 def weakest_class(study: Study, trials: Sequence[Trial], shown: Mapping[str, Any]) -> list[Finding]:
-    """A class is known far worse than the others, beyond the interval of its share."""
+    """A class is known far worse than the others, beyond the chance that the worst of as many has."""
     try:
         rows, pairs = classes(study, trials), confusion(study, trials)
     except NothingToDrawError:
         return []
     middle = statistics.median(row["accuracy"] for row in rows)
     worst = rows[0]
-    if len(rows) < 3 or worst["high"] >= middle or middle - worst["accuracy"] < GAP:
+    confidence = 1 - (1 - CONFIDENCE) / len(rows)  # Bonferroni: it is the worst of so many
+    high = of_images(worst["accuracy"] * worst["images"], worst["images"], confidence)["high"]
+    if len(rows) < 3 or high >= middle or middle - worst["accuracy"] < GAP:
         return []
     wrong = [row for row in pairs if row["true"] == worst["class"] and row["predicted"] != worst["class"]]
     taken = max(wrong, key=lambda row: row["images"])

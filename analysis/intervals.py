@@ -22,11 +22,11 @@ def of_trainings(accuracies: Sequence[float], confidence: float = CONFIDENCE) ->
     return _interval(mean - margin, mean + margin, confidence, f"Student's t over {count} seeds")
 
 
-def of_images(correct: int, images: int, confidence: float = CONFIDENCE) -> dict[str, Any]:
+def of_images(correct: float, images: int, confidence: float = CONFIDENCE) -> dict[str, Any]:
     """The interval of an accuracy that was measured on so many images (Wilson, JASA 22, 1927).
 
-    It is of what this network comes to on further images of the same kind; another training would differ more. Of no
-    images it is all that an accuracy can be.
+    It is of what this network comes to on further images of the same kind; another training would differ more.
+    `correct` may be a mean over trainings. Of no images it is all that an accuracy can be.
     """
     if images == 0:
         return _interval(0.0, 1.0, confidence, "no images")

@@ -18,6 +18,7 @@ from tunelab.records import Trial
 from tunelab.study import Study, load
 
 from .canvas import COLOURS, Rows, new_figure, save
+from .intervals import of_images
 from .plots import draw_learning_curve, learning_curve
 
 Counts: TypeAlias = NDArray[np.int64]
@@ -26,7 +27,6 @@ PREDICTIONS = "test_predictions.npz"
 MOST_MISTAKES = 24
 MOST_CLASSES = 40
 """What is drawn at most: mistakes, and classes by their names (our choice)."""
-_NORMAL = 1.959964  # standard deviations of a 95% interval
 
 
 def retrainings(study: Study) -> list[tuple[Path, dict[str, Any]]]:
@@ -184,17 +184,10 @@ def classes(study: Study, trials: Sequence[Trial]) -> Rows:
         images = int(line.sum()) // seeds
         if images:
             share = float(line[number] / line.sum())
-            low, high = wilson(share, images)
-            rows.append({"class": names[number], "images": images, "accuracy": share, "low": low, "high": high})
+            known = of_images(share * images, images)
+            ends = {"low": known["low"], "high": known["high"]}
+            rows.append({"class": names[number], "images": images, "accuracy": share, **ends})
     return sorted(rows, key=lambda row: row["accuracy"])
-
-
-def wilson(share: float, images: int) -> tuple[float, float]:
-    """The 95% interval of a share (Wilson, Journal of the American Statistical Association 22, 1927)."""
-    z = _NORMAL
-    centre = (share + z**2 / (2 * images)) / (1 + z**2 / images)
-    half = z / (1 + z**2 / images) * math.sqrt(share * (1 - share) / images + z**2 / (4 * images**2))
-    return max(0.0, centre - half), min(1.0, centre + half)
 
 
 def draw_classes(rows: Rows, path: Path, title: str) -> None:
