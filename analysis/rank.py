@@ -89,6 +89,12 @@ def new_data_row(ranked: Sequence[Place], val_images: int) -> dict[str, Any] | N
     }
 
 
+def asked(study: Study, repeats: int) -> int:
+    """How many configurations were asked for: all trials of a list count, of a search the repeats come on top."""
+    trials = int(study.info["options"]["trials"])
+    return trials if study.info.get("kind") == "search" else trials - repeats
+
+
 def rung_table(trials: Sequence[Trial]) -> list[dict[str, int]]:
     """For each rung: its epoch, how many trials reached it, were kept, were stopped, and wait there."""
     last: dict[int, dict[int, Mapping[str, Any]]] = {}
@@ -112,7 +118,7 @@ def summary(study: Study, top: int) -> dict[str, Any]:
     other beats, if there are several `objectives`.
     """
     with uncollected():
-        trials = study.list_trials()
+        trials = study.runs_of(study.list_trials())
         counted = current(study.info, trials)
         own = proposed(counted)
         ranked = study.places_of(trials)
@@ -121,7 +127,7 @@ def summary(study: Study, top: int) -> dict[str, Any]:
             "kind": study.info.get("kind"),
             "running": study.running,
             "trials": len(own),
-            "asked": int(study.info["options"]["trials"]),
+            "asked": asked(study, len(counted) - len(own)),
             "repeats": len(counted) - len(own),
             "history": len(trials) - len(counted),
             "statuses": {status.value: count for status, count in count_statuses(own).items()},

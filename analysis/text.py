@@ -17,7 +17,7 @@ from tunelab.records import Trial
 from tunelab.standings import Place
 from tunelab.study import Study, count_statuses, current, describe_repeats, proposed
 
-from .rank import describe_config, noise_row, ranking, rung_table, tied
+from .rank import asked, describe_config, noise_row, ranking, rung_table, tied
 
 _PLAIN_WIDTH = 10_000
 _TIES_NAMED = 8
@@ -149,7 +149,7 @@ def _trials_or_damage(study: Study) -> tuple[list[Trial], str]:
 
 def study_summary(study: Study) -> dict[str, Any]:
     """What `tunelab show STUDY` tells: what was asked for, on what, and how it stands."""
-    trials = study.list_trials()
+    trials = study.runs_of(study.list_trials())
     counted = current(study.info, trials)
     own = proposed(counted)
     ranked = study.places_of(trials)
@@ -183,7 +183,7 @@ def print_study(study: Study, shown: Mapping[str, Any]) -> None:
     """A study for people."""
     out = console()
     data, options, hardware = shown["data"], shown["options"], shown["hardware"]
-    ends = _ends(shown["statuses"], options["trials"], shown["repeats"], shown["history"])
+    ends = _ends(shown["statuses"], asked(study, shown["repeats"]), shown["repeats"], shown["history"])
     out.print(f"{shown['path']}, {shown['state']}: {ends}", style="bold")
     if "space" in shown:
         out.print(f"space     {shown['space']['name']} (version {shown['space']['version']})")

@@ -49,6 +49,17 @@ def trial(number: int, score: float, loss: float = 1.0, status: str = "COMPLETED
 # The folder.
 
 
+def test_the_seeds_of_a_list_of_trainings_are_runs_of_one_configuration(make_study: MakeStudy) -> None:
+    scores = [[0.1, 0.2, 0.3, last] for last in (0.5, 0.6, 0.7)]
+    study = make_study([("COMPLETED", own) for own in scores], info={"kind": "retrain"})
+    (place,) = study.standings()
+    assert place.runs == (0, 1, 2)
+    assert place.standing.mean == pytest.approx(0.6)
+    assert [trial.repeat_of for trial in study.list_trials()] == [None, None, None], "the record is as it was written"
+    study.info["kind"] = "search"
+    assert len(study.standings()) == 3
+
+
 def test_a_new_study_is_a_private_folder_that_can_be_opened(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "er" / "study"
     made = Study.create(path, {"kind": "search", "seed": 7, "name": "Prüfung"})

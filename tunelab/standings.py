@@ -8,6 +8,8 @@ configuration that further runs have confirmed.
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
@@ -149,6 +151,20 @@ def true_share(firsts: Iterable[float], sd: float) -> tuple[float, float]:
         return centre, 1.0
     spread = statistics.fmean((score - centre) ** 2 for score in ordered[(len(ordered) + 1) // 2 :])
     return centre, max(0.0, 1 - sd**2 / spread) if spread > 0 else 0.0
+
+
+def as_runs(trials: Iterable[Trial]) -> list[Trial]:
+    """Trials of a list of configurations, with those that differ from an earlier one by their seeds alone its repeats.
+
+    Such a list has no proposals: the seeds of a retraining are runs of one configuration, as those of an ablation are.
+    """
+    first: dict[str, int] = {}
+    marked = []
+    for trial in sorted(trials, key=lambda trial: trial.number):
+        key = json.dumps({**trial.config, "seed": None}, sort_keys=True)
+        of = first.setdefault(key, trial.number)
+        marked.append(trial if of == trial.number else dataclasses.replace(trial, repeat_of=of))
+    return marked
 
 
 def places(trials: Iterable[Trial], val_images: int = 0, confidence: float = CONFIDENCE) -> list[Place]:

@@ -22,7 +22,7 @@ from tunelab.files import sync_folder, write_atomically
 from tunelab.journal import Journal, is_locked, read_journal, uncollected
 from tunelab.noise import full_length
 from tunelab.records import EpochMetrics, Trial, TrialStatus
-from tunelab.standings import Place, Standing, places
+from tunelab.standings import Place, Standing, as_runs, places
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -123,6 +123,7 @@ class Study:
 
     def places_of(self, trials: Sequence[Trial]) -> list[Place]:
         """As `standings`, of these trials; those that are no part of the search any more come last."""
+        trials = self.runs_of(trials)
         aside = history(self.info, trials)
         present = [trial for trial in trials if trial.number not in aside]
         past = [trial for trial in trials if trial.number in aside]
@@ -130,6 +131,10 @@ class Study:
         if ranked:  # nothing of the past is compared with what is first now
             rest = [dataclasses.replace(one, standing=_untied(one.standing)) for one in rest]
         return ranked + rest
+
+    def runs_of(self, trials: Sequence[Trial]) -> Sequence[Trial]:
+        """Those of a search as they are; of a list of trainings with the seeds of one configuration as its repeats."""
+        return trials if self.info.get("kind") == "search" else as_runs(trials)
 
     def ranked(self) -> list[Trial]:
         """One trial per configuration of full length, best configuration first; see `rank`."""
