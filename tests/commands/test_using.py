@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,18 @@ def asked(capfd: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, 
     capfd.readouterr()
     status = run([str(word) for word in words])
     return status, *capfd.readouterr()
+
+
+def test_a_model_is_found_by_its_name_in_the_folder_of_studies(
+    make_model: MakeModel, photos: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "studies"
+    shutil.copytree(make_model(), folder / "birds")
+    status, out, _ = asked(capfd, "predict", "birds", photos, "--runs-dir", folder)
+    assert (status, len(out.splitlines())) == (0, 10)
+    status, _, err = asked(capfd, "predict", "fish", photos, "--runs-dir", folder)
+    assert (status, len(err.splitlines())) == (2, 1)
+    assert "there is no model fish" in err
 
 
 def test_the_answer_is_a_table(make_model: MakeModel, photos: Path, capfd: pytest.CaptureFixture[str]) -> None:

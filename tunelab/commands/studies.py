@@ -21,12 +21,18 @@ def find_study(path: Path | None, runs_dir: Path) -> Study:
 
     if path is None:
         return newest_study(runs_dir)
-    inside = runs_dir / path
-    if path.exists() or inside.exists():
-        return load(path if path.exists() else inside)
+    found = here_or_inside(path, runs_dir)
+    if found.exists():
+        return load(found)
     raise InputError(
         f"there is no study {path}, neither here nor in {runs_dir}; `tunelab list` names those that there are"
     )
+
+
+def here_or_inside(path: Path, runs_dir: Path) -> Path:
+    """The path, or that of this name inside the folder of studies if there is one there alone."""
+    inside = runs_dir / path
+    return inside if inside.exists() and not path.exists() else path
 
 
 def find_trial(path: Path | None, trial: int | None, runs_dir: Path) -> tuple[Study, int | None]:

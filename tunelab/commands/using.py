@@ -14,8 +14,9 @@ from typing import Any, TextIO
 
 import click
 
+from tunelab.commands.studies import here_or_inside
 from tunelab.errors import InputError
-from tunelab.shared_options import JSON, shared
+from tunelab.shared_options import JSON, RUNS_DIR, shared
 
 _MODEL = click.argument("model", type=click.Path(path_type=Path))
 
@@ -34,10 +35,11 @@ _MODEL = click.argument("model", type=click.Path(path_type=Path))
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="File for the answers  [default: standard output]")
 @click.option("--skip-unreadable", is_flag=True, help="Go on when a file is not an image.")
-@shared(JSON)
+@shared(RUNS_DIR, JSON)
 def predict(
     model: Path,
     images: tuple[Path, ...],
+    runs_dir: Path,
     top_k: int,
     batch_size: int | None,
     device: str,
@@ -47,9 +49,10 @@ def predict(
 ) -> None:
     """Say which class MODEL takes IMAGES for: files, and folders with all folders in them.
 
-    MODEL is the folder of a retraining, or of a study that was retrained once. Images of another size are stretched to
-    the model's, and colours turned to grey or grey to colours, as for the training. The answer is CSV with the columns
-    file, class, probability, and with --top-k class_2, probability_2 and so on; with --json a list of the same.
+    MODEL is the folder of a retraining, or a study that was retrained once, here or inside --runs-dir. Images of
+    another size are stretched to the model's, and colours turned to grey or grey to colours, as for the training. The
+    answer is CSV with the columns file, class, probability, and with --top-k class_2, probability_2 and so on; with
+    --json a list of the same.
 
     \b
     tunelab predict runs/arch-20261121-2330 photo.jpg
@@ -60,7 +63,7 @@ def predict(
         skipped: list[str] = []
         with _bar(out) as progress:
             rows = module.predictions(
-                model,
+                here_or_inside(model, runs_dir),
                 images,
                 top_k=top_k,
                 batch_size=batch_size,
@@ -79,8 +82,8 @@ def predict(
 @_MODEL
 @click.option("--format", "kind", type=click.Choice(["onnx"]), default="onnx", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="The file to write  [default: model.onnx beside MODEL's]")
-@shared(JSON)
-def export(model: Path, kind: str, out: Path | None, as_json: bool) -> None:
+@shared(RUNS_DIR, JSON)
+def export(model: Path, kind: str, out: Path | None, runs_dir: Path, as_json: bool) -> None:
     """Write MODEL as an ONNX file that other programs run, and check it against torch.
 
     MODEL is as for `tunelab predict`. The file's input `pixels` takes images uint8 (N, C, H, W), any number of them, of
@@ -92,7 +95,7 @@ def export(model: Path, kind: str, out: Path | None, as_json: bool) -> None:
     tunelab export runs/arch-20261121-2330 --out digits.onnx
     """
     module = importlib.import_module("tunelab.analysis.export")
-    content = module.export(model, kind, out)
+    content = module.export(here_or_inside(model, runs_dir), kind, out)
     click.echo(json.dumps(content) if as_json else module.describe(content))
 
 
