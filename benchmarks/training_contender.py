@@ -37,7 +37,7 @@ def main() -> None:
 
 
 def tunelab(config: Any, threads: int) -> dict[str, Any]:
-    """Trains `config` with `tunelab.training.loop.fit`.
+    """Trains `config` with `tunelab.training.fitting.fit`.
 
     The images per second of each epoch in training alone, the seconds from opened images to the last epoch's end,
     validation included where the config holds images out, the seconds that opening took, and the last accuracy.
@@ -45,7 +45,7 @@ def tunelab(config: Any, threads: int) -> dict[str, Any]:
     import torch
 
     from tunelab.data.batches import load_data
-    from tunelab.training.loop import fit
+    from tunelab.training.fitting import fit
 
     load_data.cache_clear()
     begin = time.perf_counter()

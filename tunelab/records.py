@@ -34,7 +34,9 @@ class EpochMetrics:
     trained on; `val_loss` and `val_accuracy`, of the average of weights where the recipe has one by then, are None when
     the validation images were trained on too. `lr` is the rate of the epoch's last step. `seconds` covers training and
     validation; `images_per_second` the training alone. `peak_memory_mib` is the process's peak resident memory, or the
-    device's peak allocation on a GPU.
+    device's peak allocation on a GPU. `weight_norm` is the Euclidean norm, after the epoch, over the weights with two
+    or more dimensions; `grad_norm` that of all gradients of the last step, and `update_ratio` the norm of its change of
+    the weights as a share of theirs. These three are None where a number is not finite, and in older records.
     """
 
     epoch: int
@@ -46,6 +48,9 @@ class EpochMetrics:
     seconds: float
     images_per_second: float
     peak_memory_mib: float
+    weight_norm: float | None = None
+    grad_norm: float | None = None
+    update_ratio: float | None = None
 
     @property
     def score(self) -> float:

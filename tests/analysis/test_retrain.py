@@ -41,7 +41,8 @@ from tunelab.records import EpochMetrics, TrialStatus
 from tunelab.study import Study
 from tunelab.training.checkpoint import load
 from tunelab.training.evaluate import class_scores, evaluate
-from tunelab.training.loop import Trainer, fit
+from tunelab.training.fitting import fit
+from tunelab.training.loop import Trainer
 from tunelab.tuning import ray_tune
 from tunelab.tuning.engine import Engine
 from tunelab.tuning.ray_tune import Slots

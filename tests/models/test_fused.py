@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from tunelab.config import ArchSpec, BlockSpec, StemSpec
 from tunelab.models import fused
 from tunelab.models.blocks import ACTIVATIONS, NORMS
-from tunelab.models.fused import MaxPool, norm_act
+from tunelab.models.fused import MaxPool, norm_act, reads_output
 from tunelab.models.network import build_network
 
 OURS = [norm for norm in NORMS if norm != "none"]
@@ -245,6 +245,25 @@ def test_norms_that_are_not_plain_are_left_to_torch(spoilt: Callable[[nn.Module]
     assert torch.equal(norm_act(images, norm, nn.ReLU()), by_torch(images, other, nn.ReLU(), None))
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_hook_that_reads_the_output_alone_leaves_it_one_operation(
+    training: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, norm, activation = drawn((4, 12, 5, 5), torch.float32), norm_of("batch", 12).train(training), nn.ReLU()
+    with torch.set_grad_enabled(training):
+        expected = norm_act(images, copy.deepcopy(norm), activation)
+        seen: list[torch.Tensor] = []
+
+        def look(module: nn.Module, inputs: object, output: torch.Tensor) -> None:
+            seen.append(output)
+
+        activation.register_forward_hook(reads_output(look))
+        monkeypatch.setattr(type(norm), "forward", None)  # so that torch's own cannot run
+        out = norm_act(images, norm, activation)
+    assert torch.equal(out, expected)
+    assert seen == [out]
+
+
 def test_a_shortcut_of_one_pixel_is_added_to_all() -> None:
     images, norm = drawn((4, 12, 5, 5), torch.float32), norm_of("batch", 12)
     expected = by_torch(images, copy.deepcopy(norm), None, images[..., :1, :1])
@@ -301,7 +320,7 @@ def test_a_network_can_be_traced() -> None:
 KERNELS = """
 import os, sys, torch
 from torch import nn
-from tunelab.models.fused import norm_act
+from tunelab.models.fused import norm_act, reads_output
 from tunelab.models.kernels import usable
 torch.manual_seed(0)
 images = torch.randn(4, 8, 5, 5).to(memory_format=torch.channels_last)

@@ -15,7 +15,8 @@ from tunelab.training import checkpoint
 from tunelab.training.averaging import Averager
 from tunelab.training.checkpoint import CheckpointError, load, load_model
 from tunelab.training.evaluate import evaluate
-from tunelab.training.loop import Trainer, fit
+from tunelab.training.fitting import fit
+from tunelab.training.loop import Trainer
 
 CPU = torch.device("cpu")
 
@@ -132,21 +133,21 @@ def steps_by_hand(trainer: Trainer, kind: str, first: int) -> dict[str, torch.Te
 
     in_order = trainer._steps.train
 
-    def taken(batch, lr):
-        loss = in_order(batch, lr)
+    def taken(batch, lr, eye=None):
+        loss = in_order(batch, lr, eye)
         look()
         return loss
 
     if kind == "ema":
         trainer._steps.train = taken
-    check = trainer._check_weights
+    check = trainer._weight_norm
 
     def ended(epoch, lr):
         check(epoch, lr)
         if kind == "swa":
             look()
 
-    trainer._check_weights = ended
+    trainer._weight_norm = ended
     while not trainer.finished:
         trainer.run_epoch()
     average = seen[0]

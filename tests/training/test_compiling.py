@@ -19,7 +19,8 @@ from tunelab.training import compiling
 from tunelab.training.checkpoint import LAST, load_model
 from tunelab.training.compiling import judge, seconds_left, worth_trying
 from tunelab.training.evaluate import evaluate
-from tunelab.training.loop import Trainer, fit
+from tunelab.training.fitting import fit
+from tunelab.training.loop import Trainer
 from tunelab.training.optim import build_optimizer
 from tunelab.training.step import EAGER_STEPS, Steps
 

@@ -16,8 +16,9 @@ from tunelab.data.batches import load_data
 from tunelab.errors import DivergedError, InputError
 from tunelab.records import EpochMetrics
 from tunelab.training.checkpoint import BEST, load, load_model
-from tunelab.training.evaluate import evaluate
-from tunelab.training.loop import Trainer, fit
+from tunelab.training.evaluate import Evaluation, evaluate
+from tunelab.training.fitting import fit
+from tunelab.training.loop import Trainer
 from tunelab.training.optim import OPTIMIZERS
 from tunelab.training.schedules import SCHEDULES, lr_factor
 
@@ -26,7 +27,8 @@ LR = {"sgd": 0.05, "adam": 0.003, "adamw": 0.003, "rmsprop": 0.0003}
 
 def measured(history: list[EpochMetrics]) -> list[tuple[float | None, ...]]:
     """What must be equal in two runs: all but time and memory."""
-    return [(m.epoch, m.train_loss, m.train_accuracy, m.val_loss, m.val_accuracy, m.lr) for m in history]
+    other = {"seconds", "images_per_second", "peak_memory_mib"}
+    return [tuple(value for name, value in m.to_json().items() if name not in other) for m in history]
 
 
 def run(config, **options) -> list[EpochMetrics]:
@@ -74,7 +76,8 @@ def test_every_schedule_trains_and_its_rate_is_reported(make_config, name):
 
 def test_plateau_follows_the_validation_loss(make_config, monkeypatch):
     schedule = ScheduleConfig("plateau", period=0.2, factor=0.5)
-    monkeypatch.setattr("tunelab.training.loop.Trainer._validate", lambda self, epoch, lr: (1.0, 0.5))
+    same = Evaluation(1.0, 0.5, 1, 2, ((1, 0), (1, 0)))
+    monkeypatch.setattr("tunelab.training.loop.Trainer._validate", lambda self, epoch, lr: same)
     history = run(make_config(epochs=5, schedule=schedule, data={"limit_train": 100}))
     assert [m.lr for m in history] == pytest.approx([0.05, 0.05, 0.025, 0.0125, 0.00625])
 

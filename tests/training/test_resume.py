@@ -9,7 +9,8 @@ import pytest
 
 from tunelab.config import AugmentConfig, AveragingConfig, ScheduleConfig, StageSpec, TrialConfig, to_json
 from tunelab.records import EpochMetrics
-from tunelab.training.loop import Trainer, fit
+from tunelab.training.fitting import fit
+from tunelab.training.loop import Trainer
 
 EPOCHS = 5
 AUGMENT = AugmentConfig(crop=0.125, flip=True, cutout=0.25, mixup=0.4, mixup_until=0.7)
@@ -66,7 +67,7 @@ PROGRAM = """
 import json, sys
 from pathlib import Path
 from tunelab.config import TrialConfig, from_json
-from tunelab.training.loop import fit
+from tunelab.training.fitting import fit
 config = from_json(TrialConfig, json.loads(sys.argv[1]))
 history = fit(config, folder=Path(sys.argv[2]), device="cpu", threads=1, telemetry="off")
 print(json.dumps([metrics.to_json() for metrics in history]))
@@ -107,9 +108,13 @@ def test_without_a_checkpoint_it_starts_from_the_start(config, tmp_path):
 
 
 def damage(path: Path) -> None:
-    """Flip a bit in the middle of the weights, in a file of its own: last and best may be one file."""
+    """Flip bits in the middle of the weights, in a file of its own: last and best may be one file.
+
+    As many as no gap between two weights has, whose bytes mean nothing.
+    """
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1
+    for place in range(len(content) // 2, len(content) // 2 + 128):
+        content[place] ^= 1
     path.unlink()
     path.write_bytes(content)
 

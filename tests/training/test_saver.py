@@ -19,7 +19,8 @@ from tunelab.errors import DivergedError
 from tunelab.records import EpochMetrics
 from tunelab.training import checkpoint
 from tunelab.training.checkpoint import load
-from tunelab.training.loop import Trainer, fit
+from tunelab.training.fitting import fit
+from tunelab.training.loop import Trainer
 
 
 def measured(history: list[EpochMetrics]) -> list[tuple[float | None, ...]]:
@@ -266,7 +267,8 @@ import json, os, random, signal, sys, time
 from pathlib import Path
 from tunelab.config import TrialConfig, from_json
 from tunelab.training import checkpoint
-from tunelab.training.loop import Trainer, fit
+from tunelab.training.fitting import fit
+from tunelab.training.loop import Trainer
 
 config = from_json(TrialConfig, json.loads(sys.argv[1]))
 folder = Path(sys.argv[2])

@@ -13,7 +13,8 @@ from tunelab.data.batches import TrainBatches, load_data
 from tunelab.errors import InputError
 from tunelab.models.network import build_network
 from tunelab.training.checkpoint import load
-from tunelab.training.loop import Trainer, fit
+from tunelab.training.fitting import fit
+from tunelab.training.loop import Trainer
 from tunelab.training.optim import OPTIMIZERS
 from tunelab.training.schedules import lr_factor
 from tunelab.training.stages import first_epoch, recipe_of, stage_of

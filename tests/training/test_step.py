@@ -10,7 +10,8 @@ from tunelab.config import AveragingConfig, ComputeConfig, StageSpec, TrainConfi
 from tunelab.data.batches import Batch
 from tunelab.errors import InputError
 from tunelab.records import EpochMetrics
-from tunelab.training.loop import Trainer, fit
+from tunelab.training.fitting import fit
+from tunelab.training.loop import Trainer
 from tunelab.training.optim import OPTIMIZERS, build_optimizer
 from tunelab.training.step import EAGER_STEPS, Steps, graph_recorder
 

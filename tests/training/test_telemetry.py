@@ -12,7 +12,7 @@ from tunelab.training.telemetry import EventWriter
 
 
 def metrics(epoch: int, loss: float = 0.5, val: float | None = 0.25) -> EpochMetrics:
-    return EpochMetrics(epoch, loss, 0.75, val, val, 0.125, 2.0, 1000.0, 300.0)
+    return EpochMetrics(epoch, loss, 0.75, val, val, 0.125, 2.0, 1000.0, 300.0, 20.0, 0.5, 0.001)
 
 
 def read(folder: Path) -> dict[str, list[tuple[int, float]]]:
@@ -80,7 +80,7 @@ def test_off_writes_nothing_and_imports_nothing(tmp_path):
 import sys
 from pathlib import Path
 from tunelab.config import ArchSpec, BlockSpec, DataConfig, StemSpec, TrainConfig, TrialConfig
-from tunelab.training.loop import fit
+from tunelab.training.fitting import fit
 arch = ArchSpec(StemSpec(4), ((BlockSpec("basic", 4),),))
 config = TrialConfig(arch, TrainConfig(epochs=1), DataConfig(limit_train=100))
 fit(config, folder=Path({str(tmp_path)!r}), device="cpu", threads=1, telemetry="off")

@@ -15,7 +15,8 @@ from ray.tune.trainable import trainable
 from tunelab.config import ArchSpec, BlockSpec, DataConfig, StemSpec, TrainConfig, TrialConfig, to_json
 from tunelab.records import EpochMetrics
 from tunelab.training import checkpoint
-from tunelab.training.loop import Trainer, fit
+from tunelab.training.fitting import fit
+from tunelab.training.loop import Trainer
 from tunelab.tuning.worker import TrialWorker
 
 MakeWorker = Callable[..., TrialWorker]

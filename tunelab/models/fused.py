@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -13,6 +14,18 @@ from tunelab.models import kernels
 
 _SAMPLES = {torch.float32: np.float32(0), torch.bfloat16: np.uint16(0)}
 """What the kernels take values of a type for."""
+
+
+Hook = TypeVar("Hook", bound=Callable[..., None])
+
+
+def reads_output(hook: Hook) -> Hook:
+    """Marks a forward hook that reads a module's output alone, and changes and returns nothing; its input is ().
+
+    Such a hook on an activation does not keep it from being one operation with a norm.
+    """
+    hook.__dict__["reads_output"] = True
+    return hook
 
 
 def norm_act(images: Tensor, norm: nn.Module, activation: nn.Module | None, shortcut: Tensor | None = None) -> Tensor:
@@ -30,9 +43,13 @@ def norm_act(images: Tensor, norm: nn.Module, activation: nn.Module | None, shor
     if shortcut is not None:
         shortcut = _in_order(shortcut.to(images.dtype))
     if isinstance(norm, nn.BatchNorm2d) and not norm.training:
-        return _batch_forward(images, shortcut, norm.weight, norm.bias, norm, kind)[0]
-    operation = _BatchNorm if isinstance(norm, nn.BatchNorm2d) else _GroupNorm
-    fused: Tensor = operation.apply(images, shortcut, norm.weight, norm.bias, norm, kind)  # type: ignore[no-untyped-call]
+        fused: Tensor = _batch_forward(images, shortcut, norm.weight, norm.bias, norm, kind)[0]
+    else:
+        operation = _BatchNorm if isinstance(norm, nn.BatchNorm2d) else _GroupNorm
+        fused = operation.apply(images, shortcut, norm.weight, norm.bias, norm, kind)  # type: ignore[no-untyped-call]
+    if activation is not None:
+        for hook in activation._forward_hooks.values():
+            hook(activation, (), fused)
     return fused
 
 
@@ -90,7 +107,9 @@ def _is_ours(images: Tensor) -> bool:
 
 def _suits(images: Tensor, norm: nn.Module, activation: nn.Module | None, shortcut: Tensor | None) -> bool:
     """True if kernels can do it all: nobody waits for the parts, and everything is as they take it to be."""
-    if not _is_ours(images) or _has_hooks(norm) or (activation is not None and _has_hooks(activation)):
+    if not _is_ours(images) or _waited_for(norm, *norm._forward_hooks.values()):
+        return False
+    if activation is not None and _waited_for(activation, *_reading_more(activation)):
         return False
     if shortcut is not None and (shortcut.shape != images.shape or shortcut.device != images.device):
         return False
@@ -105,8 +124,13 @@ def _suits(images: Tensor, norm: nn.Module, activation: nn.Module | None, shortc
     return not torch.is_grad_enabled()
 
 
-def _has_hooks(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+def _waited_for(module: nn.Module, *forward_hooks: object) -> bool:
+    return bool(forward_hooks or module._forward_pre_hooks or module._backward_hooks)
+
+
+def _reading_more(activation: nn.Module) -> list[object]:
+    """The forward hooks that need more than the output."""
+    return [hook for hook in activation._forward_hooks.values() if "reads_output" not in getattr(hook, "__dict__", {})]
 
 
 def _are_plain(channels: int, *values: Tensor | None) -> bool:

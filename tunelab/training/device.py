@@ -160,3 +160,8 @@ def peak_memory_mib(device: torch.device) -> float:
         pass
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def contiguous(images: torch.Tensor) -> torch.Tensor:
+    """A copy with the values of a channel side by side; grey images are so already, but their strides do not say it."""
+    return images.clone(memory_format=torch.contiguous_format)

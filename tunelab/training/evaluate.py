@@ -12,8 +12,7 @@ from torch import nn
 
 from tunelab.data.batches import Split, eval_batches
 from tunelab.data.cache import DataInfo
-from tunelab.training.device import autocast_dtype
-from tunelab.training.step import contiguous
+from tunelab.training.device import autocast_dtype, contiguous
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 

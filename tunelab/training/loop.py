@@ -1,4 +1,4 @@
-"""The training of one configuration: `Trainer`, an epoch at a time, and `fit`, all of it.
+"""The training of one configuration, an epoch at a time: `Trainer`.
 
 What is drawn at random in an epoch derives from (`TrialConfig.seed`, its purpose, the epoch), and the learning rate
 from the progress and the history. So a training that goes on from a checkpoint measures the same as an unbroken one; on
@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from tunelab.capacity import describe_size
 from tunelab.config import ComputeConfig, TrialConfig, derive_seed
@@ -26,6 +27,7 @@ from tunelab.training.averaging import Averager
 from tunelab.training.compiling import seconds_left, try_out, worth_trying
 from tunelab.training.device import (
     autocast_dtype,
+    contiguous,
     keep_freed_memory,
     peak_memory_mib,
     pick_device,
@@ -35,10 +37,11 @@ from tunelab.training.device import (
 )
 from tunelab.training.evaluate import Evaluation, evaluate
 from tunelab.training.folder import Telemetry, TrialFolder
+from tunelab.training.observe import Eye, LastStep, Observer, Scene, weight_norm
 from tunelab.training.optim import build_optimizer
-from tunelab.training.schedules import find_schedule, lr_factor
+from tunelab.training.schedules import find_schedule, losses_of, lr_factor
 from tunelab.training.stages import check_optimizers, recipe_of, stage_of
-from tunelab.training.step import Forward, Steps, contiguous, graph_recorder
+from tunelab.training.step import Forward, Steps, graph_recorder
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,7 @@ class Trainer:
         telemetry: Telemetry = "scalars",
         compute: ComputeConfig | None = None,
         memory: int | None = None,
+        observers: Sequence[Observer] = (),
     ):
         """Open the data and build the network; nothing is written to `folder` before the first epoch ends.
 
@@ -84,6 +88,7 @@ class Trainer:
             compute: how this machine computes; by default in the type that its hardware has, in channels_last order.
             memory: the most bytes of images that the process may hold; what is more is streamed from the cache. None is
                 what the machine has free. On a GPU its own memory decides what is streamed to it.
+            observers: see the training as it runs.
 
         Raises:
             InputError: a name or value in the configuration, the device or the data cannot be used.
@@ -108,7 +113,10 @@ class Trainer:
         if self.device.type == "cpu":
             keep_freed_memory()
         reset_peak_memory(self.device)
-        self.info, train, self._val = load_data(config.data, self.device, memory)
+        self.info, self._train_split, self._val = load_data(config.data, self.device, memory)
+        train = self._train_split
+        self._last_step = LastStep()
+        self._observers: tuple[Observer, ...] = (self._last_step, *observers)
         if train.streamed:
             size = describe_size(len(train.labels) * math.prod(train.image_shape))
             self.notes.append(f"the {size} of training images are streamed from the cache")
@@ -152,20 +160,25 @@ class Trainer:
         torch.manual_seed(derive_seed(self.config.seed, "dropout", epoch))
         trained = self._train(epoch, stop_at)
         self._seconds.append(time.perf_counter() - begin)
-        self._check_weights(epoch, trained.lr)
+        norm = self._weight_norm(epoch, trained.lr)
         self._average_epoch(epoch)
-        val_loss, val_accuracy = self._validate(epoch, trained.lr)
+        found = self._validate(epoch, trained.lr)
         metrics = EpochMetrics(
             epoch=epoch,
             train_loss=trained.loss,
             train_accuracy=trained.accuracy,
-            val_loss=val_loss,
-            val_accuracy=val_accuracy,
+            val_loss=None if found is None else found.loss,
+            val_accuracy=None if found is None else found.accuracy,
             lr=trained.lr,
             seconds=time.perf_counter() - begin,
             images_per_second=trained.images / self._seconds[-1],
             peak_memory_mib=peak_memory_mib(self.device),
+            weight_norm=norm,
+            grad_norm=self._last_step.grad_norm,
+            update_ratio=self._last_step.update_ratio,
         )
+        for observer in self._observers:
+            observer.epoch_ended(metrics, found, self._evaluated)
         self.history.append(metrics)
         self._save()
         self._kept.record(metrics)
@@ -194,6 +207,7 @@ class Trainer:
                 continue
             # A process killed just after it wrote the checkpoint has not recorded its epoch.
             self._kept.record(self.history[-1], first_step=self.history[-1].epoch)
+            self._tell_observers()
             return True
         return False
 
@@ -231,7 +245,8 @@ class Trainer:
             self._kept.close_events()
             if "_steps" in self.__dict__:
                 self._steps.close()
-            for name in ("model", "optimizer", "_steps", "_averager", "_batches", "_val"):
+            self._observers = ()
+            for name in ("model", "optimizer", "_steps", "_averager", "_batches", "_train_split", "_val"):
                 self.__dict__.pop(name, None)
             return_freed_memory(self.device)
 
@@ -250,6 +265,12 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, self._recipe)
         self._steps = self._make_steps(self.model, self.optimizer)
         self._averager = Averager(self.config.train)
+        self._tell_observers()
+
+    def _tell_observers(self) -> None:
+        scene = Scene(self.model, self.config, self.info, self._train_split, self._val, self.history)
+        for observer in self._observers:
+            observer.begin(scene)
 
     def _enter_stage(self, epoch: int) -> None:
         """Has the optimizer that the recipe says for `epoch`: a new one, if that is another stage."""
@@ -285,14 +306,16 @@ class Trainer:
     def _train(self, epoch: int, stop_at: float) -> _Trained:
         """One pass over the training batches."""
         steps, epochs = self._batches.steps_per_epoch, self.config.train.epochs
-        losses = self._losses_so_far()
+        losses = losses_of(self.history, epochs)
         images, lr = 0, 0.0
         self._steps.begin()
         self.model.train()
         for step, batch in enumerate(self._batches.epoch(epoch)):
             progress = (epoch - 1 + (step + 0.5) / steps) / epochs
             lr = self._recipe.lr * lr_factor(self._recipe.schedule, progress, losses)
-            loss = self._steps.train(batch, lr)
+            watching = [one for one in self._observers if one.wants(epoch, step, steps)]
+            eye = Eye(self.model, watching, epoch, step, steps, lr) if watching else None
+            loss = self._steps.train(batch, lr, eye)
             self._averager.after_step(self.model, epoch)
             images += len(batch.labels)
             if time.monotonic() > stop_at and step + 1 < steps:
@@ -314,34 +337,33 @@ class Trainer:
         with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
             self._averager.renew_statistics(images if self._channels_last else map(contiguous, images))
 
-    def _validate(self, epoch: int, lr: float) -> tuple[float | None, float | None]:
+    def _validate(self, epoch: int, lr: float) -> Evaluation | None:
         if self._val is None:
-            return None, None
+            return None
         found = self._evaluate(self._val)
         if not math.isfinite(found.loss):
             raise self._diverged(epoch, lr, f"the validation loss became {found.loss}")
-        return found.loss, found.accuracy
+        return found
+
+    @property
+    def _evaluated(self) -> nn.Module:
+        """The network that is validated and kept."""
+        return self.model if self._averager.network is None else self._averager.network
 
     def _evaluate(self, split: Split) -> Evaluation:
-        model = self.model if self._averager.network is None else self._averager.network
-        order = self._channels_last
-        return evaluate(model, split, self.info, device=self.device, precision=self._precision, channels_last=order)
+        order, precision = self._channels_last, self._precision
+        return evaluate(self._evaluated, split, self.info, device=self.device, precision=precision, channels_last=order)
 
-    def _check_weights(self, epoch: int, lr: float) -> None:
-        state = [tensor for tensor in self.model.state_dict().values() if tensor.is_floating_point()]
-        if not bool(torch.stack([tensor.isfinite().all() for tensor in state]).all()):
-            raise self._diverged(epoch, lr, "a weight is no longer finite")
+    def _weight_norm(self, epoch: int, lr: float) -> float | None:
+        try:
+            norm = weight_norm(self.model)
+        except ValueError as error:
+            raise self._diverged(epoch, lr, str(error)) from None
+        return norm if math.isfinite(norm) else None
 
     def _diverged(self, epoch: int, lr: float, what: str) -> DivergedError:
         train = self._recipe
         return DivergedError(f"epoch {epoch}: {what} (lr {lr:.4g}, peak {train.lr:.4g}, optimizer {train.optimizer})")
-
-    def _losses_so_far(self) -> list[tuple[float, float]]:
-        epochs = self.config.train.epochs
-        return [
-            (metrics.epoch / epochs, metrics.train_loss if metrics.val_loss is None else metrics.val_loss)
-            for metrics in self.history
-        ]
 
     def _save(self) -> None:
         if self._kept.path is None:
@@ -362,38 +384,3 @@ class Trainer:
         self.history[:] = history
         self._steps.adapt()
         self._steps.load_scaler(found.scaler)
-
-
-def fit(
-    config: TrialConfig,
-    report: Callable[[EpochMetrics], bool | None] | None = None,
-    *,
-    folder: Path | None = None,
-    device: str = "auto",
-    threads: int | None = None,
-    telemetry: Telemetry = "scalars",
-    compute: ComputeConfig | None = None,
-    memory: int | None = None,
-) -> list[EpochMetrics]:
-    """Train `config` to its full length, or until `report` returns False; the metrics of all epochs.
-
-    A checkpoint of the same configuration in `folder` is gone on from; `report` hears of the new epochs only, and a
-    second time of one whose checkpoint a killed process had not written yet. The rest is as `Trainer` takes it.
-
-    Raises:
-        DivergedError: the training left the finite numbers.
-        InputError: something in the configuration, the device or the data cannot be used.
-        OSError: a checkpoint or the events could not be written.
-    """
-    trainer = Trainer(
-        config, folder=folder, device=device, threads=threads, telemetry=telemetry, compute=compute, memory=memory
-    )
-    try:
-        trainer.resume()
-        while not trainer.finished:
-            metrics = trainer.run_epoch()
-            if report is not None and report(metrics) is False:
-                break
-    finally:
-        trainer.close()
-    return list(trainer.history)

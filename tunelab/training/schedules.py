@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 from tunelab.config import ScheduleConfig
 from tunelab.errors import InputError
+from tunelab.records import EpochMetrics
 
 Losses = Sequence[tuple[float, float]]
 """(progress in (0, 1] at which it was measured, loss), one for each finished epoch."""
@@ -100,6 +101,11 @@ def find_schedule(schedule: ScheduleConfig) -> Schedule:
     if schedule.name not in SCHEDULES:
         raise InputError(f"schedule {schedule.name!r} is unknown; allowed are {', '.join(SCHEDULES)}")
     return SCHEDULES[schedule.name]
+
+
+def losses_of(history: Sequence[EpochMetrics], epochs: int) -> list[tuple[float, float]]:
+    """The losses of the epochs that are done, of `epochs` in all, as schedules take them."""
+    return [(metrics.epoch / epochs, metrics.loss) for metrics in history]
 
 
 def lr_factor(schedule: ScheduleConfig, progress: float, losses: Losses = ()) -> float:

@@ -14,7 +14,9 @@ from typing import Any
 import torch
 
 from tunelab.data.batches import Batch
+from tunelab.training.device import contiguous
 from tunelab.training.loss import training_loss
+from tunelab.training.observe import Eye
 from tunelab.training.optim import set_lr, suit
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
@@ -48,11 +50,6 @@ def graph_recorder() -> Recorder:
         return graph.replay
 
     return record
-
-
-def contiguous(images: torch.Tensor) -> torch.Tensor:
-    """A copy with the values of a channel side by side; grey images are so already, but their strides do not say it."""
-    return images.clone(memory_format=torch.contiguous_format)
 
 
 @dataclass
@@ -124,13 +121,16 @@ class Steps:
         self._right.zero_()
         self._on_host = [0.0, 0.0]
 
-    def train(self, batch: Batch, lr: float) -> float | None:
-        """Updates the weights at the rate `lr`; the loss before it, None on a GPU, which is not waited for."""
+    def train(self, batch: Batch, lr: float, eye: Eye | None = None) -> float | None:
+        """Updates the weights at the rate `lr`; the loss before it, None on a GPU, which is not waited for.
+
+        With `eye` the step is looked at.
+        """
         if not self._channels_last:
             batch.images = contiguous(batch.images)
         set_lr(self._optimizer, lr)
-        if self._recorder is None:
-            return self._run(batch)
+        if self._recorder is None or eye is not None:
+            return self._run(batch, eye)
         key = batch.mixed_labels is not None, tuple(batch.images.shape)
         if key in self._recorded:
             self._replay(self._recorded[key], batch)
@@ -162,10 +162,12 @@ class Steps:
         self.adapt()
         self._recorder = None
 
-    def _run(self, batch: Batch) -> float | None:
+    def _run(self, batch: Batch, eye: Eye | None = None) -> float | None:
         """A step as it comes."""
+        if eye is not None:
+            eye.open(batch)
         # A graph is recorded without the cache, and compiled code is made for one or the other.
-        loss, right = self._update(batch, cache=self._recorder is None)
+        loss, right = self._update(batch, cache=self._recorder is None, eye=eye)
         if self._device.type != "cpu":
             self._loss += loss * len(batch.labels)
             self._right += right
@@ -175,18 +177,27 @@ class Steps:
         self._on_host[1] += float(right)
         return value
 
-    def _update(self, batch: Batch, *, cache: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def _update(self, batch: Batch, *, cache: bool, eye: Eye | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         enabled = self._dtype is not None
+        model = self._model if eye is None else eye.model
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=enabled, cache_enabled=cache):
-            logits = self._model(batch.images)
+            logits = model(batch.images)
         loss, right = training_loss(logits.float(), batch, self._smoothing)
         if self._scaler is None:
             loss.backward()  # type: ignore[no-untyped-call]
-            self._optimizer.step()
         else:
             self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if eye is not None:
+            if self._scaler is not None:
+                self._scaler.unscale_(self._optimizer)
+            eye.before_update()
+        if self._scaler is None:
+            self._optimizer.step()
+        else:
             self._scaler.step(self._optimizer)
             self._scaler.update()
+        if eye is not None:
+            eye.after_update(loss.detach())
         self._optimizer.zero_grad(set_to_none=True)
         return loss.detach(), right
 
