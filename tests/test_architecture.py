@@ -311,7 +311,7 @@ LOADERS = ("tunelab.__init__", "tunelab.cli", "tunelab.commands", "tunelab.space
 LOADING_CALLS = {"import_module", "__import__", "spec_from_file_location", "run_module", "run_path"}
 LONGEST = 400
 # Where a distribution has another name than what is imported from it.
-DISTRIBUTIONS = {"PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTIONS = {"pydantic_core": "pydantic-core", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
 # Required without an import statement: loaded by name.
 LOADED_BY_NAME = {"torchvision"}
 

@@ -18,6 +18,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import from_json
+
 from tunelab.errors import InputError, TunelabError
 from tunelab.files import sync_folder
 
@@ -99,8 +101,11 @@ def uncollected() -> Iterator[None]:
 
 def _events(batch: list[bytes], path: Path) -> list[dict[str, Any]]:
     """The events of lines whose checksums fit, read in one go."""
+    if not batch:
+        return []
     try:
-        events: list[dict[str, Any]] = json.loads(b"[{" + b",{".join(batch) + b"]") if batch else []
+        # Three times as fast as json's: most of the time that it takes to read a large study is spent here.
+        events: list[dict[str, Any]] = from_json(b"[{" + b",{".join(batch) + b"]", cache_strings="keys")
     except ValueError:
         raise TunelabError(f"{path} holds a line that is no event; restore the file from a copy to go on") from None
     return events
