@@ -144,13 +144,18 @@ def _data(metrics: Mapping[str, Any], description: Mapping[str, Any], info: Mapp
     more = f" and {len(classes) - _LISTED} more, in `{DESCRIPTION}`" if len(classes) > _LISTED else ""
     numbers = {name: ", ".join(f"{value:.4f}" for value in description[name]) for name in ("mean", "std")}
     colours = {1: "grey", 3: "RGB"}.get(channels, f"{channels} channels")
+    scaling = (
+        f"pixels scaled to [0, 1], minus the mean ({numbers['mean']}), divided by the standard deviation "
+        f"({numbers['std']}) of each channel"
+    )
+    if not description["trial_config"]["data"].get("normalise", True):
+        scaling = "pixels as they are, 0 to 255"
     return [
         f"- Data: {_text(description['trial_config']['data']['name'])}, fingerprint "
         f"`{description.get('data_fingerprint') or 'unknown'}`; trained on {metrics['trained_on']}: {images}",
         f"- {len(classes)} classes: {names}{more}",
         f"- Preprocessing: images of {height} x {width} pixels (height x width), {colours}; others are stretched to "
-        f"that (bicubic with antialias); pixels scaled to [0, 1], minus the mean ({numbers['mean']}), divided by the "
-        f"standard deviation ({numbers['std']}) of each channel",
+        f"that (bicubic with antialias); {scaling}",
     ]
 
 

@@ -79,6 +79,7 @@ CONFIGS = st.builds(
         image_size=st.none() | st.integers(4, 1024),
         limit_train=st.none() | st.integers(2),
         skip_unreadable=st.booleans(),
+        normalise=st.booleans(),
     ),
     seed=st.integers(0),
 )
@@ -260,7 +261,11 @@ def test_what_came_later_is_in_no_id_where_it_is_not_used() -> None:
         {"begin": 0.5, "optimizer": "adam", "lr": 0.001, "weight_decay": None, "momentum": None}
     ]
     assert to_json(averaged)["train"]["averaging"] == {"kind": "swa", "start": 0.75, "decay": 0.999}
-    assert len({config_id(config()), config_id(staged), config_id(averaged)}) == 3
+    raw = dataclasses.replace(config(), data=DataConfig(normalise=False))
+    assert "normalise" not in plain["data"]
+    assert to_json(raw)["data"]["normalise"] is False
+    assert from_json(TrialConfig, to_json(raw)) == raw
+    assert len({config_id(one) for one in (config(), staged, averaged, raw)}) == 4
     assert to_json(config().train) == plain["train"]
 
 

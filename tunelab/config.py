@@ -106,7 +106,8 @@ class DataConfig:
     `name` is a key of `tunelab.data.datasets.DATASETS`, or `folder:PATH`, or `npz:PATH`. `image_size` (pixels) resizes;
     None keeps the size of the data. `val_fraction` and `test_fraction` are used only where the data has no such split.
     `limit_train` keeps that many training images, the same share of each class. `train_on` is "train" in a search and
-    "train+val" in a final training.
+    "train+val" in a final training. `normalise` False leaves pixels as they are, 0 to 255, in place of mean 0 and
+    variance 1 of each channel; a space may say so too.
     """
 
     name: str = "digits"
@@ -119,6 +120,13 @@ class DataConfig:
     split_seed: int = 0
     skip_unreadable: bool = False
     train_on: Literal["train", "train+val"] = "train"
+    normalise: bool = True
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As in TrainConfig."""
+        plain: dict[str, Any] = write(self)
+        return {name: value for name, value in plain.items() if name != "normalise" or not value}
 
 
 @dataclass(frozen=True, config=_FORBID)

@@ -185,6 +185,20 @@ def test_training_images_of_digits_are_normalised() -> None:
     assert torch.allclose(batch.images.mean(), images.mean(), atol=1e-4)
 
 
+def test_pixels_that_are_not_normalised_are_as_they_were() -> None:
+    """To the last bit, for training and for evaluation, and in bfloat16 too, which has eight bits."""
+    config = DataConfig(normalise=False)
+    known = prepare(config)
+    assert known.fingerprint == prepare(DataConfig()).fingerprint
+    split = load_split(config, "val", CPU)
+    for dtype in (torch.float32, torch.bfloat16):
+        ((images, _),) = eval_batches(split, known, 10_000, dtype)
+        assert images.equal(split.images.to(dtype))
+        assert images.max() > 250
+        (batch,) = TrainBatches(split, known, PLAIN, 10_000, 0, 1, dtype).epoch(1)
+        assert batch.images.sum((1, 2, 3)).sort().values.equal(images.sum((1, 2, 3)).sort().values)
+
+
 def stored(folder: Path, count: int = 50, channels: int = 3) -> torch.Tensor:
     """Random images in a file of `folder`."""
     pixels = np.random.default_rng(count).integers(0, 256, (count, 6, 6, channels)).astype(np.uint8)

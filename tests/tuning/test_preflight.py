@@ -8,8 +8,9 @@ import pytest
 from tunelab.config import ArchSpec, BlockSpec, DataConfig, StemSpec, TrainConfig, TrialConfig
 from tunelab.data.cache import prepare
 from tunelab.errors import InputError, RefusedError
+from tunelab.space import Suggest, load_space
 from tunelab.tuning.options import SearchOptions
-from tunelab.tuning.preflight import absolute_paths, make_check, new_path
+from tunelab.tuning.preflight import absolute_paths, make_check, make_source, new_path
 
 ARCH = ArchSpec(StemSpec(4), ((BlockSpec("basic", 4),),))
 
@@ -47,3 +48,18 @@ def test_a_new_study_never_takes_the_folder_of_another(tmp_path: Path) -> None:
     second = new_path(tmp_path, "arch")
     assert second != first
     assert second.name.startswith("arch-")
+
+
+def test_a_space_may_have_pixels_as_they_are(space: Path) -> None:
+    """It says that of the data that is asked for, and nothing else of it."""
+    loaded = load_space(str(space))
+
+    def draw(suggest: Suggest) -> TrialConfig:
+        config = loaded.draw(suggest)
+        return dataclasses.replace(config, data=DataConfig("elsewhere", normalise=False))
+
+    options = SearchOptions(data=DataConfig(limit_train=100))
+    info = prepare(options.data)
+    for each, expected in (loaded, True), (dataclasses.replace(loaded, draw=draw), False):
+        config = make_source(each, options, info, 0, None).propose(0, {}).config
+        assert config.data == DataConfig(limit_train=100, normalise=expected)

@@ -21,6 +21,9 @@ from tunelab.data.splits import STATS_VERSION, Division, channel_stats, divide
 from tunelab.data.storage import NpyReader, cache_root, exclusive, room_errors
 from tunelab.files import write_atomically
 
+AS_THEY_ARE = (0.0, 1 / 255)
+"""The mean and the deviation with which normalised pixels are what they were before, 0 to 255."""
+
 
 @dataclass(frozen=True)
 class DataInfo:
@@ -29,7 +32,7 @@ class DataInfo:
     `image_size` is (H, W). `counts` are the images in "train", "val" and "test" as the config divides them ("val" is 0
     where it is trained on). `fingerprint` is the first 16 hex digits of a sha256 over class names, image shape and the
     decoded images and labels of all splits, the test split included: equal fingerprints mean equal data and equal test.
-    `mean` and `std` are per channel, of the training images without val, scaled to [0, 1].
+    `mean` and `std` are per channel, of the training images without val, scaled to [0, 1]; or `AS_THEY_ARE`.
     """
 
     name: str
@@ -93,6 +96,9 @@ def prepare(config: DataConfig, progress: Progress | None = None) -> DataInfo:
     train, val = len(cached.division.train), own_val if cached.division.val is None else len(cached.division.val)
     if config.train_on == "train+val":
         train, val = train + val, 0
+    mean, std = (
+        (cached.mean, cached.std) if config.normalise else [(part,) * cached.decoded.channels for part in AS_THEY_ARE]
+    )
     return DataInfo(
         name=config.name,
         image_size=cached.decoded.image_size,
@@ -100,8 +106,8 @@ def prepare(config: DataConfig, progress: Progress | None = None) -> DataInfo:
         classes=cached.decoded.classes,
         counts={"train": train, "val": val, "test": rows["test"]},
         fingerprint=cached.decoded.fingerprint,
-        mean=cached.mean,
-        std=cached.std,
+        mean=mean,
+        std=std,
         notes=(*cached.decoded.notes, *([cached.note] if cached.note else [])),
     )
 

@@ -26,7 +26,7 @@ from tunelab.tuning import memory
 from tunelab.tuning.grid import ORIGIN as GRID
 from tunelab.tuning.model_sampler import Earlier
 from tunelab.tuning.options import SearchOptions
-from tunelab.tuning.preflight import make_source, require_same_data
+from tunelab.tuning.preflight import data_of, make_source, require_same_data
 from tunelab.tuning.prospect import open_data
 from tunelab.tuning.repeats import Again, Race, Repeats
 from tunelab.tuning.searcher import OptunaSource
@@ -115,7 +115,8 @@ def _still_drawn(trial: Trial, source: OptunaSource, options: SearchOptions) -> 
     try:
         config = from_json(TrialConfig, trial.config)
         train = dataclasses.replace(config.train, epochs=options.epochs)
-        return source.identity(trial.params) == config_id(dataclasses.replace(config, data=options.data, train=train))
+        data = data_of(options.data, config)
+        return source.identity(trial.params) == config_id(dataclasses.replace(config, data=data, train=train))
     except InputError:
         return False
 

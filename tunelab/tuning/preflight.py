@@ -45,6 +45,11 @@ def make_check(options: SearchOptions, info: DataInfo) -> Check:
     return check_config
 
 
+def data_of(asked: DataConfig, config: TrialConfig) -> DataConfig:
+    """The data that is asked for, its pixels as they are where a configuration of the space has them so."""
+    return dataclasses.replace(asked, normalise=asked.normalise and config.data.normalise)
+
+
 def make_source(
     space: SearchSpace,
     options: SearchOptions,
@@ -61,7 +66,7 @@ def make_source(
     def complete(config: TrialConfig, number: int) -> TrialConfig:
         return dataclasses.replace(
             config,
-            data=options.data,
+            data=data_of(options.data, config),
             train=dataclasses.replace(config.train, epochs=options.epochs),
             seed=derive_seed(options.seed, "trial", number),
         )
