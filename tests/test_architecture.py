@@ -65,7 +65,8 @@ ROOMS = [
         "tunelab.tuning.extend",
         "more trials, epochs or trials by hand for a study that was begun",
         "tunelab.tuning.runner tunelab.tuning.lineage tunelab.tuning.prospect tunelab.tuning.preflight"
-        " tunelab.tuning.grid tunelab.tuning.options tunelab.study tunelab.records tunelab.config",
+        " tunelab.tuning.grid tunelab.tuning.grid_files tunelab.tuning.options tunelab.study tunelab.records"
+        " tunelab.config",
     ),
     Room(
         "tunelab.tuning.runner",
@@ -116,6 +117,7 @@ ROOMS = [
         " tunelab.tuning.speed tunelab.tuning.hardware tunelab.tuning.ray_tune tunelab.tuning.repeats"
         " tunelab.tuning.searcher tunelab.tuning.sources"
         " tunelab.tuning.stopping tunelab.tuning.memory tunelab.tuning.model_sampler tunelab.tuning.grid"
+        " tunelab.tuning.grid_files"
         " tunelab.tuning.options tunelab.study tunelab.space tunelab.data tunelab.records tunelab.config"
         " tunelab.capacity",
     ),
@@ -128,9 +130,14 @@ ROOMS = [
     ),
     Room(
         "tunelab.tuning.grid",
-        "trials given by hand: a file checked against the space",
-        "tunelab.tuning.preflight tunelab.tuning.draws tunelab.tuning.options tunelab.space tunelab.data"
-        " tunelab.config",
+        "trials given by hand, checked against the space",
+        "tunelab.tuning.grid_files tunelab.tuning.preflight tunelab.tuning.draws tunelab.tuning.options tunelab.space"
+        " tunelab.data tunelab.config",
+    ),
+    Room(
+        "tunelab.tuning.grid_files",
+        "where trials given by hand are read from: a file, or a grid of the space's own",
+        "tunelab.space",
     ),
     Room(
         "tunelab.tuning.preflight",

@@ -443,7 +443,8 @@ def test_the_reading_commands_answer_in_words_and_in_json(
 
 
 def test_spaces_and_an_empty_list(capfd: pytest.CaptureFixture[str]) -> None:
-    assert "arch" in {row["name"] for row in json.loads(Asked(["spaces", "--json"], capfd).out)}
+    listed = {row["name"]: row for row in json.loads(Asked(["spaces", "--json"], capfd).out)}
+    assert listed["arch"]["grids"] == []
     assert "arch" in Asked(["spaces"], capfd).out
     assert json.loads(Asked(["list", "--json"], capfd).out) == []
     assert "there are no studies" in Asked(["list"], capfd).out

@@ -168,6 +168,12 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         (SPACE + "STARTERS = None", "each of STARTERS must be a sequence of dicts"),
         (SPACE + "STARTERS = 5", "each of STARTERS must be a sequence of dicts"),
         (SPACE + "STARTERS = {}", "each of STARTERS must be a sequence of dicts"),
+        (SPACE + "GRIDS = [{'width': 8}]", "GRIDS must be a dict from names (letters, digits, - and _) to sequences"),
+        (SPACE + "GRIDS = {'rates': {'width': 8}}", "GRIDS must be a dict from names"),
+        (SPACE + "GRIDS = {'rates': []}", "to sequences of dicts from names to values, none of them empty"),
+        (SPACE + "GRIDS = {'rates': [{}]}", "to sequences of dicts from names to values, none of them empty"),
+        (SPACE + "GRIDS = {'a/b': [{'width': 8}]}", "GRIDS must be a dict from names (letters, digits, - and _)"),
+        (SPACE + "GRIDS = {3: [{'width': 8}]}", "GRIDS must be a dict from names (letters, digits, - and _)"),
     ],
 )
 def test_a_file_that_is_no_space_is_refused(tmp_path: Path, text: str, said: str) -> None:

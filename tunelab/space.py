@@ -2,8 +2,9 @@
 
 A space is a module with four names: `draw`, a function from `Suggest` to a `TrialConfig`; `VERSION`, an integer that
 changes whenever a name or a list of choices does; `SUMMARY`, one line; and `BASELINES`, parameter sets of which the
-first that fits the limits becomes trial 0. A fifth may be there: `STARTERS`, families of parameter sets; of each family
-the first that fits is tried before anything is drawn.
+first that fits the limits becomes trial 0. Two more may be there: `STARTERS`, families of parameter sets, of each of
+which the first that fits is tried before anything is drawn; and `GRIDS`, lists of parameter sets by name, each of which
+`--grid NAME` trains.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ import importlib
 import importlib.metadata
 import importlib.util
 import pkgutil
+import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol, TypeVar
@@ -48,7 +50,10 @@ class Suggest(Protocol):
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """A loaded space. `source` is what `load_space` finds it by again; `baselines` and `starters` come first."""
+    """A loaded space. `source` is what `load_space` finds it by again; `baselines` and `starters` come first.
+
+    `grids` are lists of parameter sets by name; what a set leaves out is drawn.
+    """
 
     name: str
     source: str
@@ -57,6 +62,7 @@ class SearchSpace:
     draw: Callable[[Suggest], TrialConfig]
     baselines: tuple[Mapping[str, Any], ...]
     starters: tuple[tuple[Mapping[str, Any], ...], ...] = ()
+    grids: Mapping[str, tuple[Mapping[str, Any], ...]] = field(default_factory=dict)
 
 
 def load_space(source: str) -> SearchSpace:
@@ -134,4 +140,20 @@ def _from_module(module: ModuleType, name: str, source: str) -> SearchSpace:
             f"the space {source!r}: BASELINES and each of STARTERS must be a sequence of dicts from names to values"
         )
     baselines, *others = (tuple(family) for family in families)
-    return SearchSpace(name, source, module.VERSION, str(module.SUMMARY), module.draw, baselines, tuple(others))
+    grids = _grids(getattr(module, "GRIDS", {}), source)
+    return SearchSpace(name, source, module.VERSION, str(module.SUMMARY), module.draw, baselines, tuple(others), grids)
+
+
+def _grids(given: Any, source: str) -> dict[str, tuple[Mapping[str, Any], ...]]:
+    if not isinstance(given, Mapping) or not all(_is_grid(name, entries) for name, entries in given.items()):
+        raise InputError(
+            f"the space {source!r}: GRIDS must be a dict from names (letters, digits, - and _) to sequences of dicts "
+            "from names to values, none of them empty"
+        )
+    return {name: tuple(entries) for name, entries in given.items()}
+
+
+def _is_grid(name: object, entries: object) -> bool:
+    if not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name) or not isinstance(entries, Sequence):
+        return False
+    return bool(entries) and all(isinstance(entry, Mapping) and entry for entry in entries)

@@ -13,7 +13,8 @@ from tunelab.errors import InputError, RefusedError
 from tunelab.records import Trial, TrialStatus
 from tunelab.space import SearchSpace, load_space
 from tunelab.tuning.extend import extend
-from tunelab.tuning.grid import MOST, complete, read_grid
+from tunelab.tuning.grid import complete
+from tunelab.tuning.grid_files import MOST, read_grid
 from tunelab.tuning.runner import PausedError, resume, search
 
 if TYPE_CHECKING:
@@ -134,18 +135,6 @@ def test_what_is_drawn_is_drawn_so_that_it_fits(tmp_path: Path) -> None:
         completed(tmp_path, [{"stem_width": 64}], check=narrow)
 
 
-def test_what_an_alias_repeats_is_made_once(tmp_path: Path) -> None:
-    """Thirty lists of two, each of the one before, stand for a billion values."""
-    lists = ["- &l0 [a, a]", *(f"- &l{place} [*l{place - 1}, *l{place - 1}]" for place in range(1, 31))]
-    with pytest.raises(InputError, match="must hold a list of mappings"):
-        read_grid(make_file(tmp_path, "\n".join(lists)))
-    with pytest.raises(InputError) as refused:
-        read_grid(make_file(tmp_path, "- lists:\n" + "\n".join(f"    {line}" for line in lists)))
-    assert len(str(refused.value)) < 1000
-    (one, other) = read_grid(make_file(tmp_path, "- &a {norm: batch}\n- *a")).entries
-    assert one == other == {"norm": "batch"}
-
-
 def dice(sides: int) -> SearchSpace:
     """It asks for `x_N` only if die N shows 0, and for one of two more names."""
     (one,) = load_space("arch").baselines[:1]
@@ -231,6 +220,26 @@ def test_a_search_of_a_grid_is_the_baseline_and_the_grid_in_full(played: Played,
     assert {trial.status for trial in study.list_trials()} == {TrialStatus.COMPLETED}
     assert study.info["options"]["trials"] == 4
     assert study.best().params["lr"] == 0.2
+
+
+def test_a_grid_of_the_space_is_searched_by_its_name(played: Played, space: Path) -> None:
+    """Also where it goes on after an interrupt, and where it is added to a study."""
+    rates = [{"lr": rate, "width": 4} for rate in (0.05, 0.2)]
+    space.write_text(space.read_text() + f"\nGRIDS = {{'rates': {rates}, 'wide': ({{'lr': 0.1, 'width': 8}},)}}\n")
+    played.halt = lambda trial, epoch: "SIGTERM" if trial.number == 2 else ""
+    with pytest.raises(PausedError) as paused:
+        search(str(space), grid="rates", repeat=2, **SMALL)
+    played.halt = lambda trial, epoch: ""
+    study = resume(paused.value.study, progress=False)
+    by_hand = [trial for trial in study.list_trials() if trial.origin == "grid"]
+    assert [trial.params for trial in by_hand] == rates
+    assert sorted(trial.repeat_of or 0 for trial in study.list_trials()) == [0, 0, 0, 1, 2]
+    added = extend(study, grid=f"{space.stem}/wide", progress=False).list_trials()[-2:]
+    assert [(one.origin, one.params) for one in added] == [
+        (kind, {"lr": 0.1, "width": 8}) for kind in ("grid", "repeat")
+    ]
+    with pytest.raises(InputError, match=r"has no grid 'narrow' \(it has rates, wide\)"):
+        search(str(space), grid="narrow", **SMALL)
 
 
 def test_more_trials_than_the_grid_are_sampled_and_stopped_early(played: Played, space: Path, rates: Path) -> None:

@@ -75,7 +75,8 @@ def spaces(as_json: bool) -> None:
     rows = []
     for name in space_names():
         space = load_space(name)
-        rows.append({"name": space.name, "version": space.version, "summary": space.summary})
+        grids = list(space.grids) if as_json else ", ".join(space.grids)
+        rows.append({"name": space.name, "version": space.version, "summary": space.summary, "grids": grids})
     if as_json:
         click.echo(json.dumps(rows))
     else:

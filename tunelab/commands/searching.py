@@ -56,7 +56,11 @@ from tunelab.shared_options import (
     type=click.FloatRange(min=0, max=0.9),
     help="Share of the time in which the finalists are trained again with other seeds  [default: 0.2; 0 with --grid]",
 )
-@click.option("--grid", type=click.Path(), help="YAML or JSON file of trials: a list of mappings, or lists to combine.")
+@click.option(
+    "--grid",
+    type=click.Path(),
+    help="Trials by hand: a grid of SPACE by its name, or a YAML or JSON file of mappings, or of lists to combine.",
+)
 @click.option(
     "--objective",
     multiple=True,
@@ -104,6 +108,7 @@ def search(
     tunelab search arch --data folder:photos --image-size 32 --deadline 07:30
     tunelab search arch --trials 200 --deadline 8h --dry-run
     tunelab search arch --grid rates.yaml --repeat 3
+    tunelab search lenet --grid strategies --epochs 8
     """
     from tunelab.config import from_json
     from tunelab.tuning.memory import find_studies
@@ -145,7 +150,7 @@ def resume(study: Path | None, as_json: bool, runs_dir: Path, deadline: str | No
 @STUDY
 @click.option("--trials", type=click.IntRange(min=1), help="How many there are to be, or of the new length.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Full length of a trial from now on.")
-@click.option("--grid", type=click.Path(), help="YAML or JSON file of trials to add; see `tunelab search`.")
+@click.option("--grid", type=click.Path(), help="Trials to add: the name of a grid, or a file; see `tunelab search`.")
 @shared(DEADLINE, CONCURRENT, RUNS_DIR, JSON)
 def extend(
     study: Path | None,

@@ -12,7 +12,8 @@ from tunelab.config import from_json, to_json
 from tunelab.errors import InputError
 from tunelab.records import Trial
 from tunelab.study import Study, current
-from tunelab.tuning.grid import ORIGIN, Grid, complete, note, read_grid
+from tunelab.tuning.grid import ORIGIN, complete, note
+from tunelab.tuning.grid_files import Grid, find_grid
 from tunelab.tuning.lineage import Begun, best_first, best_of, carry_over, foresee, reopen, study_source
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.preflight import check_room, make_check
@@ -41,7 +42,7 @@ def extend(
         trials: how many trials there are to be, all in all; with more epochs, how many of the new length (by default
             as many as there were to be before, or as there are given by hand).
         epochs: the full length from now on.
-        grid: a file of trials to add, as for `search`.
+        grid: trials to add, as for `search`.
         deadline: as for `search`.
         concurrent: trials at once; by default what the study was started with.
         progress: shows the progress on standard error.
@@ -53,12 +54,12 @@ def extend(
         TunelabError: the search failed.
     """
     end_time(deadline)  # refused before anything is changed
-    file = None if grid is None else read_grid(Path(grid).expanduser())
     begun = reopen(study, progress)
+    asked = None if grid is None else find_grid(grid, begun.space)
     extended(begun.options, trials, epochs, int(grid is not None))
     ahead = foresee(begun)
     study_source(ahead.study, begun.space, begun.options, begun.info, begun.study.list_trials())  # refuses lost files
-    by_hand = [] if file is None else _by_hand(ahead, file, epochs, progress)
+    by_hand = [] if asked is None else _by_hand(ahead, asked, epochs, progress)
     longer = extended(begun.options, trials, epochs, len(by_hand), len(_kept(ahead.study.info, epochs, by_hand)))
     check_room(begun.study.path, begun.space, _more(begun.options, longer), begun.info)
     carry_over(begun, progress)
@@ -153,7 +154,7 @@ def _by_hand(begun: Begun, grid: Grid, epochs: int | None, show_progress: bool) 
     awaited = [one["params"] for one in begun.study.info.get("first", ())] if known else []
     new = [params for params in found if source.is_new(params) and params not in awaited]
     if not new:
-        raise InputError(f"the study {begun.study.path} has every trial of {grid.path} already")
+        raise InputError(f"the study {begun.study.path} has every trial of {grid.name} already")
     return new
 
 

@@ -1,8 +1,6 @@
-"""Trials given by hand: a file of parameters, checked against the space and completed with drawn ones.
+"""Trials given by hand: their parameters, checked against the space and completed with drawn ones.
 
-The file is YAML or JSON: a list of mappings, each of them one trial, or one mapping from names to lists of values,
-which stands for all combinations. Values are read as text and turned into what the space asks for, so that `1e-3` is a
-number and `none` a word.
+Values are read as text and turned into what the space asks for, so that `1e-3` is a number and `none` a word.
 """
 
 from __future__ import annotations
@@ -10,13 +8,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import itertools
-import math
 import random
-import reprlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from tunelab.config import TrialConfig, config_id, derive_seed
@@ -24,61 +18,14 @@ from tunelab.data.cache import DataInfo
 from tunelab.errors import InputError, RefusedError
 from tunelab.space import SearchSpace
 from tunelab.tuning.draws import Draw
+from tunelab.tuning.grid_files import WORDS, Entry, Grid, find_grid, word
 from tunelab.tuning.options import GridRequest, SearchOptions
 from tunelab.tuning.preflight import make_check, make_source
 
 Choice = TypeVar("Choice", bound="bool | int | float | str | None")
-Entry = Mapping[str, str]
-
 ORIGIN = "grid"
-MOST = 10_000
-"""A file may ask for so many trials (our choice): more is a slip in a product."""
-_MAX_BYTES = 10_000_000
 _ATTEMPTS = 300  # to draw the rest of an entry so that all its names are asked for and the network is within limits
 _TOGETHER = 2000  # questions to the space to find a draw that suits all entries: 1.5 s of `arch` if none does
-_WORDS = {True: ("true", "yes", "on"), False: ("false", "no", "off"), None: ("null", "none", "~", "")}
-_SHORT = reprlib.Repr()
-_SHORT.maxlevel = 2
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The entries of a file; in a product, names that a combination has no use for are left out of it."""
-
-    path: Path
-    entries: tuple[Entry, ...]
-    is_product: bool
-
-
-def read_grid(path: Path) -> Grid:
-    """The entries of a file.
-
-    Raises:
-        InputError: there is no such file, or it is neither of the two forms.
-    """
-    plain = _read_yaml(path)
-    if isinstance(plain, list) and plain and all(isinstance(entry, dict) and entry for entry in plain):
-        entries = plain
-        for place, entry in enumerate(entries, start=1):
-            for name, value in entry.items():
-                if not isinstance(value, str):
-                    raise InputError(f"{path}, entry {place}: {name} has {_SHORT.repr(value)}; it must be one value")
-    elif isinstance(plain, dict) and plain:
-        lists = {name: values if isinstance(values, list) else [values] for name, values in plain.items()}
-        for name, values in lists.items():
-            if not values or not all(isinstance(value, str) for value in values):
-                raise InputError(f"{path}: {name} must have a list of values, such as [0.1, 0.2]")
-        if math.prod(len(values) for values in lists.values()) > MOST:
-            raise InputError(f"{path} asks for more than {MOST} combinations; leave out values")
-        entries = [dict(zip(lists, values, strict=True)) for values in itertools.product(*lists.values())]
-    else:
-        raise InputError(
-            f"{path} must hold a list of mappings such as `- {{lr: 0.1}}`, one for each trial, or one mapping "
-            "such as `lr: [0.1, 0.2]`, for all combinations"
-        )
-    if len(entries) > MOST:
-        raise InputError(f"{path} asks for {len(entries)} trials; {MOST} are allowed")
-    return Grid(path, tuple(entries), isinstance(plain, dict))
 
 
 def complete(
@@ -91,7 +38,7 @@ def complete(
     """The parameters of each trial of a grid; those that it leaves out are drawn, the same for all where that works.
 
     Args:
-        grid: from `read_grid`.
+        grid: from `find_grid`.
         space: what asks for the parameters.
         check: refuses what cannot work.
         seed: of what is drawn.
@@ -103,18 +50,18 @@ def complete(
     asked = [_Asked(grid, place, space, check, seed) for place in range(len(grid.entries))]
     for name in grid.entries[0] if grid.is_product else ():
         if all(name not in one.wanted for one in asked):
-            raise InputError(f"{grid.path}: {_unknown(name, space, {})}")
+            raise InputError(f"{grid.name}: {_unknown(name, space, {})}")
     drawn = _draw_together(asked)
     if drawn is None:
         drawn = [one.draw_alone() for one in asked]
         if tell is not None:
-            tell(f"no draw of what {grid.path} leaves out suits all its entries; it differs between trials")
+            tell(f"no draw of what {grid.name} leaves out suits all its entries; it differs between trials")
     found: dict[str, tuple[int, dict[str, Any]]] = {}
     for place, (config, params) in enumerate(drawn, start=1):
         first, _ = found.setdefault(config_id(config), (place, params))
         if first != place and not grid.is_product:
             raise InputError(
-                f"{grid.path}, entry {place} is the same configuration as entry {first}; --repeat trains each "
+                f"{grid.name}, entry {place} is the same configuration as entry {first}; --repeat trains each "
                 "several times"
             )
     return [params for _, params in found.values()]
@@ -130,18 +77,19 @@ def by_hand(
 ) -> tuple[SearchOptions, list[dict[str, Any]]]:
     """The options with as many trials as there are to be, and the trials of a new study as entries of its `first`.
 
-    With `show_progress` it says on standard error where trials differ in more than in what the file says.
+    With `show_progress` it says on standard error where trials differ in more than in what the grid says.
 
     Raises:
-        InputError: the file cannot be used, or fewer trials are asked for than it has.
+        InputError: the grid cannot be used, or fewer trials are asked for than it has.
     """
     tell = note if show_progress else None
-    configurations = complete(read_grid(request.path), space, make_check(options, info), options.seed, tell)
+    grid = find_grid(request.source, space)
+    configurations = complete(grid, space, make_check(options, info), options.seed, tell)
     given = [(ORIGIN, params) for params in configurations]
     opening = make_source(space, options, info, options.seed, None, first=given).opening()
     needed = sum(origin in ("baseline", ORIGIN) for origin, _ in opening)
     if not request.alone and options.trials < needed:
-        raise InputError(f"--trials {options.trials} is less than the {needed} of {request.path} with the baseline")
+        raise InputError(f"--trials {options.trials} is less than the {needed} of {grid.name} with the baseline")
     trials = max(options.trials, needed)
     return dataclasses.replace(options, trials=trials), [{"origin": ORIGIN, "params": params} for _, params in given]
 
@@ -157,7 +105,7 @@ class _Asked:
         self, grid: Grid, place: int, space: SearchSpace, check: Callable[[TrialConfig], object], seed: int
     ) -> None:
         self._entry = grid.entries[place]
-        self._where = f"{grid.path}, entry {place + 1}"
+        self._where = f"{grid.name}, entry {place + 1}"
         self._space = space
         self._check = check
         self._seed = seed
@@ -283,7 +231,7 @@ class _Asker:
             given = self._entry[name]
             matching = [choice for choice in choices if _is(choice, given)]
             if not matching:
-                raise self._refusal(name, "one of " + ", ".join(_word(choice) for choice in choices))
+                raise self._refusal(name, "one of " + ", ".join(word(choice) for choice in choices))
             value = matching[0]
         self.params[name] = value
         return value
@@ -329,66 +277,10 @@ class _Asker:
 def _is(choice: bool | int | float | str | None, text: str) -> bool:
     """True if a text means this choice."""
     if choice is None or isinstance(choice, bool):
-        return text.lower() in _WORDS[choice]
+        return text.lower() in WORDS[choice]
     if isinstance(choice, str):
         return text == choice
     try:
         return float(text) == choice
     except ValueError:
         return False
-
-
-def _word(choice: bool | int | float | str | None) -> str:
-    return _WORDS[choice][0] if choice is None or isinstance(choice, bool) else str(choice)
-
-
-def _read_yaml(path: Path) -> Any:
-    """Lists and mappings of texts; a name that is there twice is refused, and what contains itself."""
-    import yaml
-
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InputError(f"{path} is larger than {_MAX_BYTES} bytes")
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
-    except RecursionError:
-        raise InputError(f"{path} is nested too deeply") from None
-    made: dict[int, Any] = {}  # by node: what is there once and meant again is made once
-
-    def plain(node: yaml.Node | None) -> Any:
-        if isinstance(node, yaml.ScalarNode):
-            return str(node.value)
-        if not isinstance(node, yaml.CollectionNode):
-            return None
-        if id(node) not in made:
-            made[id(node)] = _Unfinished
-            made[id(node)] = listed(node) if isinstance(node, yaml.SequenceNode) else named(node)
-        if made[id(node)] is _Unfinished:
-            raise InputError(f"{path}, line {node.start_mark.line + 1}: a list or a mapping contains itself")
-        return made[id(node)]
-
-    def listed(node: yaml.SequenceNode) -> list[Any]:
-        return [plain(one) for one in node.value]
-
-    def named(node: yaml.Node) -> dict[str, Any]:
-        found: dict[str, Any] = {}
-        for key, value in node.value:
-            where = f"{path}, line {key.start_mark.line + 1}"
-            if not isinstance(key, yaml.ScalarNode):
-                raise InputError(f"{where}: a name must be one word, not a list or a mapping")
-            if key.value in found:
-                raise InputError(f"{where}: {key.value!r} is given twice")
-            found[str(key.value)] = plain(value)
-        return found
-
-    try:
-        return plain(node)
-    except RecursionError:
-        raise InputError(f"{path} is nested too deeply") from None
-
-
-class _Unfinished:
-    """Stands for a list or a mapping that is being made."""

@@ -64,12 +64,12 @@ class SearchOptions:
 
 @dataclass(frozen=True)
 class GridRequest:
-    """A file of trials given by hand.
+    """Trials given by hand: a file, or a grid of the space's own, `NAME` or `SPACE/NAME`.
 
     `alone`: there are to be no other trials but the baseline. `in_full`: they are not stopped early.
     """
 
-    path: Path
+    source: str | Path
     alone: bool
     in_full: bool
 
@@ -88,7 +88,7 @@ def fill_in(asked: Mapping[str, Any], grid: str | Path | None) -> tuple[dict[str
         values["memory"] = parse_size(values["memory"], "--memory")
     request = None
     if grid is not None:
-        request = GridRequest(Path(grid).expanduser(), values["trials"] is None, values["scheduler"] is None)
+        request = GridRequest(grid, values["trials"] is None, values["scheduler"] is None)
         if request.alone and values.get("warm_start"):
             raise InputError("--warm-start changes nothing with --grid alone, which has no other trials; give --trials")
         values["race"] = 0.0 if values["race"] is None else values["race"]

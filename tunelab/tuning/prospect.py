@@ -23,7 +23,8 @@ from tunelab.space import SearchSpace, load_space
 from tunelab.study import Study
 from tunelab.tuning import calibrate, compute, memory, quota
 from tunelab.tuning.forecast import Forecast
-from tunelab.tuning.grid import ORIGIN, by_hand, read_grid
+from tunelab.tuning.grid import ORIGIN, by_hand
+from tunelab.tuning.grid_files import find_grid
 from tunelab.tuning.hardware import (
     count_gpus,
     describe_hardware,
@@ -119,7 +120,7 @@ def look_ahead(
     space = load_space(space_name)
     at_least = options.trials
     if grid is not None:  # a file that is none is refused before anything takes time
-        at_least = max(at_least, 1 + options.repeat * len(read_grid(grid.path).entries))
+        at_least = max(at_least, 1 + options.repeat * len(find_grid(grid.source, space).entries))
     layouts = find_layouts(dataclasses.replace(options, trials=at_least))
     device = layouts[0].device
     max_params, max_mflops = LIMITS[device]

@@ -110,7 +110,8 @@ def search(
             (promote), or does neither (none). Trials of `grid` are stopped only if this is given.
         race: the share of the time in which the finalists are trained again with other seeds; by default 0.2, with
             `grid` 0.
-        grid: a YAML or JSON file of trials given by hand: a list of mappings, or one mapping to lists of values.
+        grid: trials given by hand: the name of a grid that the space has, or a YAML or JSON file with a list of
+            mappings, or one mapping to lists of values.
         repeat: trains each configuration of `grid` so often, with different seeds.
         objective: what is to be good: `val_accuracy` first, by which trials are stopped early, then any of `params`,
             `mflops` and `seconds`, of which less is better.
