@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunelab.config import ArchSpec, LeNetSpec, StemSpec, TrainConfig, TrialConfig, arch_id, derive_seed, to_json
+from tunelab.config import AnyArch, ArchSpec, StemSpec, TrainConfig, TrialConfig, arch_id, derive_seed, to_json
 from tunelab.errors import InputError, RefusedError
 from tunelab.models.check import check
 from tunelab.records import Trial
@@ -92,9 +92,9 @@ def _baseline(study: Study, winner: TrialConfig) -> tuple[TrialConfig, str]:
         if trial.repeat_of is None and (trial.origin == "baseline" or first):
             return study.config(trial), f"trial {trial.number}, the study's baseline"
     if isinstance(winner.arch, ArchSpec):
-        arch: ArchSpec | LeNetSpec = ArchSpec(StemSpec(winner.arch.stem.width), winner.arch.branches)
+        arch: AnyArch = ArchSpec(StemSpec(winner.arch.stem.width), winner.arch.branches)
     else:
-        arch = LeNetSpec()
+        arch = type(winner.arch)()
     return TrialConfig(arch, TrainConfig(), winner.data), "tunelab's defaults, as the study has no baseline"
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Final
 
-from tunelab.config import AnyArch, ArchSpec, LeNetSpec, ScheduleConfig, TrainConfig, TrialConfig
+from tunelab.config import AnyArch, ArchSpec, LeNetSpec, MLPSpec, ScheduleConfig, TrainConfig, TrialConfig
 from tunelab.variants import Component
 
-from .network_components import LENET, NETWORK, unread_convs
+from .network_components import LENET, MLP, NETWORK, unread_convs
 from .recipe_components import READ_BY_OPTIMIZER, RECIPE
 
 READ_BY_SCHEDULE: Final[dict[str, tuple[str, ...]]] = {
@@ -29,6 +29,8 @@ READ_BY_SCHEDULE: Final[dict[str, tuple[str, ...]]] = {
 
 def components_of(arch: AnyArch) -> dict[str, Component]:
     """The components of a configuration with this kind of network, by name, in the order of their variants."""
+    if isinstance(arch, MLPSpec):
+        return {**RECIPE, **MLP}
     return {**RECIPE, **(LENET if isinstance(arch, LeNetSpec) else NETWORK)}
 
 

@@ -82,7 +82,11 @@ def _networks(rows: Rows) -> str:
     first = [row for row in rows if row["rank"] == 1]
     blocks = sum(row["branch"] > 0 for row in first)
     branches = max(row["branch"] for row in first)
-    built = f"{blocks} blocks in {branches} {'branch' if branches == 1 else 'branches'}" if blocks else "LeNet-5"
+    built = (
+        f"{blocks} blocks in {branches} {'branch' if branches == 1 else 'branches'}"
+        if blocks
+        else f"{len(first)} layers"
+    )
     return f"Block diagrams of the {len({row['rank'] for row in rows})} best networks; the first has {built}."
 
 

@@ -143,6 +143,8 @@ def words(trial: Trial) -> dict[str, Any]:
     """
     arch, train = trial.config.get("arch", {}), trial.config.get("train", {})
     found: dict[str, Any] = _words_of_blocks(arch) if "branches" in arch else {}
+    if "hidden" in arch:
+        found |= {"hidden layers": len(arch["hidden"]), "widest layer": max(arch["hidden"])}
     for name in ("norm", "activation", "pooling", "init", "bias", "dropout"):
         if name in arch:
             found[name] = arch[name]

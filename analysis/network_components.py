@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Final
 
-from tunelab.config import ArchSpec, BlockSpec, LeNetSpec, StemSpec, TrialConfig
+from tunelab.config import ArchSpec, BlockSpec, LeNetSpec, MLPSpec, StemSpec, TrialConfig
 from tunelab.variants import BACK, REMOVED, Changes, Component
 
 WITHOUT_SHORTCUT: Final = {"basic": "plain", "bottleneck": "plain_bottleneck"}
@@ -149,3 +149,46 @@ def _lenet_part(name: str) -> Component:
 
 LENET: Final[dict[str, Component]] = {name: _lenet_part(name) for name in ("activation", "pooling", "init")}
 """Components of LeNet-5."""
+
+
+# Fully connected networks.
+
+
+def _mlp_of(config: TrialConfig) -> MLPSpec:
+    assert isinstance(config.arch, MLPSpec)  # find_variants asks no other
+    return config.arch
+
+
+def _mlp_part(name: str) -> Component:
+    """An activation or an initialisation: the baseline's, or the default where that is of another family."""
+
+    def change(config: TrialConfig, baseline: TrialConfig) -> Changes:
+        there = baseline.arch if isinstance(baseline.arch, MLPSpec) else MLPSpec()
+        return {BACK: _with_arch(config, **{name: getattr(there, name)})}
+
+    return change
+
+
+def _mlp_dropout(config: TrialConfig, baseline: TrialConfig) -> Changes:
+    there = baseline.arch.dropout if isinstance(baseline.arch, MLPSpec) else MLPSpec().dropout
+    return {REMOVED: _with_arch(config, dropout=0.0), BACK: _with_arch(config, dropout=there)}
+
+
+def _hidden(config: TrialConfig, baseline: TrialConfig) -> Changes:
+    """The baseline's layers; one layer less, each in turn; and half the width of each."""
+    own = _mlp_of(config).hidden
+    there = baseline.arch.hidden if isinstance(baseline.arch, MLPSpec) else MLPSpec().hidden
+    changes: Changes = {BACK: _with_arch(config, hidden=there)}
+    for number in range(len(own)) if len(own) > 1 else ():
+        changes[f"layer {number + 1} {REMOVED}"] = _with_arch(config, hidden=own[:number] + own[number + 1 :])
+    changes["halved"] = _with_arch(config, hidden=tuple(max(1, width // 2) for width in own))
+    return changes
+
+
+MLP: Final[dict[str, Component]] = {
+    "hidden": _hidden,
+    "activation": _mlp_part("activation"),
+    "init": _mlp_part("init"),
+    "dropout": _mlp_dropout,
+}
+"""Components of fully connected networks."""

@@ -60,6 +60,10 @@ def parts(arch: Mapping[str, Any], size: Size, classes: int) -> Iterator[dict[st
         yield from _blocks(arch, size, classes)
     elif "pooling" in arch:
         yield from _lenet(arch, size, classes)
+    elif "hidden" in arch:
+        for place, width in enumerate(arch["hidden"]):
+            yield _part(0, place, "dense", width, 1, None)
+        yield _part(0, len(arch["hidden"]), "classifier", classes, 1, None)
 
 
 def _part(branch: int, place: int, kind: str, width: int, stride: int, size: Size | None) -> dict[str, Any]:

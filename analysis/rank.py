@@ -158,6 +158,9 @@ def describe_config(config: Mapping[str, Any]) -> str:
 
 
 def _describe_arch(arch: Mapping[str, Any]) -> str:
+    if "hidden" in arch:
+        dropout = f", dropout {arch['dropout']:.2g}" if arch["dropout"] else ""
+        return f"MLP {'-'.join(map(str, arch['hidden']))}, init {arch['init']}, {arch['activation']}{dropout}"
     if "branches" not in arch:
         return f"LeNet-5 {arch['pooling']} pool, init {arch['init']}, {arch['activation']}"
     branches = " + ".join(_describe_branch(branch) for branch in arch["branches"])

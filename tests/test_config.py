@@ -17,6 +17,7 @@ from tunelab.config import (
     BlockSpec,
     DataConfig,
     LeNetSpec,
+    MLPSpec,
     ScheduleConfig,
     StageSpec,
     StemSpec,
@@ -151,7 +152,7 @@ def test_a_configuration_cannot_be_changed() -> None:
         ({"arch": {"stem": {}, "branches": [[{"kind": "basic", "width": 8, "stride": 3}]]}}, "stride"),
         ({"arch": {"stem": {}, "branches": [[{"width": 8}]]}}, "arch.branches.0.0.kind: field required"),
         ({"arch": {}}, "arch.stem: field required"),
-        ({"arch": None}, "arch: input should be a dictionary, ArchSpec or LeNetSpec (got None)"),
+        ({"arch": None}, "arch: input should be a dictionary, ArchSpec or LeNetSpec or MLPSpec (got None)"),
         ({"arch": {"activation": "gelu", "pooling": "max"}}, "'sigmoid', 'tanh' or 'relu' (got 'gelu')"),
         (
             {"arch": {"init": "xavier", "pooling": "sum"}},
@@ -185,7 +186,7 @@ def test_a_configuration_made_in_python_is_checked_too() -> None:
 
 @pytest.mark.parametrize("arch", [StemSpec(), None, "lenet"])
 def test_what_is_no_network_is_refused_in_python_too(arch: Any) -> None:
-    with pytest.raises(ValueError, match="Input should be a dictionary, ArchSpec or LeNetSpec"):
+    with pytest.raises(ValueError, match="Input should be a dictionary, ArchSpec or LeNetSpec or MLPSpec"):
         TrialConfig(arch)
 
 
@@ -197,6 +198,10 @@ def test_families_are_told_apart_by_what_they_have() -> None:
     assert from_json(TrialConfig, plain).arch == lenet
     assert from_json(TrialConfig, {"arch": {"pooling": "max"}}).arch == LeNetSpec(pooling="max")
     assert isinstance(from_json(TrialConfig, to_json(config())).arch, ArchSpec)
+    mlp = MLPSpec((20, 30), "sparse", "tanh", 0.5)
+    assert from_json(TrialConfig, to_json(TrialConfig(mlp))).arch == mlp
+    assert from_json(TrialConfig, {"arch": {"hidden": [9], "dropout": 0.1}}).arch == MLPSpec((9,), dropout=0.1)
+    assert from_json(TrialConfig, {"arch": {"stem": {}, "branches": [[]], "dropout": 0.1}}).arch.dropout == 0.1
     assert len({arch_id(LeNetSpec(init=init)) for init in ("torch", "lecun", "xavier", "he")}) == 4
 
 

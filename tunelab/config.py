@@ -78,18 +78,33 @@ class ArchSpec:
 class LeNetSpec:
     """LeNet-5 (LeCun et al. 1998), as `tunelab.models.classic` builds it; the defaults are nearest to the paper.
 
-    `init` is how the weights are drawn, a key of `tunelab.models.init.CLASSIC_INITS`.
+    `init` is how the weights are drawn, a key of `tunelab.models.init.CLASSIC_INITS`; "zero" is there to show what
+    becomes of it.
     """
 
     activation: Literal["sigmoid", "tanh", "relu"] = "tanh"
     pooling: Literal["average", "max"] = "average"
-    init: Literal["torch", "lecun", "xavier", "he"] = "lecun"
+    init: Literal["torch", "lecun", "xavier", "he", "zero"] = "lecun"
 
 
-AnyArch: TypeAlias = ArchSpec | LeNetSpec
+@dataclass(frozen=True, config=_FORBID)
+class MLPSpec:
+    """Fully connected layers of `hidden` outputs each, then the classifier, as `tunelab.models.dense` builds them.
+
+    `init` is how the weights are drawn, a key of `tunelab.models.init.DENSE_INITS`. `dropout` is the probability after
+    each hidden layer.
+    """
+
+    hidden: Annotated[tuple[Width, ...], Field(min_length=1, max_length=16)] = (256,)
+    init: Literal["normal", "zero", "uniform", "he", "sparse", "xavier_uniform", "xavier_normal"] = "he"
+    activation: Literal["sigmoid", "tanh", "relu"] = "relu"
+    dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+
+
+AnyArch: TypeAlias = ArchSpec | LeNetSpec | MLPSpec
 """A network of any family."""
 
-_FAMILIES: dict[str, type[Any]] = {"ArchSpec": ArchSpec, "LeNetSpec": LeNetSpec}
+_FAMILIES: dict[str, type[Any]] = {"ArchSpec": ArchSpec, "LeNetSpec": LeNetSpec, "MLPSpec": MLPSpec}
 
 
 def _family(arch: Any) -> str | None:
@@ -238,7 +253,9 @@ class TrialConfig:
     """Everything needed to train one network again."""
 
     arch: Annotated[
-        Annotated[ArchSpec, Tag("ArchSpec")] | Annotated[LeNetSpec, Tag("LeNetSpec")],
+        Annotated[ArchSpec, Tag("ArchSpec")]
+        | Annotated[LeNetSpec, Tag("LeNetSpec")]
+        | Annotated[MLPSpec, Tag("MLPSpec")],
         Discriminator(_family, "family", f"Input should be a dictionary, {' or '.join(_FAMILIES)}"),
     ]
     train: TrainConfig = Field(default_factory=TrainConfig)

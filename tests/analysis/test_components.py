@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tunelab.analysis.changes import BOTH, difference, find_variants
 from tunelab.analysis.components import READ_BY_SCHEDULE, components_of, effective
-from tunelab.analysis.network_components import CONVS_READ_BY, LENET, NETWORK, WITHOUT_SHORTCUT
+from tunelab.analysis.network_components import CONVS_READ_BY, LENET, MLP, NETWORK, WITHOUT_SHORTCUT
 from tunelab.analysis.recipe_components import LR_GROWTH, READ_BY_OPTIMIZER, RECIPE
 from tunelab.search_spaces import arch as arch_space
 
@@ -20,6 +20,7 @@ from tunelab.config import (
     BlockSpec,
     DataConfig,
     LeNetSpec,
+    MLPSpec,
     ScheduleConfig,
     StageSpec,
     StemSpec,
@@ -72,6 +73,7 @@ STAGED = dataclasses.replace(
     WINNER, train=dataclasses.replace(WINNER.train, stages=STAGES, averaging=AveragingConfig("swa"))
 )
 LENET_WINNER = TrialConfig(LeNetSpec("relu", "max", "he"), TrainConfig(optimizer="adam", lr=1e-3))
+MLP_WINNER = TrialConfig(MLPSpec((64, 32, 1), "sparse", "tanh", 0.25), TrainConfig(optimizer="adam", lr=1e-3))
 
 # What each component may change, as the paths of values.
 TOUCHES = {
@@ -102,6 +104,7 @@ TOUCHES = {
     "depth": {"arch.branches"},
     "pooling": {"arch.pooling"},
     "init": {"arch.init"},
+    "hidden": {"arch.hidden"},
 }
 # What no component changes: which training it is, and how it is computed.
 LEFT_ALONE = {"train.epochs", "train.precision", "arch.stem.width"}
@@ -133,17 +136,17 @@ def recipe(**values: Any) -> TrialConfig:
 # The registry.
 
 
-@pytest.mark.parametrize("config", [WINNER, STAGED, LENET_WINNER, BASELINE])
+@pytest.mark.parametrize("config", [WINNER, STAGED, LENET_WINNER, MLP_WINNER, BASELINE])
 def test_every_component_changes_only_what_it_is(config: TrialConfig) -> None:
     for name, component in components_of(config.arch).items():
-        for baseline in (BASELINE, LENET_WINNER, WINNER, STAGED):
+        for baseline in (BASELINE, LENET_WINNER, MLP_WINNER, WINNER, STAGED):
             for change, made in component(config, baseline).items():
                 if isinstance(made, TrialConfig):
                     assert changed(config, made) <= TOUCHES[name], f"{name}, {change}"
 
 
 def test_every_value_of_a_configuration_belongs_to_a_component_or_is_left_alone() -> None:
-    for config in (WINNER, STAGED, LENET_WINNER):
+    for config in (WINNER, STAGED, LENET_WINNER, MLP_WINNER):
         touched = {path for name in components_of(config.arch) for path in TOUCHES[name]} | LEFT_ALONE
         own = {path for path in leaves(to_json(config)) if not path.startswith(("data.", "seed"))}
         assert own <= touched, "a new part of a configuration needs a component, or a place in LEFT_ALONE"
@@ -154,6 +157,7 @@ def test_every_component_has_a_variant_where_all_differs() -> None:
     assert there | {"optimizer"} == {*RECIPE, *NETWORK}, "the optimizer is the same"
     assert {one.component for one in find_variants(WINNER, LENET_WINNER, ["optimizer"])[0]} == {"optimizer"}
     assert {one.component for one in find_variants(LENET_WINNER, BASELINE)[0]} >= set(LENET)
+    assert {one.component for one in find_variants(MLP_WINNER, BASELINE)[0]} >= set(MLP)
 
 
 def test_stages_and_averages_go_with_what_they_are_part_of() -> None:
@@ -335,6 +339,23 @@ def test_a_lenet_is_put_back_to_a_lenet() -> None:
             f"pooling, {BACK}": LeNetSpec("relu", "average", "he"),
             f"init, {BACK}": LeNetSpec("relu", "max", "lecun"),
         }
+
+
+def test_a_fully_connected_network_loses_layers_one_at_a_time() -> None:
+    found = variants(MLP_WINNER, TrialConfig(MLPSpec((9,), "zero")), *MLP)
+    assert {name: config.arch for name, config in found.items()} == {
+        f"hidden, {BACK}": MLPSpec((9,), "sparse", "tanh", 0.25),
+        f"hidden, layer 1 {REMOVED}": MLPSpec((32, 1), "sparse", "tanh", 0.25),
+        f"hidden, layer 2 {REMOVED}": MLPSpec((64, 1), "sparse", "tanh", 0.25),
+        f"hidden, layer 3 {REMOVED}": MLPSpec((64, 32), "sparse", "tanh", 0.25),
+        "hidden, halved": MLPSpec((32, 16, 1), "sparse", "tanh", 0.25),
+        f"activation, {BACK}": MLPSpec((64, 32, 1), "sparse", "relu", 0.25),
+        f"init, {BACK}": MLPSpec((64, 32, 1), "zero", "tanh", 0.25),
+        f"dropout, {REMOVED}, {BACK}": MLPSpec((64, 32, 1), "sparse", "tanh"),
+    }
+    single = dataclasses.replace(MLP_WINNER, arch=MLPSpec((64,)))
+    assert variants(single, BASELINE, "hidden")["hidden, halved"].arch == MLPSpec((32,))
+    assert not any("layer" in name for name in variants(single, BASELINE, "hidden"))
 
 
 def test_a_network_of_blocks_beside_a_lenet_is_put_back_to_defaults() -> None:

@@ -18,7 +18,7 @@ from tunelab.analysis import export as exporting
 from tunelab.analysis.export import TOLERANCE, export
 from tunelab.analysis.predict import predict
 
-from tunelab.config import AnyArch, ArchSpec, BlockSpec, LeNetSpec, StemSpec
+from tunelab.config import AnyArch, ArchSpec, BlockSpec, LeNetSpec, MLPSpec, StemSpec
 from tunelab.errors import InputError, TunelabError
 from tunelab.models import kernels
 from tunelab.models.blocks import ACTIVATIONS, BLOCKS, NORMS
@@ -47,11 +47,14 @@ PARTS = [
         LeNetSpec(activation, pooling)
         for activation, pooling in zip(CLASSIC_ACTIVATIONS, [*POOLINGS, *POOLINGS], strict=False)
     ),
+    MLPSpec((9, 7), dropout=0.3),
 ]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("arch", PARTS, ids=lambda arch: f"{getattr(arch, 'norm', 'lenet')}-{arch.activation}")
+@pytest.mark.parametrize(
+    "arch", PARTS, ids=lambda arch: f"{getattr(arch, 'norm', type(arch).__name__)}-{arch.activation}"
+)
 def test_every_part_of_a_network_can_be_exported(arch: AnyArch, make_model: MakeModel) -> None:
     size = (28, 28) if isinstance(arch, LeNetSpec) else (2 ** (len(BLOCKS) + 1) + 1, 13)  # each kind halves it once
     folder = make_model(arch, channels=3, image_size=size)

@@ -11,7 +11,7 @@ from tunelab.analysis.importance import answer, common_epochs, compared, importa
 from tunelab.analysis.importance_text import notes, print_importance
 
 from tunelab.cli import run
-from tunelab.config import ArchSpec, BlockSpec, LeNetSpec, StemSpec, TrainConfig, TrialConfig, to_json
+from tunelab.config import ArchSpec, BlockSpec, LeNetSpec, MLPSpec, StemSpec, TrainConfig, TrialConfig, to_json
 from tunelab.errors import InputError
 from tunelab.journal import Journal
 from tunelab.noise import Noise
@@ -190,6 +190,12 @@ def test_a_lenet_in_words() -> None:
     found = words(Trial(0, to_json(TrialConfig(LeNetSpec("relu", "max", "he")))))
     assert {"activation": "relu", "pooling": "max", "init": "he", "schedule": "cosine"}.items() <= found.items()
     assert "halvings" not in found
+
+
+def test_a_fully_connected_network_in_words() -> None:
+    found = words(Trial(0, to_json(TrialConfig(MLPSpec((64, 256), "he", dropout=0.5)))))
+    assert {"hidden layers": 2, "widest layer": 256, "init": "he", "dropout": 0.5}.items() <= found.items()
+    assert "pooling" not in found
 
 
 # The whole.

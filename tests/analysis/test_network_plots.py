@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 from tunelab.analysis.network_plots import draw_networks, networks, parts
 
-from tunelab.config import ArchSpec, BlockSpec, LeNetSpec, StemSpec, TrainConfig, TrialConfig, to_json
+from tunelab.config import AnyArch, ArchSpec, BlockSpec, LeNetSpec, MLPSpec, StemSpec, TrainConfig, TrialConfig, to_json
 from tunelab.errors import NothingToDrawError
 
 if TYPE_CHECKING:
@@ -46,8 +46,13 @@ def test_lenet_is_described_with_its_maps() -> None:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("arch", [TWO_BRANCHES, LeNetSpec(), ArchSpec(StemSpec(4), ((),))])
-def test_every_family_is_drawn(arch: ArchSpec | LeNetSpec, make_study: MakeStudy, tmp_path: Path) -> None:
+def test_fully_connected_layers_are_described_with_their_widths() -> None:
+    found = [(part["kind"], part["width"], part["height"]) for part in parts(to_json(MLPSpec((64, 32))), (28, 28), 10)]
+    assert found == [("dense", 64, None), ("dense", 32, None), ("classifier", 10, None)]
+
+
+@pytest.mark.parametrize("arch", [TWO_BRANCHES, LeNetSpec(), MLPSpec(), ArchSpec(StemSpec(4), ((),))])
+def test_every_family_is_drawn(arch: AnyArch, make_study: MakeStudy, tmp_path: Path) -> None:
     config = TrialConfig(arch=arch, train=TrainConfig(epochs=2))
     study = make_study([("COMPLETED", [0.1, 0.2]), ("COMPLETED", [0.1, 0.3])], config=config)
     rows = networks(study, study.list_trials())

@@ -12,6 +12,7 @@ from tunelab.config import (
     AveragingConfig,
     BlockSpec,
     LeNetSpec,
+    MLPSpec,
     StageSpec,
     StemSpec,
     TrainConfig,
@@ -150,6 +151,12 @@ def test_stages_and_averages_are_in_the_words() -> None:
     recipe = TrainConfig(stages=(StageSpec(0.4, "adam", 0.002),), averaging=AveragingConfig("swa"))
     words = describe_config(to_json(TrialConfig(arch, recipe)))
     assert words.endswith("sgd lr 0.1, cosine, batch 128, from 40% adam lr 0.002, swa from 75%")
+
+
+def test_a_fully_connected_network_in_words() -> None:
+    words = describe_config(to_json(TrialConfig(MLPSpec((256, 128), "sparse", "tanh", 0.25))))
+    assert words == "MLP 256-128, init sparse, tanh, dropout 0.25; sgd lr 0.1, cosine, batch 128"
+    assert describe_config(to_json(TrialConfig(MLPSpec((9,))))).startswith("MLP 9, init he, relu; sgd")
 
 
 def test_a_lenet_in_words() -> None:

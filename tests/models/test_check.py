@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from tunelab.config import AnyArch, ArchSpec, BlockSpec, LeNetSpec, StemSpec
+from tunelab.config import AnyArch, ArchSpec, BlockSpec, LeNetSpec, MLPSpec, StemSpec
 from tunelab.data.vision import import_torchvision
 from tunelab.errors import InputError, RefusedError
 from tunelab.models.blocks import BLOCKS, NORMS
@@ -93,6 +93,24 @@ def test_lenet_takes_two_sizes(size: tuple[int, int]) -> None:
     said = rf"28x28 or 32x32 pixels, these have {size[0]}x{size[1]} \(--image-size 32 resizes them\)"
     with pytest.raises(RefusedError, match=said):
         check(LeNetSpec(), image_size=size, channels=1, classes=10)
+
+
+@pytest.mark.parametrize("hidden", [(256,), (256, 128), (30, 20, 10, 5)])
+@pytest.mark.parametrize(("size", "channels", "classes"), [((28, 28), 1, 10), ((9, 17), 3, 7)])
+def test_fully_connected_networks_are_counted_as_on_the_meta_device(
+    hidden: tuple[int, ...], size: tuple[int, int], channels: int, classes: int
+) -> None:
+    arch = MLPSpec(hidden, dropout=0.5)
+    stats = check(arch, image_size=size, channels=channels, classes=classes)
+    counted = count_on_meta(arch, size, channels, classes)
+    assert (stats.params, stats.mflops, stats.activations, stats.convs) == counted
+    assert (stats.depth, stats.convs) == (len(hidden) + 1, 0)
+
+
+def test_a_fully_connected_network_on_mnist_costs_what_one_works_out_by_hand() -> None:
+    stats = check(MLPSpec((256, 128, 64)), image_size=(28, 28), channels=1, classes=10)
+    assert stats.params == 785 * 256 + 257 * 128 + 129 * 64 + 65 * 10 == 242_762
+    assert stats.mflops == (784 * 256 + 256 * 128 + 128 * 64 + 64 * 10) / 1e6
 
 
 def test_limits_hold_for_lenet_too() -> None:

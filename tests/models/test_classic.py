@@ -73,7 +73,7 @@ def test_fast_arithmetic_gives_the_gradients_of_exact_arithmetic(compute: torch.
         assert off < (0.2 if compute is torch.bfloat16 else 1e-4)
 
 
-@pytest.mark.parametrize("spec", ALL)
+@pytest.mark.parametrize("spec", [spec for spec in ALL if spec.init != "zero"])
 def test_every_lenet_learns(spec: LeNetSpec) -> None:
     torch.manual_seed(0)
     network = build_network(spec, 1, 2, (28, 28))
@@ -92,7 +92,7 @@ def test_every_lenet_learns(spec: LeNetSpec) -> None:
 
 
 def test_weights_are_channels_last_and_follow_the_seed() -> None:
-    for spec in (LeNetSpec(init=init) for init in CLASSIC_INITS):  # type: ignore[arg-type]
+    for spec in (LeNetSpec(init=init) for init in CLASSIC_INITS if init != "zero"):  # type: ignore[arg-type]
         made = []
         for seed in (3, 3, 4):
             torch.manual_seed(seed)

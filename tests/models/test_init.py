@@ -8,7 +8,7 @@ from torch import nn
 
 from tunelab.config import ArchSpec, BlockSpec, StemSpec
 from tunelab.models.blocks import ResidualBlock
-from tunelab.models.init import CLASSIC_INITS, INITS
+from tunelab.models.init import CLASSIC_INITS, DENSE_INITS, INITS
 from tunelab.models.network import build_network
 
 
@@ -83,3 +83,37 @@ def test_classic_weights_have_the_spread_that_is_told(init: str, sd: float, boun
             assert not torch.equal(layer.bias, bias)
         else:
             assert layer.bias.abs().max() == 0
+
+
+@pytest.mark.parametrize(
+    ("init", "sd", "bound"),
+    [
+        ("normal", 0.01, None),
+        ("zero", 0.0, None),
+        ("uniform", 0.05 / math.sqrt(3), 0.05),
+        ("he", math.sqrt(2 / 300), None),
+        ("sparse", math.sqrt(15 / 300), None),
+        ("xavier_uniform", math.sqrt(2 / 800), math.sqrt(6 / 800)),
+        ("xavier_normal", math.sqrt(2 / 800), None),
+    ],
+)
+def test_weights_of_dense_layers_have_the_spread_that_is_told(init: str, sd: float, bound: float | None) -> None:
+    torch.manual_seed(0)
+    layer = nn.Linear(300, 500)
+    DENSE_INITS[init](layer)
+    assert layer.weight.std().item() == pytest.approx(sd, rel=0.03)
+    assert layer.bias.abs().max() == 0
+    if bound is not None:
+        assert 0.99 * bound < layer.weight.abs().max().item() <= bound
+
+
+@pytest.mark.parametrize(("inputs", "read"), [(784, 15), (64, 15), (15, 15), (9, 9)])
+def test_a_unit_of_a_sparse_layer_reads_fifteen_inputs(inputs: int, read: int) -> None:
+    """Each its own ones, by weights of variance 1."""
+    torch.manual_seed(0)
+    layer = nn.Linear(inputs, 400)
+    DENSE_INITS["sparse"](layer)
+    there = layer.weight != 0
+    assert there.sum(1).tolist() == [read] * 400
+    assert layer.weight[there].std().item() == pytest.approx(1, abs=0.05)
+    assert inputs == read or len({tuple(row) for row in there.tolist()}) > 390

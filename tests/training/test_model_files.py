@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tunelab.config import AnyArch, ArchSpec, BlockSpec, LeNetSpec, StemSpec, to_json
+from tunelab.config import AnyArch, ArchSpec, BlockSpec, LeNetSpec, MLPSpec, StemSpec, to_json
 from tunelab.errors import InputError
 from tunelab.models.blocks import BLOCKS, NORMS
 from tunelab.models.network import build_network
@@ -44,6 +44,7 @@ def refused(work: Callable[[], Any], *words: str) -> None:
         *((ArchSpec(StemSpec(8), (BLOCKS_OF_ALL_KINDS,), norm=norm), (8, 8)) for norm in NORMS),
         (ArchSpec(StemSpec(16), (BLOCKS_OF_ALL_KINDS, ())), (7, 9)),
         (LeNetSpec(), (28, 28)),
+        (MLPSpec((9, 7), dropout=0.5), (5, 7)),
     ],
 )
 def test_what_is_opened_gives_the_scores_of_what_was_written(

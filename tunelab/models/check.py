@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tunelab.config import AnyArch, ArchSpec, LeNetSpec
+from tunelab.config import AnyArch, ArchSpec, LeNetSpec, MLPSpec
 from tunelab.errors import RefusedError
 from tunelab.models.blocks import Conv, Style, after_stride, block_kind, norm_groups
 from tunelab.models.classic import Plan, plan_lenet
+from tunelab.models.dense import plan_mlp
 from tunelab.models.network import final_width, stem_conv, style_of
 
 Size = tuple[int, int]
@@ -80,6 +81,8 @@ def check(
     """
     if isinstance(arch, LeNetSpec):
         stats = _count_layers(plan_lenet(image_size, channels, classes))
+    elif isinstance(arch, MLPSpec):
+        stats = _count_layers(plan_mlp(arch, image_size, channels, classes))
     else:
         stats = _count_blocks(arch, image_size, channels, classes)
     if max_params is not None and stats.params > max_params:

@@ -66,13 +66,62 @@ def he_fan_in(network: nn.Module) -> None:
     _draw_layers(network, partial(nn.init.kaiming_normal_, nonlinearity="relu"))
 
 
+def zero(network: nn.Module) -> None:
+    """No weights and no biases: no hidden layer ever gets a gradient, and only the classifier's biases are learned."""
+    _draw_layers(network, nn.init.zeros_)
+
+
+def normal(network: nn.Module) -> None:
+    """Normal weights of deviation 0.01, whatever the inputs; no biases (Krizhevsky et al. 2012, section 5)."""
+    _draw_layers(network, partial(nn.init.normal_, std=0.01))
+
+
+def uniform(network: nn.Module) -> None:
+    """Uniform weights within 0.05, whatever the inputs, as Keras draws by default; no biases."""
+    _draw_layers(network, partial(nn.init.uniform_, a=-0.05, b=0.05))
+
+
+def xavier_normal(network: nn.Module) -> None:
+    """Normal weights of variance 2 / (inputs + outputs), no biases (Glorot & Bengio 2010, section 4.2.1)."""
+    _draw_layers(network, nn.init.xavier_normal_)
+
+
+def sparse(network: nn.Module) -> None:
+    """Each unit reads 15 inputs, by normal weights of variance 1, the others by zero; no biases.
+
+    Martens 2010, "Deep learning via Hessian-free optimization", section 5.
+    """
+    _draw_layers(network, _sparse)
+
+
+def _sparse(weight: Tensor) -> Tensor:
+    share = max(0.0, 1.0 - SPARSE_INPUTS / weight.shape[1])
+    nn.init.sparse_(weight.t(), share, std=1.0)  # torch's counts the zeros of each column, which there is a unit
+    return weight
+
+
+SPARSE_INPUTS = 15
+"""How many inputs a unit reads at first (Martens 2010, section 5)."""
+
 CLASSIC_INITS: dict[str, Callable[[nn.Module], None]] = {
     "torch": as_torch,
     "lecun": lecun,
     "xavier": xavier,
     "he": he_fan_in,
+    "zero": zero,
 }
 """Of the networks in `tunelab.models.classic`: all convolutions and fully connected layers alike."""
+
+DENSE_INITS: dict[str, Callable[[nn.Module], None]] = {
+    "normal": normal,
+    "zero": zero,
+    "uniform": uniform,
+    "he": he_fan_in,
+    "sparse": sparse,
+    "xavier_uniform": xavier,
+    "xavier_normal": xavier_normal,
+}
+"""Of the networks in `tunelab.models.dense`."""
 
 
 def _draw_layers(network: nn.Module, draw: Callable[[Tensor], Tensor]) -> None:

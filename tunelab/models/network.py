@@ -5,10 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tunelab.config import AnyArch, ArchSpec, BlockSpec, LeNetSpec
+from tunelab.config import AnyArch, ArchSpec, BlockSpec, LeNetSpec, MLPSpec
 from tunelab.errors import RefusedError
 from tunelab.models.blocks import Conv, Layers, Style, block_kind, build_layers
 from tunelab.models.classic import build_lenet
+from tunelab.models.dense import build_mlp
 from tunelab.models.fused import MaxPool
 from tunelab.models.init import INITS
 
@@ -75,6 +76,8 @@ def build_network(arch: AnyArch, channels: int, classes: int, image_size: tuple[
     """
     if isinstance(arch, LeNetSpec):
         network: nn.Module = build_lenet(arch, channels, classes, image_size)
+    elif isinstance(arch, MLPSpec):
+        network = build_mlp(arch, channels, classes, image_size)
     else:
         network = _build_of_blocks(arch, channels, classes)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
