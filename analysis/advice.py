@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from tunelab.errors import NothingToDrawError
-from tunelab.noise import CONFIDENCE, LAST_EPOCHS, Noise, binomial_error, half_width
+from tunelab.noise import CONFIDENCE, LAST_EPOCHS, Noise, binomial_error, counted_epochs, half_width
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.standings import Standing, on_new_data
 from tunelab.study import Study, proposed
@@ -335,8 +335,8 @@ def recommend(study: Study, trials: Sequence[Trial], shown: Mapping[str, Any]) -
 def _best(trials: Sequence[Trial]) -> list[Trial]:
     """The best configurations of the longest full length, FEWEST at least; none if there are no more than FEWEST."""
     whole = [trial for trial in proposed(trials) if trial.status is TrialStatus.COMPLETED and trial.epochs]
-    longest = max((len(trial.epochs) for trial in whole), default=0)
-    whole = [trial for trial in whole if len(trial.epochs) == longest]
+    longest = max((counted_epochs(trial) for trial in whole), default=0)
+    whole = [trial for trial in whole if counted_epochs(trial) == longest]
     if len(whole) <= FEWEST:
         return []
     order = sorted(whole, key=lambda trial: -_last(trial).score)

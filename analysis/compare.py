@@ -9,6 +9,7 @@ from typing import Any
 
 from tunelab.errors import InputError
 from tunelab.journal import read_journal
+from tunelab.noise import counted_epochs
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.standings import Place
 from tunelab.study import Study, count_statuses, current, proposed
@@ -165,7 +166,7 @@ def _winner(study: Study, trials: Sequence[Trial], epochs: int) -> Place | None:
             trial,
             epochs=trial.epochs[:epochs],
             status=TrialStatus.COMPLETED
-            if len(trial.epochs) >= epochs and trial.status not in (TrialStatus.DIVERGED, TrialStatus.FAILED)
+            if counted_epochs(trial) >= epochs and trial.status not in (TrialStatus.DIVERGED, TrialStatus.FAILED)
             else TrialStatus.STOPPED
             if trial.status is TrialStatus.COMPLETED
             else trial.status,

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from tunelab.errors import InputError
-from tunelab.noise import CONFIDENCE, DIVERGED, Noise, configuration_of, noise_at, student_t
+from tunelab.noise import CONFIDENCE, DIVERGED, Noise, configuration_of, counted_epochs, noise_at, student_t
 from tunelab.records import Trial, TrialStatus
 from tunelab.study import Study, current, proposed
 from tunelab.tuning.importances import FEWEST, SHUFFLES, importances, recorded_ranges
@@ -105,7 +105,7 @@ def common_epochs(trials: Sequence[Trial]) -> int:
     for trial in trials:
         if trial.epochs and trial.status is not TrialStatus.FAILED:
             number = configuration_of(trial)
-            lengths[number] = max(lengths.get(number, 0), len(trial.epochs))
+            lengths[number] = max(lengths.get(number, 0), counted_epochs(trial))
     return sorted(lengths.values(), reverse=True)[(len(lengths) - 1) // 2] if lengths else 0
 
 
@@ -118,7 +118,7 @@ def compared(trials: Sequence[Trial], epochs: int) -> list[dict[str, Any]]:
     runs: dict[int, list[Trial]] = {}
     for trial in trials:
         diverged = trial.status is TrialStatus.DIVERGED
-        if diverged or (0 < epochs <= len(trial.epochs) and trial.status is not TrialStatus.FAILED):
+        if diverged or (0 < epochs <= counted_epochs(trial) and trial.status is not TrialStatus.FAILED):
             runs.setdefault(configuration_of(trial), []).append(trial)
     return [
         {
@@ -132,7 +132,7 @@ def compared(trials: Sequence[Trial], epochs: int) -> list[dict[str, Any]]:
 
 
 def _score(run: Trial, epochs: int) -> float:
-    return DIVERGED if run.status is TrialStatus.DIVERGED else run.epochs[epochs - 1].score
+    return DIVERGED if run.status is TrialStatus.DIVERGED else run.epochs[: max(epochs, 1)][-1].score
 
 
 def words(trial: Trial) -> dict[str, Any]:

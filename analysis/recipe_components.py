@@ -177,6 +177,13 @@ def _averaging(config: TrialConfig, baseline: TrialConfig) -> Changes:
     }
 
 
+def _patience(config: TrialConfig, baseline: TrialConfig) -> Changes:
+    return {
+        REMOVED: _with_train(config, patience=None),
+        BACK: _with_train(config, patience=baseline.train.patience),
+    }
+
+
 RECIPE: Final[dict[str, Component]] = {
     "crop": _crop,
     "flip": _flip,
@@ -194,5 +201,6 @@ RECIPE: Final[dict[str, Component]] = {
     "warmup": _warmup,
     "stages": _later_stages,
     "averaging": _averaging,
+    "patience": _patience,
 }
 """Components of every configuration."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from tunelab.errors import NothingToDrawError
 from tunelab.journal import read_journal
-from tunelab.noise import full_length
+from tunelab.noise import counted_epochs, full_length
 from tunelab.records import Trial, TrialStatus
 from tunelab.study import Study, proposed
 
@@ -169,8 +169,8 @@ def survival(study: Study, trials: Sequence[Trial]) -> Rows:
         raise NothingToDrawError("no trial was compared at a rung")
     whole = [trial for trial in own if trial.status is TrialStatus.COMPLETED]
     if whole:
-        end = max(len(trial.epochs) for trial in whole)
-        count = sum(len(trial.epochs) == end for trial in whole)
+        end = max(counted_epochs(trial) for trial in whole)
+        count = sum(counted_epochs(trial) == end for trial in whole)
         rows.append({"epoch": end, "reached": count, "kept": count, "stopped": 0, "paused": 0})
     return rows
 
@@ -301,7 +301,7 @@ def schedules(study: Study, trials: Sequence[Trial]) -> Rows:
     whole = [trial for trial in trials if trial.status is TrialStatus.COMPLETED and trial.epochs]
     end = max((full_length(trial) for trial in whole), default=0)
     for trial in whole:
-        if full_length(trial) == len(trial.epochs) == end and "schedule" in trial.config.get("train", {}):
+        if full_length(trial) == counted_epochs(trial) == end and "schedule" in trial.config.get("train", {}):
             groups.setdefault(str(trial.config["train"]["schedule"]["name"]), []).append(trial)
     if len(groups) < 2:
         only = f"all trials of full length have the schedule {next(iter(groups))}" if groups else "none ran in full"
@@ -311,7 +311,7 @@ def schedules(study: Study, trials: Sequence[Trial]) -> Rows:
         best = max(mine, key=lambda trial: trial.score or 0)
         peak = float(best.config["train"]["lr"])
         for place in range(end):
-            scores = [trial.epochs[place].score for trial in mine]
+            scores = [trial.epochs[: place + 1][-1].score for trial in mine]  # one that ended early keeps its last
             rows.append(
                 {
                     "schedule": name,
@@ -319,7 +319,7 @@ def schedules(study: Study, trials: Sequence[Trial]) -> Rows:
                     "trials": len(mine),
                     "median_score": statistics.median(scores),
                     "best_trial": best.number,
-                    "lr_share": best.epochs[place].lr / peak,
+                    "lr_share": best.epochs[: place + 1][-1].lr / peak,
                 }
             )
     return rows

@@ -73,6 +73,7 @@ CONFIGS = st.builds(
             weight_decay=st.none() | st.floats(0.0, 10.0),
         ).map(lambda stage: (stage,)),
         averaging=st.none() | st.builds(AveragingConfig, kind=st.sampled_from(["ema", "swa"]), start=UNIT),
+        patience=st.none() | st.floats(0.001, 1.0),
     ),
     data=st.builds(
         DataConfig,
@@ -270,7 +271,9 @@ def test_what_came_later_is_in_no_id_where_it_is_not_used() -> None:
     assert "normalise" not in plain["data"]
     assert to_json(raw)["data"]["normalise"] is False
     assert from_json(TrialConfig, to_json(raw)) == raw
-    assert len({config_id(one) for one in (config(), staged, averaged, raw)}) == 4
+    patient = config(patience=0.25)
+    assert to_json(patient)["train"]["patience"] == 0.25
+    assert len({config_id(one) for one in (config(), staged, averaged, raw, patient)}) == 5
     assert to_json(config().train) == plain["train"]
 
 

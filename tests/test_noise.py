@@ -17,6 +17,8 @@ from tunelab.noise import (
     UNKNOWN,
     Noise,
     binomial_error,
+    counted_epochs,
+    ended_early,
     half_width,
     jitter,
     margin_between,
@@ -197,3 +199,18 @@ def test_an_unstable_configuration_has_a_noise_of_its_own() -> None:
     own = noise_of(wild, noise)
     assert (own.sd, own.degrees) == pytest.approx((0.1, 2))
     assert margin_between(wild, [0.9], noise) > 10 * margin_between([0.5, 0.5, 0.5], [0.9], noise)
+
+
+def test_a_run_that_ended_early_counts_with_its_last_score() -> None:
+    """Beside runs of its configuration that went on; a run that was stopped does not."""
+    patient = {"train": {"epochs": 4, "patience": 0.5}}
+    whole = Trial(0, patient, epochs=trial(0, [0.5, 0.6, 0.7, 0.8]).epochs)
+    early = Trial(1, patient, repeat_of=0, epochs=trial(1, [0.5, 0.7, 0.6]).epochs)
+    stopped = Trial(2, patient, repeat_of=0, epochs=trial(2, [0.5, 0.7]).epochs)
+    assert [ended_early(one) != "" for one in (whole, early, stopped)] == [False, True, False]
+    assert [counted_epochs(one) for one in (whole, early, stopped)] == [4, 4, 2]
+    found = noise_at([whole, early, stopped], 4, 0)
+    assert found.repeats == 1
+    assert noise_at([whole, stopped], 4, 0).repeats == 0
+    guess = noise_at([whole], 4, 0)
+    assert found.sd == pytest.approx(measured([[0.8, 0.6]], guess).sd)

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from tunelab.records import EpochMetrics, Trial, TrialStatus
+from tunelab.records import EpochMetrics, Trial, TrialStatus, out_of_patience
 
 
 def metrics(**changed: Any) -> EpochMetrics:
@@ -63,3 +63,30 @@ def test_trials_share_nothing() -> None:
     one.decisions.append({})
     one.stats["params"] = 1
     assert (other.epochs, other.params, other.decisions, other.stats) == ([], {}, [], {})
+
+
+@pytest.mark.parametrize(
+    ("losses", "patience", "epochs", "since"),
+    [
+        ([0.5, 0.4, 0.3, 0.2], 0.25, 8, None),
+        ([0.5, 0.4, 0.4], 0.25, 8, None),  # one epoch of the two
+        ([0.5, 0.4, 0.4, 0.45], 0.25, 8, 2),
+        ([0.5, 0.4, 0.4, 0.45, 0.3], 0.25, 8, None),  # one that went on all the same
+        ([0.5, 0.49999, 0.49998], 0.25, 8, 1),  # no progress worth the name
+        ([0.5, 0.5], 0.001, 8, 1),  # of one epoch at least
+        ([0.5], 0.001, 8, None),
+        ([0.5, 0.6, 0.6, 0.6], 0.25, 4, None),  # it is at its full length
+        ([0.5, 0.6, 0.6, 0.6], None, 9, None),
+        ([0.5, 0.6, 0.6, 0.6], 1.0, 4, None),
+    ],
+)
+def test_patience_ends_after_a_share_of_the_epochs_without_progress(
+    losses: list[float], patience: float | None, epochs: int, since: int | None
+) -> None:
+    history = [metrics(epoch=epoch, val_loss=loss) for epoch, loss in enumerate(losses, start=1)]
+    why = out_of_patience(history, patience, epochs)
+    waited = len(losses) - (since or 0)
+    said = f"early stopping: no progress of the loss since epoch {since}, for {waited} of {epochs} epochs"
+    assert why == ("" if since is None else said)
+    trained_on_all = [metrics(epoch=one.epoch, train_loss=one.val_loss, val_loss=None) for one in history]
+    assert out_of_patience(trained_on_all, patience, epochs) == why

@@ -216,7 +216,8 @@ class TrainConfig:
     `momentum` is used by sgd (with Nesterov's form if `nesterov`) and rmsprop. Norms and biases are never decayed.
     `precision` "auto" is what a search found fastest on its machine; elsewhere bfloat16 autocast where the processor or
     GPU computes in it, float16 on other GPUs, else float32. `stages` are other optimizers for later parts, in the order
-    in which they begin; `averaging` None keeps the weights of the last step.
+    in which they begin; `averaging` None keeps the weights of the last step. The training ends early when its loss has
+    made no progress for the fraction `patience` of the epochs (`tunelab.records.out_of_patience`); None never does.
     """
 
     epochs: Annotated[int, Field(ge=1, le=1_000_000)] = 30
@@ -232,6 +233,7 @@ class TrainConfig:
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     stages: tuple[StageSpec, ...] = ()
     averaging: AveragingConfig | None = None
+    patience: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
 
     @field_validator("stages")
     @classmethod
@@ -245,7 +247,9 @@ class TrainConfig:
     def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """What came later is left out where it is not used: ids, which are made of this, stay what they were."""
         plain: dict[str, Any] = write(self)
-        return {name: value for name, value in plain.items() if value or name not in ("stages", "averaging")}
+        return {
+            name: value for name, value in plain.items() if value or name not in ("stages", "averaging", "patience")
+        }
 
 
 @dataclass(frozen=True, config=_FORBID)

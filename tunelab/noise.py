@@ -14,7 +14,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tunelab.records import Trial
+from tunelab.records import Trial, out_of_patience
 
 CONFIDENCE = 0.95
 PRIOR_DEGREES = 2.0
@@ -53,17 +53,23 @@ def noise_at(trials: Iterable[Trial], epoch: int, val_images: int) -> Noise:
     """The noise of scores after `epoch` epochs, from all trials that came so far.
 
     Runs of one configuration are compared only if they were to have the same full length, since a schedule depends
-    on it.
+    on it. Those that ended by early stopping keep their last score.
 
     Args:
         trials: all trials of a study, repeats included.
         epoch: after how many epochs, from 1.
         val_images: on how many images a score was measured; 0 if that is not known.
     """
-    reached = [trial for trial in trials if len(trial.epochs) >= epoch]
+    reached = []
     groups: dict[tuple[int, int], list[float]] = {}
-    for trial in reached:
-        groups.setdefault((configuration_of(trial), full_length(trial)), []).append(trial.epochs[epoch - 1].score)
+    for trial in trials:
+        there = len(trial.epochs)
+        if there >= epoch:
+            reached.append(trial)
+        elif counted_epochs(trial) < epoch:
+            continue
+        last = trial.epochs[min(there, epoch) - 1]
+        groups.setdefault((configuration_of(trial), full_length(trial)), []).append(last.score)
     return measured(groups.values(), _guess(reached, epoch, val_images))
 
 
@@ -76,6 +82,17 @@ def full_length(trial: Trial) -> int:
     """How many epochs a trial is to have."""
     train: Mapping[str, int] = trial.config.get("train", {})
     return int(train.get("epochs", len(trial.epochs)))
+
+
+def ended_early(trial: Trial) -> str:
+    """Why the recipe's early stopping ends a trial after the epochs that it has, "" if it does not."""
+    patience = trial.config.get("train", {}).get("patience")
+    return "" if patience is None else out_of_patience(trial.epochs, patience, full_length(trial))
+
+
+def counted_epochs(trial: Trial) -> int:
+    """How many epochs a trial counts as: those that it has, or its full length where it ended by early stopping."""
+    return full_length(trial) if ended_early(trial) else len(trial.epochs)
 
 
 def measured(groups: Iterable[Sequence[float]], guess: Noise) -> Noise:

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import enum
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 BY_MODEL = "model"
 """The origin of trials that the model of all trials proposed."""
 
+PROGRESS = 1e-4
+"""A loss that is lower by less than this share counts as no better; PyTorch's choice for ReduceLROnPlateau."""
+
 
 class TrialStatus(str, enum.Enum):
-    """How a trial stands. COMPLETED means full length; only such trials are ranked."""
+    """How a trial stands. COMPLETED means full length, or its recipe's early stopping; only such trials are ranked."""
 
     RUNNING = "RUNNING"
     COMPLETED = "COMPLETED"
@@ -67,13 +72,31 @@ class EpochMetrics:
         return asdict(self)
 
 
+def out_of_patience(history: Sequence[EpochMetrics], patience: float | None, epochs: int) -> str:
+    """Why a training of `epochs` epochs ends after these, "" if it does not: early stopping (Prechelt 1998).
+
+    It does when the loss has not been lower by PROGRESS for the fraction `patience` of the epochs, at least for one.
+    The loss is that of the validation images, or of the training images where nothing is held out.
+    """
+    if patience is None or len(history) >= epochs:
+        return ""
+    best, since = math.inf, 0
+    for metrics in history:
+        if metrics.loss < best * (1.0 - PROGRESS):
+            best, since = metrics.loss, metrics.epoch
+    waited = len(history) - since
+    if waited == 0 or waited < patience * epochs - 1e-9:
+        return ""
+    return f"early stopping: no progress of the loss since epoch {since}, for {waited} of {epochs} epochs"
+
+
 @dataclass
 class Trial:
     """One configuration trained once, as the record tells it.
 
     `config` is a TrialConfig as plain JSON (kept plain, so that reading a large study costs nothing); `params` are the
-    values that the space suggested. `reason` says why a trial ended before its full length. `decisions` are the
-    scheduler's, one for each rung reached, with the numbers that they were made from. `origin` says where the
+    values that the space suggested. `reason` says why a trial ended before its full length, by early stopping too.
+    `decisions` are the scheduler's, one for each rung reached, with the numbers that they were made from. `origin` says where the
     configuration came from ("baseline", "starter", "sampler", ...). A trial with `repeat_of` trains the configuration
     of that trial again with another seed, to measure noise; it is no configuration of its own. `notes` say what went
     differently from plan while it was trained.

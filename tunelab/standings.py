@@ -21,6 +21,7 @@ from tunelab.noise import (
     Noise,
     binomial_error,
     configuration_of,
+    counted_epochs,
     half_width,
     margin_between,
     noise_at,
@@ -185,7 +186,7 @@ def places(trials: Iterable[Trial], val_images: int = 0, confidence: float = CON
     lengths: dict[int, dict[int, list[Trial]]] = {}
     for trial in sorted(trials, key=lambda trial: trial.number):
         if trial.status is TrialStatus.COMPLETED:
-            lengths.setdefault(len(trial.epochs), {}).setdefault(configuration_of(trial), []).append(trial)
+            lengths.setdefault(counted_epochs(trial), {}).setdefault(configuration_of(trial), []).append(trial)
         elif trial.status in (TrialStatus.DIVERGED, TrialStatus.FAILED):
             lost.setdefault(configuration_of(trial), []).append(trial.number)
             if trial.status is TrialStatus.DIVERGED:

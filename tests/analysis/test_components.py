@@ -70,7 +70,7 @@ BASELINE = TrialConfig(
 )
 STAGES = (StageSpec(0.5, "sgd", 0.01, weight_decay=2e-3, momentum=0.8), StageSpec(0.8, "adam", 1e-4))
 STAGED = dataclasses.replace(
-    WINNER, train=dataclasses.replace(WINNER.train, stages=STAGES, averaging=AveragingConfig("swa"))
+    WINNER, train=dataclasses.replace(WINNER.train, stages=STAGES, averaging=AveragingConfig("swa"), patience=0.5)
 )
 LENET_WINNER = TrialConfig(LeNetSpec("relu", "max", "he"), TrainConfig(optimizer="adam", lr=1e-3))
 MLP_WINNER = TrialConfig(MLPSpec((64, 32, 1), "sparse", "tanh", 0.25), TrainConfig(optimizer="adam", lr=1e-3))
@@ -93,6 +93,7 @@ TOUCHES = {
     "warmup": {"train.schedule.warmup"},
     "stages": {"train.stages"},
     "averaging": {f"train.averaging.{name}" for name in ("kind", "start", "decay")},
+    "patience": {"train.patience"},
     "dropout": {"arch.dropout"},
     "norm": {"arch.norm"},
     "activation": {"arch.activation"},

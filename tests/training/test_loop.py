@@ -230,3 +230,20 @@ def test_without_a_folder_nothing_is_written(make_config, tmp_path, monkeypatch)
 def test_bad_input_is_refused_before_training(make_config, changes, options, message):
     with pytest.raises(InputError, match=message):
         Trainer(make_config(**changes), **{"device": "cpu", **options})
+
+
+def test_a_training_without_progress_ends_and_is_not_gone_on_with(make_config, tmp_path):
+    """At a rate that changes nothing; also after a restart, and from a checkpoint in between."""
+    config = make_config(epochs=8, lr=1e-9, patience=0.25)
+    history = run(config, folder=tmp_path)
+    assert [metrics.epoch for metrics in history] == [1, 2, 3]
+    again = Trainer(config, folder=tmp_path, device="cpu", telemetry="off")
+    assert again.resume()
+    assert again.finished
+    with pytest.raises(InputError, match="all 3 epochs are done"):
+        again.run_epoch()
+    assert measured(run(config, report=lambda metrics: metrics.epoch < 2, folder=tmp_path / "b")) == measured(
+        history[:2]
+    )
+    assert measured(run(config, folder=tmp_path / "b")) == measured(history)
+    assert len(run(make_config(epochs=4, lr=1e-9))) == 4

@@ -28,10 +28,14 @@ def draw(suggest):
 
 
 class Played:
-    """Trials that measure a formula: the higher the rate, the better. `halt` may stop it all before an epoch."""
+    """Trials that measure a formula: the higher the rate, the better. `halt` may stop it all before an epoch.
+
+    `measure` gives what an epoch of a trial comes to.
+    """
 
     def __init__(self) -> None:
         self.halt: Callable[[Trial, int], str] = lambda trial, epoch: ""
+        self.measure: Callable[[Trial, int], EpochMetrics] = measured
         self.order: list[int] = []
 
     def run(self, engine: Engine, _slots: Any, *, log: Path, **_more: Any) -> None:
@@ -46,7 +50,7 @@ class Played:
                 if why:
                     engine.halt(why)
                     break
-                goes_on = engine.report(trial.number, measured(trial, epoch))
+                goes_on = engine.report(trial.number, self.measure(trial, epoch))
 
 
 def measured(trial: Trial, epoch: int) -> EpochMetrics:

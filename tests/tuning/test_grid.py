@@ -380,3 +380,32 @@ def test_a_bad_grid_changes_nothing_though_the_space_has_changed(
         extend(study, grid=make_file(tmp_path, content), progress=False)
     assert {file.name: file.read_bytes() for file in study.path.iterdir() if file.is_file()} == before
     assert extend(study, trials=4, progress=False).info["space"]["version"] == 2
+
+
+# Early stopping.
+
+
+def test_a_trial_that_ends_early_is_complete_and_ranked(played: Played, space: Path) -> None:
+    """Its loss makes no progress after the second epoch; whatever halts the search, it ends at the same one."""
+    text = space.read_text().replace("batch_size=32", "batch_size=32, patience=0.3 if width == 4 else None")
+    space.write_text(text)
+    rising = played.measure
+    played.measure = lambda trial, epoch: dataclasses.replace(rising(trial, epoch), val_loss=1.0 / min(epoch, 2))
+    entries = [{"lr": 0.3, "width": 4}, {"lr": 0.2, "width": 8}]
+    played.halt = lambda trial, epoch: "SIGTERM" if (trial.number, epoch) == (1, 4) else ""
+    with pytest.raises(PausedError) as paused:
+        search(str(space), grid=make_file(space.parent, entries), repeat=2, **SMALL)
+    played.halt = lambda trial, epoch: ""
+    study = resume(paused.value.study, progress=False)
+    lengths = {trial.number: (trial.params["width"], len(trial.epochs)) for trial in study.list_trials()}
+    assert set(lengths.values()) == {(4, 5), (8, 9)}
+    ended = [trial for trial in study.list_trials() if trial.params["width"] == 4]
+    assert len(ended) == 3, "the baseline, the entry and its repeat"
+    assert {trial.status for trial in ended} == {TrialStatus.COMPLETED}
+    assert {trial.reason for trial in ended} == {
+        "early stopping: no progress of the loss since epoch 2, for 3 of 9 epochs"
+    }
+    best, second, third = study.standings()
+    assert best.trial.params == entries[0]
+    assert (best.epochs, second.epochs, third.epochs) == (9, 9, 9), "they are compared with those of full length"
+    assert best.standing.runs == 2

@@ -21,7 +21,7 @@ from tunelab.config import ComputeConfig, TrialConfig, derive_seed
 from tunelab.data.batches import Split, TrainBatches, load_data
 from tunelab.errors import DivergedError, InputError, OutOfTimeError
 from tunelab.models.network import build_network
-from tunelab.records import EpochMetrics
+from tunelab.records import EpochMetrics, out_of_patience
 from tunelab.training import checkpoint
 from tunelab.training.averaging import Averager
 from tunelab.training.compiling import seconds_left, try_out, worth_trying
@@ -133,8 +133,9 @@ class Trainer:
 
     @property
     def finished(self) -> bool:
-        """True once all epochs are in the history."""
-        return len(self.history) >= self.config.train.epochs
+        """True once all epochs are in the history, or those after which the recipe's early stopping ends it."""
+        train = self.config.train
+        return len(self.history) >= train.epochs or bool(out_of_patience(self.history, train.patience, train.epochs))
 
     def run_epoch(self, stop_at: float = math.inf) -> EpochMetrics:
         """Train and validate the next epoch; its metrics. Its checkpoint may still be being written, none before it.
@@ -149,7 +150,7 @@ class Trainer:
             OSError: the checkpoint, that of the epoch before, or the events could not be written.
         """
         if self.finished:
-            raise InputError(f"all {self.config.train.epochs} epochs are done")
+            raise InputError(f"all {len(self.history)} epochs are done")
         self._kept.check()
         set_up_threads(self.threads)
         self._fresh = False

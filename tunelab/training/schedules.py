@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 from tunelab.config import ScheduleConfig
 from tunelab.errors import InputError
-from tunelab.records import EpochMetrics
+from tunelab.records import PROGRESS, EpochMetrics
 
 Losses = Sequence[tuple[float, float]]
 """(progress in (0, 1] at which it was measured, loss), one for each finished epoch."""
@@ -23,7 +23,6 @@ Schedule = Callable[[float, ScheduleConfig, Losses], float]
 ONE_CYCLE_RISE = 0.3  # share of the cycle with a rising rate; our choice, as in fastai and PyTorch
 ONE_CYCLE_START = 1 / 25  # first rate; Smith & Topin (arXiv 1708.07120) section 3 leave it open, fastai's choice
 ONE_CYCLE_END = 1e-4 / 25  # last rate, "several orders of magnitude" below the first (section 3); PyTorch's choice
-PLATEAU_THRESHOLD = 1e-4  # relative progress below which a loss counts as no better; PyTorch's choice
 
 
 def constant(progress: float, schedule: ScheduleConfig, losses: Losses) -> float:
@@ -74,7 +73,7 @@ def plateau(progress: float, schedule: ScheduleConfig, losses: Losses) -> float:
     """
     best, since, drops = math.inf, schedule.warmup, 0
     for at, loss in losses:
-        if loss < best * (1.0 - PLATEAU_THRESHOLD):
+        if loss < best * (1.0 - PROGRESS):
             best, since = loss, max(at, since)
         elif at - since >= schedule.period - 1e-9:
             since, drops = at, drops + 1

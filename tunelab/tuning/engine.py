@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from tunelab.config import arch_id, derive_seed, to_json
 from tunelab.errors import ExhaustedError, TunelabError
 from tunelab.journal import Journal
-from tunelab.noise import full_length
+from tunelab.noise import ended_early, full_length
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.tuning.deadline import Deadline, Pace
 from tunelab.tuning.objectives import costs_of
@@ -236,8 +236,8 @@ class Engine:
         """Ends or pauses the trial if the epoch just recorded was its last or its rung says so; True if it did."""
         if epoch < len(trial.epochs):
             return False
-        if epoch >= full_length(trial):
-            self.end(trial.number, TrialStatus.COMPLETED, "")
+        if epoch >= full_length(trial) or ended_early(trial):
+            self.end(trial.number, TrialStatus.COMPLETED, ended_early(trial))
             return True
         if trial.repeat_of is not None:
             return False
