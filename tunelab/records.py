@@ -96,10 +96,10 @@ class Trial:
 
     `config` is a TrialConfig as plain JSON (kept plain, so that reading a large study costs nothing); `params` are the
     values that the space suggested. `reason` says why a trial ended before its full length, by early stopping too.
-    `decisions` are the scheduler's, one for each rung reached, with the numbers that they were made from. `origin` says where the
-    configuration came from ("baseline", "starter", "sampler", ...). A trial with `repeat_of` trains the configuration
-    of that trial again with another seed, to measure noise; it is no configuration of its own. `notes` say what went
-    differently from plan while it was trained.
+    `decisions` are the scheduler's, one for each rung reached, with the numbers that they were made from. `origin` says
+    where the configuration came from ("baseline", "starter", "sampler", ...). A trial with `repeat_of` trains the
+    configuration of that trial again with another seed, to measure noise; it is no configuration of its own. `notes`
+    say what went differently from plan while it was trained.
     """
 
     number: int
