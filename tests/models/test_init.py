@@ -92,7 +92,7 @@ def test_classic_weights_have_the_spread_that_is_told(init: str, sd: float, boun
         ("zero", 0.0, None),
         ("uniform", 0.05 / math.sqrt(3), 0.05),
         ("he", math.sqrt(2 / 300), None),
-        ("sparse", math.sqrt(15 / 300), None),
+        ("sparse", math.sqrt(2 / 300), None),
         ("xavier_uniform", math.sqrt(2 / 800), math.sqrt(6 / 800)),
         ("xavier_normal", math.sqrt(2 / 800), None),
     ],
@@ -109,11 +109,11 @@ def test_weights_of_dense_layers_have_the_spread_that_is_told(init: str, sd: flo
 
 @pytest.mark.parametrize(("inputs", "read"), [(784, 15), (64, 15), (15, 15), (9, 9)])
 def test_a_unit_of_a_sparse_layer_reads_fifteen_inputs(inputs: int, read: int) -> None:
-    """Each its own ones, by weights of variance 1."""
+    """Each its own ones, by weights of variance 2 / 15."""
     torch.manual_seed(0)
     layer = nn.Linear(inputs, 400)
     DENSE_INITS["sparse"](layer)
     there = layer.weight != 0
     assert there.sum(1).tolist() == [read] * 400
-    assert layer.weight[there].std().item() == pytest.approx(1, abs=0.05)
+    assert layer.weight[there].std().item() == pytest.approx(math.sqrt(2 / 15), rel=0.05)
     assert inputs == read or len({tuple(row) for row in there.tolist()}) > 390
