@@ -19,6 +19,7 @@ from tunelab.errors import InputError, TunelabError
 from tunelab.files import write_atomically
 from tunelab.records import Trial, TrialStatus
 from tunelab.study import Study, load, write_csv
+from tunelab.summary import write_summary
 from tunelab.training.checkpoint import load_model
 from tunelab.training.device import pick_device
 from tunelab.training.evaluate import class_scores
@@ -186,6 +187,7 @@ def _finish(
     title = f"{study.name}, trial {chosen.number}, {configs[0].train.epochs} epochs"
     draw_learning_curve(rows, runs.path / "learning_curve.png", title, metrics["test_accuracy"])
     write_atomically(file, json.dumps(metrics, indent=2) + "\n")
+    write_summary(study)
     write_card(runs.path, device_name)
     return metrics
 

@@ -67,18 +67,18 @@ def _draw_schedule(suggest: Suggest, strategy: str) -> ScheduleConfig:
 
 _NETWORK: Final = {"activation": "relu", "pooling": "max", "init": "he", "normalise": True}
 
-_FIXED: Final[Mapping[str, Any]] = {**_NETWORK, "strategy": "fixed", "batch_size": 128, "lr": 0.02}
+_FIXED: Final[Mapping[str, Any]] = {**_NETWORK, "strategy": "fixed", "batch_size": 64, "lr": 0.01}
 
 # The plain network as tutorials have it, at a fixed rate; where a batch is more than all images, smaller ones.
 BASELINES: Final[tuple[Mapping[str, Any], ...]] = (_FIXED, {**_FIXED, "batch_size": 32, "lr": 0.005})
 
-_STEP: Final = {**_NETWORK, "strategy": "step", "batch_size": 128, "lr": 0.05, "period_step": 0.25, "factor_step": 0.3}
-_CYCLIC: Final = {**_NETWORK, "strategy": "cyclic", "batch_size": 128, "lr": 0.1, "factor_cyclic": 0.01, "cycles": 1}
+_STEP: Final = {**_NETWORK, "strategy": "step", "batch_size": 64, "lr": 0.02, "period_step": 0.25, "factor_step": 0.3}
+_CYCLIC: Final = {**_NETWORK, "strategy": "cyclic", "batch_size": 64, "lr": 0.03, "factor_cyclic": 0.01, "cycles": 1}
 _PLATEAU: Final = {
     **_NETWORK,
     "strategy": "plateau",
-    "batch_size": 128,
-    "lr": 0.05,
+    "batch_size": 64,
+    "lr": 0.02,
     "period_plateau": 0.125,
     "factor_plateau": 0.3,
     "patience": 0.375,

@@ -43,7 +43,8 @@ ROOMS = [
         "tunelab.commands",
         "parse, call, print: a module for each group of commands",
         "tunelab.tuning.extend tunelab.tuning.runner tunelab.tuning.execute tunelab.tuning.prospect"
-        " tunelab.tuning.memory tunelab.tuning.options tunelab.tuning.profile tunelab.tuning.progress tunelab.study"
+        " tunelab.tuning.grid_files tunelab.tuning.memory tunelab.tuning.options tunelab.tuning.profile"
+        " tunelab.tuning.progress tunelab.study"
         " tunelab.space tunelab.records tunelab.config tunelab.shared_options",
     ),
     Room(
@@ -51,7 +52,7 @@ ROOMS = [
         "after the run: rank, plot, report, retrain, ablate, profile, use a model. Functions; not needed by a worker",
         "tunelab.tuning.runner tunelab.tuning.profile tunelab.tuning.probes tunelab.tuning.hardware"
         " tunelab.tuning.progress tunelab.tuning.options tunelab.tuning.objectives tunelab.tuning.importances"
-        " tunelab.training tunelab.study tunelab.journal"
+        " tunelab.training tunelab.summary tunelab.study tunelab.journal"
         " tunelab.standings tunelab.noise tunelab.space tunelab.models.check tunelab.data tunelab.records"
         " tunelab.variants tunelab.capacity tunelab.config",
         "torch",
@@ -99,7 +100,7 @@ ROOMS = [
         "one run of an engine on Ray, from what is planned to its end or a pause",
         "tunelab.tuning.progress tunelab.tuning.forecast tunelab.tuning.ray_tune tunelab.tuning.engine"
         " tunelab.tuning.repeats tunelab.tuning.deadline tunelab.tuning.stopping tunelab.tuning.searcher"
-        " tunelab.tuning.sources tunelab.tuning.options tunelab.study tunelab.journal",
+        " tunelab.tuning.sources tunelab.tuning.options tunelab.summary tunelab.study tunelab.journal",
     ),
     Room(
         "tunelab.tuning.lineage",
@@ -137,7 +138,12 @@ ROOMS = [
     Room(
         "tunelab.tuning.grid_files",
         "where trials given by hand are read from: a file, or a grid of the space's own",
-        "tunelab.space",
+        "tunelab.tuning.templates tunelab.space",
+    ),
+    Room(
+        "tunelab.tuning.templates",
+        "complete configurations among trials given by hand",
+        "tunelab.summary tunelab.space tunelab.config",
     ),
     Room(
         "tunelab.tuning.preflight",
@@ -289,6 +295,11 @@ ROOMS = [
         "images: found, decoded once, divided, cached, batched, augmented, streamed where they do not fit",
         "tunelab.config tunelab.capacity",
         "torch torchvision",
+    ),
+    Room(
+        "tunelab.summary",
+        "what a study writes for people beside its tables: a summary, templates of trials",
+        "tunelab.study tunelab.records",
     ),
     Room(
         "tunelab.study",

@@ -138,6 +138,13 @@ def take_data(options: dict[str, Any]) -> dict[str, Any]:
     return {"name": taken.pop("data"), **taken}
 
 
+def names_given(context: click.Context) -> set[str]:
+    """The options that are given, by the command line or a file of options, as click or a `DataConfig` calls them."""
+    defaults = (ParameterSource.DEFAULT, None)
+    found = {name for name in context.params if context.get_parameter_source(name) not in defaults}
+    return found | ({"name"} if "data" in found else set())
+
+
 def words_given(context: click.Context, names: Collection[str]) -> list[str]:
     """Those of a command's options that the command line gives, as they are spelled there; `names` are click's."""
     return [

@@ -14,7 +14,7 @@ from tunelab.records import Trial, TrialStatus
 from tunelab.space import SearchSpace, load_space
 from tunelab.tuning.extend import extend
 from tunelab.tuning.grid import complete
-from tunelab.tuning.grid_files import MOST, read_grid
+from tunelab.tuning.grid_files import MOST, find_grid
 from tunelab.tuning.runner import PausedError, resume, search
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def make_file(tmp_path: Path, content: Any) -> Path:
 
 
 def completed(tmp_path: Path, content: Any, space: str = "arch", check: Any = accept) -> list[dict[str, Any]]:
-    return complete(read_grid(make_file(tmp_path, content)), load_space(space), check, 0)
+    return complete(find_grid(make_file(tmp_path, content), loaded := load_space(space)), loaded, check, 0)
 
 
 # The file.
@@ -114,11 +114,11 @@ def test_a_whole_number_in_steps(tmp_path: Path) -> None:
     plain = load_space("arch").draw(optuna.trial.FixedTrial(dict(one)))
     space = SearchSpace("steps", "steps.py", 1, "", draw, ())
     for given, expected in ({"width": 8, "bias": "no"}, {"width": 8, "bias": False}), ({"bias": None}, {"bias": None}):
-        (found,) = complete(read_grid(make_file(tmp_path, [given])), space, accept, 0)
+        (found,) = complete(find_grid(make_file(tmp_path, [given]), space), space, accept, 0)
         assert {name: found[name] for name in expected} == expected
     for wrong in (6, 20, 4.5):
         with pytest.raises(InputError, match="it must be a whole number from 4 to 16 in steps of 4"):
-            complete(read_grid(make_file(tmp_path, [{"width": wrong}])), space, accept, 0)
+            complete(find_grid(make_file(tmp_path, [{"width": wrong}]), space), space, accept, 0)
 
 
 def test_what_is_drawn_is_drawn_so_that_it_fits(tmp_path: Path) -> None:
@@ -157,7 +157,7 @@ def test_one_draw_is_looked_for_long_enough(tmp_path: Path) -> None:
     told: list[str] = []
     file = make_file(tmp_path, [{"x_0": 0.1}, {"x_1": 0.2}, {"x_2": 0.3}])
     for seed in range(5):
-        found = complete(read_grid(file), dice(6), accept, seed, told.append)
+        found = complete(find_grid(file, dice(6)), dice(6), accept, seed, told.append)
         assert [one.pop(f"x_{place}") for place, one in enumerate(found)] == [0.1, 0.2, 0.3]
         others = [{name: value for name, value in one.items() if name[0] != "x"} for one in found]
         assert others[0] == others[1] == others[2]
@@ -167,7 +167,7 @@ def test_one_draw_is_looked_for_long_enough(tmp_path: Path) -> None:
 def test_where_no_draw_suits_all_that_is_said(tmp_path: Path) -> None:
     told: list[str] = []
     file = make_file(tmp_path, [{"only_a": 0.1}, {"only_b": 0.2}])
-    found = complete(read_grid(file), dice(2), accept, 0, told.append)
+    found = complete(find_grid(file, dice(2)), dice(2), accept, 0, told.append)
     assert [one["kind"] for one in found] == ["a", "b"]
     assert told == [f"no draw of what {file} leaves out suits all its entries; it differs between trials"]
 
@@ -182,7 +182,7 @@ def test_looking_for_one_draw_ends(tmp_path: Path) -> None:
         return space.draw(suggest)
 
     file = make_file(tmp_path, [{"only_a": rate / 100} for rate in range(1, 40)] + [{"only_b": 0.45}])
-    complete(read_grid(file), dataclasses.replace(space, draw=draw), accept, 0)
+    complete(find_grid(file, space), dataclasses.replace(space, draw=draw), accept, 0)
     assert len(asked) < 3000
 
 
@@ -194,7 +194,12 @@ def test_a_name_that_is_asked_for_twice_has_one_value(tmp_path: Path) -> None:
         assert suggest.suggest_float("rate", 0.001, 0.5) == suggest.suggest_float("rate", 0.001, 0.5)
         return config
 
-    assert complete(read_grid(make_file(tmp_path, [{"kind": "a"}])), dataclasses.replace(space, draw=draw), accept, 0)
+    assert complete(
+        find_grid(make_file(tmp_path, [{"kind": "a"}]), dataclasses.replace(space, draw=draw)),
+        dataclasses.replace(space, draw=draw),
+        accept,
+        0,
+    )
 
 
 # A search.

@@ -9,7 +9,7 @@ import pytest
 
 from tunelab.errors import InputError
 from tunelab.space import SearchSpace, load_space
-from tunelab.tuning.grid_files import find_grid, read_grid
+from tunelab.tuning.grid_files import find_grid
 
 NAMED = {"rates": ({"lr": 0.1, "bias": True}, {"lr": 1e-5, "bias": None}), "other": ({"norm": "none"},)}
 
@@ -24,11 +24,11 @@ def test_what_an_alias_repeats_is_made_once(tmp_path: Path) -> None:
     """Thirty lists of two, each of the one before, stand for a billion values."""
     lists = ["- &l0 [a, a]", *(f"- &l{place} [*l{place - 1}, *l{place - 1}]" for place in range(1, 31))]
     with pytest.raises(InputError, match="must hold a list of mappings"):
-        read_grid(make_file(tmp_path, "\n".join(lists)))
+        find_grid(make_file(tmp_path, "\n".join(lists)), load_space("arch"))
     with pytest.raises(InputError) as refused:
-        read_grid(make_file(tmp_path, "- lists:\n" + "\n".join(f"    {line}" for line in lists)))
+        find_grid(make_file(tmp_path, "- lists:\n" + "\n".join(f"    {line}" for line in lists)), load_space("arch"))
     assert len(str(refused.value)) < 1000
-    (one, other) = read_grid(make_file(tmp_path, "- &a {norm: batch}\n- *a")).entries
+    (one, other) = find_grid(make_file(tmp_path, "- &a {norm: batch}\n- *a"), load_space("arch")).entries
     assert one == other == {"norm": "batch"}
 
 

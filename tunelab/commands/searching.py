@@ -20,6 +20,7 @@ from tunelab.shared_options import (
     RUNS_DIR,
     STUDY,
     data_options,
+    names_given,
     shared,
     take_data,
 )
@@ -111,12 +112,17 @@ def search(
     tunelab search lenet --grid strategies --epochs 8
     """
     from tunelab.config import from_json
+    from tunelab.tuning.grid_files import options_of_templates
     from tunelab.tuning.memory import find_studies
     from tunelab.tuning.options import SearchOptions, fill_in
     from tunelab.tuning.prospect import forecast_search
     from tunelab.tuning.runner import start_search
 
     data = take_data(options)
+    if grid is not None:
+        options, data, taken = options_of_templates(grid, options, data, names_given(click.get_current_context()))
+        if taken:
+            click.echo(f"note: {', '.join(taken)}, as {grid} has it", err=True)
     options["warm_start"] = find_studies(options["warm_start"], runs_dir)
     options, request = fill_in(options, grid)
     checked = from_json(SearchOptions, {**options, "data": data})

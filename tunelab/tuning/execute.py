@@ -11,6 +11,7 @@ from threadpoolctl import threadpool_limits
 from tunelab.errors import TunelabError
 from tunelab.journal import Journal
 from tunelab.study import Study, current, history
+from tunelab.summary import write_summary
 from tunelab.tuning import ray_tune
 from tunelab.tuning.deadline import Deadline
 from tunelab.tuning.engine import Engine
@@ -102,8 +103,10 @@ def execute(study: Study, plan: Plan) -> Study:
     if engine.error is not None:
         with contextlib.suppress(OSError):  # on a full disk, say, which is the error then
             study.write_tables()
+            write_summary(study)
         raise engine.error
     study.write_tables()
+    write_summary(study)
     if engine.exhausted:
         study.update(lambda info: {"options": {**info["options"], "trials": engine.begun}})
         if plan.show_progress:

@@ -1,8 +1,8 @@
 """Where trials by hand are read from: a file, or a grid that a space has itself.
 
 The file is YAML or JSON: a list of mappings, each of them one trial, or one mapping from names to lists of values,
-which stands for all combinations. Values are read as text; `tunelab.tuning.grid` turns them into what the space asks
-for.
+which stands for all combinations; or a template of a trial, or a list of such. Values are read as text;
+`tunelab.tuning.grid` turns them into what the space asks for.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import itertools
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tunelab.errors import InputError
 from tunelab.space import SearchSpace
+from tunelab.tuning.templates import is_template, params_of, take_options
 
 Entry = Mapping[str, str]
 
@@ -57,7 +58,12 @@ def find_grid(asked: str | Path, space: SearchSpace) -> Grid:
     if not path.suffix and not path.exists():
         there = f"it has {', '.join(space.grids)}" if space.grids else "it has none"
         raise InputError(f"the space {space.name!r} has no grid {str(asked)!r} ({there}), and there is no such file")
-    return read_grid(path)
+    return read_grid(path, space)
+
+
+def _listed(plain: Any) -> Any:
+    """What a file holds, one template as a list of one."""
+    return [plain] if is_template(plain) else plain
 
 
 def word(value: Any) -> str:
@@ -65,13 +71,27 @@ def word(value: Any) -> str:
     return WORDS[value][0] if value is None or isinstance(value, bool) else str(value)
 
 
-def read_grid(path: Path) -> Grid:
+def options_of_templates(
+    asked: str | Path, values: Mapping[str, Any], data: Mapping[str, Any], given: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
+    """As `tunelab.tuning.templates.take_options`, of a file of templates; of other grids nothing is taken."""
+    path = Path(asked).expanduser()
+    plain = _read_yaml(path) if path.is_file() and (path.suffix or len(path.parts) > 1) else None
+    return take_options(_listed(plain), values, data, given, str(path))
+
+
+def read_grid(path: Path, space: SearchSpace) -> Grid:
     """The entries of a file.
 
     Raises:
-        InputError: there is no such file, or it is neither of the two forms.
+        InputError: there is no such file, it is neither of the two forms, or a template in it is not of `space`.
     """
-    plain = _read_yaml(path)
+    plain = _listed(_read_yaml(path))
+    if isinstance(plain, list):
+        plain = [
+            params_of(entry, f"{path}, entry {place}", space) if is_template(entry) else entry
+            for place, entry in enumerate(plain, start=1)
+        ]
     if isinstance(plain, list) and plain and all(isinstance(entry, dict) and entry for entry in plain):
         entries = plain
         for place, entry in enumerate(entries, start=1):
