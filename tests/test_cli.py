@@ -20,6 +20,8 @@ from PIL import Image
 from tunelab import commands
 from tunelab.cli import run
 from tunelab.cli import tunelab as command_line
+from tunelab.records import Trial
+from tunelab.summary import template
 
 if TYPE_CHECKING:
     from tests.conftest import MakeStudy
@@ -505,6 +507,23 @@ def test_an_earlier_study_is_found_by_name_and_counts_once(
     assert started[0][1].warm_start == (str(runs_dir / "study"),)
     asked = Asked(["search", "arch", "--grid", "rates.yaml", *words], capfd)
     assert_one_line(asked, "--warm-start changes nothing with --grid alone", "give --trials")
+
+
+def test_options_that_are_not_given_are_those_of_a_template(
+    capfd: pytest.CaptureFixture[str], started: list[Any], make_study: MakeStudy, tmp_path: Path
+) -> None:
+    content = template(make_study(path=tmp_path / "other"), Trial(0, {}, {"lr": 0.1}))
+    content["options"] = {"epochs": 7, "max_params": 9000, "data": {"name": "mnist", "limit_train": 300}}
+    file = tmp_path / "one.json"
+    file.write_text(json.dumps(content))
+    asked = Asked(["search", "arch", "--grid", str(file), "--limit-train", "200"], capfd)
+    assert asked.status == 0
+    options = started[0][1]
+    assert (options.epochs, options.max_params, options.data.name, options.data.limit_train) == (7, 9000, "mnist", 200)
+    assert f"note: epochs 7, max_params 9000, data mnist, as {file} has it" in asked.err
+    named = Asked(["search", "arch", "--grid", "strategies", "--epochs", "3"], capfd)
+    assert named.status == 0
+    assert (started[1][1].epochs, started[1][1].data.name) == (3, "digits")
 
 
 # Options from a file. `started` is what the search would have been started with.

@@ -74,7 +74,7 @@ def take_options(
             raise InputError(f"{where}: the templates differ in {_spoken(name)} ({found[0]} and others); say which")
         if name not in given:
             taken[name] = found[0]
-    known = {**values, **data}
+    known = {**to_json(DataConfig()), **values, **data}
     told = [f"{_spoken(name)} {value}" for name, value in taken.items() if known.get(name) != value]
     return (
         {**values, **{name: value for name, value in taken.items() if name in OPTIONS}},
