@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunelab.files import write_atomically
 from tunelab.records import Trial
 from tunelab.study import Study, write_csv
 
@@ -40,7 +39,9 @@ def write_summary(study: Study) -> None:
         file = study.trial_folder(trial.number) / TEMPLATE
         if not file.exists():
             file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(file, json.dumps(template(study, trial), indent=2) + "\n")
+            temporary = file.with_name(f".{TEMPLATE}.tmp")  # not synced: it is made anew where it is lost
+            temporary.write_text(json.dumps(template(study, trial), indent=2) + "\n", encoding="utf-8")
+            temporary.replace(file)
 
 
 def summary_row(study: Study, trial: Trial, test_accuracy: float | None) -> dict[str, Any]:
