@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
-from tunelab.errors import InputError
+from tunelab.config import ArchSpec, TrialConfig
+from tunelab.errors import InputError, RefusedError
 from tunelab.space import SearchSpace, load_space
+from tunelab.tuning.grid import complete
 from tunelab.tuning.grid_files import find_grid
 
 NAMED = {"rates": ({"lr": 0.1, "bias": True}, {"lr": 1e-5, "bias": None}), "other": ({"norm": "none"},)}
@@ -75,3 +77,18 @@ def test_what_there_is_not_is_named(spaced: SearchSpace, asked: str, said: str) 
 def test_a_space_without_grids_says_so() -> None:
     with pytest.raises(InputError, match=r"the space 'arch' has no grid 'rates' \(it has none\)"):
         find_grid("rates", load_space("arch"))
+
+
+def test_what_a_grid_of_the_space_leaves_out_is_that_of_the_first_baseline_that_suits_all(spaced: SearchSpace) -> None:
+    def narrow(config: TrialConfig) -> None:
+        if isinstance(config.arch, ArchSpec) and config.arch.stem.width > 16:
+            raise RefusedError("too wide")
+
+    space = dataclasses.replace(spaced, grids={"two": ({"optimizer": "adam", "lr_adam": 0.001}, {"flip": True})})
+    adam, flipped = complete(find_grid("two", space), space, narrow, 0)
+    baseline = next(one for one in space.baselines if one["stem_width"] == 16)
+    assert flipped == {**baseline, "flip": True}
+    recipe = ("optimizer", "lr_adam", "weight_decay_adam")
+    assert {name: value for name, value in adam.items() if name not in recipe} == {
+        name: value for name, value in baseline.items() if name in adam and name not in recipe
+    }

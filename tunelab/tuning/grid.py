@@ -35,7 +35,9 @@ def complete(
     seed: int,
     tell: Callable[[str], object] | None = None,
 ) -> list[dict[str, Any]]:
-    """The parameters of each trial of a grid; those that it leaves out are drawn, the same for all where that works.
+    """The parameters of each trial of a grid; those that it leaves out are the same for all where that works.
+
+    They are drawn, or of a space's own grid those of a baseline, the first that suits all entries.
 
     Args:
         grid: from `find_grid`.
@@ -51,7 +53,7 @@ def complete(
     for name in grid.entries[0] if grid.is_product else ():
         if all(name not in one.wanted for one in asked):
             raise InputError(f"{grid.name}: {_unknown(name, space, {})}")
-    drawn = _draw_together(asked)
+    drawn = _as_a_baseline(asked, grid) or _draw_together(asked)
     if drawn is None:
         drawn = [one.draw_alone() for one in asked]
         if tell is not None:
@@ -125,9 +127,9 @@ class _Asked:
             raise InputError(f"{self._where}: {_unknown(missing[0], space, self._entry)}")
         raise InputError(f"{self._where}: the space {space.name!r} never asks for all of {', '.join(self._entry)}")
 
-    def draw(self, attempt: int) -> tuple[TrialConfig, dict[str, Any]] | None:
-        """Configuration and parameters; None if they are refused or lack what is wanted."""
-        config, params = self._ask(attempt)
+    def draw(self, attempt: int, rest: Entry | None = None) -> tuple[TrialConfig, dict[str, Any]] | None:
+        """Configuration and parameters, those of `rest` not drawn; None if they are refused or lack what is wanted."""
+        config, params = self._ask(attempt, rest)
         if not self.wanted <= params.keys():
             return None
         try:
@@ -145,8 +147,8 @@ class _Asked:
                 return drawn
         raise InputError(f"{self._where} is refused: {self._problem}")
 
-    def _ask(self, attempt: int) -> tuple[TrialConfig, dict[str, Any]]:
-        asker = _Asker(self._entry, self._where, derive_seed(self._seed, "grid", attempt))
+    def _ask(self, attempt: int, rest: Entry | None = None) -> tuple[TrialConfig, dict[str, Any]]:
+        asker = _Asker({**(rest or {}), **self._entry}, self._where, derive_seed(self._seed, "grid", attempt))
         try:
             return self._space.draw(asker), asker.params
         except InputError:
@@ -154,6 +156,20 @@ class _Asked:
         except Exception as error:
             what = f"the space {self._space.name!r} raised {type(error).__name__}: {error}"
             raise InputError(f"{self._where}: {what}") from error
+
+
+def _as_a_baseline(asked: Sequence[_Asked], grid: Grid) -> list[tuple[TrialConfig, dict[str, Any]]] | None:
+    """All entries with what they leave out as in the first baseline that suits them all; None if there is none."""
+    for rest in grid.rests:
+        drawn: list[tuple[TrialConfig, dict[str, Any]]] = []
+        for one in asked:
+            found = one.draw(0, rest)
+            if found is None:
+                break
+            drawn.append(found)
+        else:
+            return drawn
+    return None
 
 
 def _draw_together(asked: Sequence[_Asked]) -> list[tuple[TrialConfig, dict[str, Any]]] | None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import reprlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,14 @@ _SHORT.maxlevel = 2
 class Grid:
     """The entries of a file or of a space's own grid, and what to call it.
 
-    In a product, names that a combination has no use for are left out of it.
+    In a product, names that a combination has no use for are left out of it. What the entries of a space's own grid
+    leave out is as in one of its baselines, `rests`, the first of them that suits all entries; else it is drawn.
     """
 
     name: str
     entries: tuple[Entry, ...]
     is_product: bool = False
+    rests: tuple[Entry, ...] = ()
 
 
 def find_grid(asked: str | Path, space: SearchSpace) -> Grid:
@@ -53,8 +55,8 @@ def find_grid(asked: str | Path, space: SearchSpace) -> Grid:
     path = Path(asked).expanduser()
     name = str(asked).removeprefix(f"{space.name}/")
     if name in space.grids and not (path.is_file() and (path.suffix or len(path.parts) > 1)):
-        entries = [{key: word(value) for key, value in entry.items()} for entry in space.grids[name]]
-        return Grid(f"{space.name}/{name}", tuple(entries))
+        entries, rests = _worded(space.grids[name]), _worded(space.baselines)
+        return Grid(f"{space.name}/{name}", entries, rests=rests)
     if not path.suffix and not path.exists():
         there = f"it has {', '.join(space.grids)}" if space.grids else "it has none"
         raise InputError(f"the space {space.name!r} has no grid {str(asked)!r} ({there}), and there is no such file")
@@ -64,6 +66,10 @@ def find_grid(asked: str | Path, space: SearchSpace) -> Grid:
 def _listed(plain: Any) -> Any:
     """What a file holds, one template as a list of one."""
     return [plain] if is_template(plain) else plain
+
+
+def _worded(sets: Sequence[Mapping[str, Any]]) -> tuple[Entry, ...]:
+    return tuple({key: word(value) for key, value in entry.items()} for entry in sets)
 
 
 def word(value: Any) -> str:
