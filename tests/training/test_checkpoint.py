@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import os
 import pickle
@@ -32,6 +33,25 @@ def test_what_is_saved_is_loaded(tmp_path):
     assert torch.equal(found.model["weight"], state(2).model["weight"])
     assert (found.config_id, found.arch_id, found.seed, found.data) == ("abc", "def", 7, "data")
     assert [path.name for path in tmp_path.iterdir()] == ["last.pt"]
+
+
+def test_a_checkpoint_of_format_1_is_read(tmp_path):
+    """It had the history as a list of dictionaries."""
+    history = [metrics.to_json() for metrics in state(3).history]
+    plain = {"format": 1, "config_id": "abc", "arch_id": "def", "seed": 7, "data": "data", "history": history}
+    torch.save({**plain, "model": {"weight": torch.ones(10)}, "optimizer": {}}, tmp_path / "last.pt")
+    assert load(tmp_path / "last.pt").history == state(3).history
+
+
+def test_a_long_history_takes_little_room(tmp_path):
+    """The number of epochs is the number of times that it is written."""
+    sizes = []
+    for epochs in (0, 1000):
+        save(tmp_path, state(epochs), best=False)
+        sizes.append((tmp_path / "last.pt").stat().st_size)
+    numbers = len(dataclasses.fields(EpochMetrics))
+    assert sizes[1] - sizes[0] < 1000 * (8 * numbers + 1)
+    assert load(tmp_path / "last.pt").history == state(1000).history
 
 
 def test_best_is_a_second_name_and_stays_when_last_goes_on(tmp_path):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,8 @@ RECIPES = {
         "stages": (StageSpec(0.4, "sgd", 0.05), StageSpec(0.6, "rmsprop", 0.0003)),
         "averaging": AveragingConfig("ema", 0.2, 0.9),
     },
+    "by norm": {"schedule": ScheduleConfig("constant", by_norm=True), "optimizer": "adam", "lr": 0.03},
+    "by norm, plateau": {"schedule": ScheduleConfig("plateau", 0.1, 0.2, 0.5, by_norm=True), "lr": 1.0},
     "swa": {"schedule": ScheduleConfig("constant"), "averaging": AveragingConfig("swa", 0.2)},
 }
 
@@ -108,13 +111,11 @@ def test_without_a_checkpoint_it_starts_from_the_start(config, tmp_path):
 
 
 def damage(path: Path) -> None:
-    """Flip bits in the middle of the weights, in a file of its own: last and best may be one file.
-
-    As many as no gap between two weights has, whose bytes mean nothing.
-    """
+    """Flip a bit in the middle of the largest tensor, in a file of its own: last and best may be one file."""
+    with zipfile.ZipFile(path) as archive:
+        largest = max(archive.infolist(), key=lambda member: member.file_size)
     content = bytearray(path.read_bytes())
-    for place in range(len(content) // 2, len(content) // 2 + 128):
-        content[place] ^= 1
+    content[largest.header_offset + largest.file_size // 2 + 128] ^= 1  # its heading is shorter than 128 bytes
     path.unlink()
     path.write_bytes(content)
 

@@ -7,14 +7,17 @@ tensors, numbers and strings only, and are read without running code.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import io
+import math
+import operator
 import os
 import pickle
 import struct
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,7 +32,9 @@ from tunelab.files import sync_folder
 from tunelab.models.network import build_network
 from tunelab.records import EpochMetrics
 
-FORMAT = 1
+FORMAT = 2
+_READ = (1, FORMAT)
+"""In format 1 the history is a list of dictionaries, which took 30 ms to write for each 2,000 epochs in it."""
 LAST = "last.pt"
 BEST = "best.pt"
 _TEMPORARY = ".tmp"
@@ -251,7 +256,7 @@ def _to_plain(checkpoint: Checkpoint) -> dict[str, Any]:
         "arch_id": checkpoint.arch_id,
         "seed": checkpoint.seed,
         "data": checkpoint.data,
-        "history": [metrics.to_json() for metrics in checkpoint.history],
+        "history": _history_to_plain(checkpoint.history),
         "model": dict(checkpoint.model),
         "optimizer": dict(checkpoint.optimizer),
         "scaler": dict(checkpoint.scaler),
@@ -260,12 +265,28 @@ def _to_plain(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def _from_plain(plain: dict[str, Any]) -> Checkpoint:
-    if plain["format"] != FORMAT:
-        raise ValueError(f"its format is {plain['format']}, this tunelab reads {FORMAT}")
-    history = [EpochMetrics(**metrics) for metrics in plain["history"]]
+    if plain["format"] not in _READ:
+        raise ValueError(f"its format is {plain['format']}, this tunelab reads {' and '.join(map(str, _READ))}")
+    listed = plain["format"] == 1
+    history = [EpochMetrics(**epoch) for epoch in plain["history"]] if listed else _history_of(plain["history"])
     fields = {name: plain[name] for name in ("config_id", "arch_id", "seed", "data", "model", "optimizer")}
     later = {name: plain.get(name, {}) for name in ("scaler", "averaged")}  # older files lack them
     return Checkpoint(history=history, **fields, **later)
+
+
+def _history_to_plain(history: Sequence[EpochMetrics]) -> dict[str, Any]:
+    """The names of the numbers of an epoch, and a row of them for each; what was not measured is NaN."""
+    names = [field.name for field in dataclasses.fields(EpochMetrics)]
+    row = operator.attrgetter(*names)
+    numbers = [math.nan if value is None else value for metrics in history for value in row(metrics)]
+    return {"names": names, "numbers": torch.tensor(numbers, dtype=torch.float64).reshape(len(history), len(names))}
+
+
+def _history_of(plain: Mapping[str, Any]) -> list[EpochMetrics]:
+    names = plain["names"]
+    rows = [[None if math.isnan(value) else value for value in row] for row in plain["numbers"].tolist()]
+    epochs = [dict(zip(names, row, strict=True)) for row in rows]
+    return [EpochMetrics(**{**numbers, "epoch": int(numbers["epoch"])}) for numbers in epochs]
 
 
 def _is_named(file: BinaryIO, path: Path) -> bool:
