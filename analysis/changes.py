@@ -94,7 +94,8 @@ def _leaves(plain: dict[str, Any], above: str = "") -> dict[str, Any]:
         elif name == "averaging":
             found[name] = f"{value['kind']} from {value['start']:.0%}"
         elif isinstance(value, dict):
-            found.update(_leaves(value, name))
+            told = {"by_norm": False, **value} if name == "schedule" else value  # left out where it is not used
+            found.update(_leaves(told, name))
         else:
             found[_spoken(above, name)] = value
     return found

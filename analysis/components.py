@@ -41,7 +41,7 @@ def effective(config: TrialConfig) -> TrialConfig:
     for name, optimizers in READ_BY_OPTIMIZER.items():
         if used.isdisjoint(optimizers) or (name == "nesterov" and train.momentum == 0.0):
             train = dataclasses.replace(train, **{name: getattr(plain, name)})
-    schedule = ScheduleConfig(train.schedule.name, train.schedule.warmup)
+    schedule = ScheduleConfig(train.schedule.name, train.schedule.warmup, by_norm=train.schedule.by_norm)
     read = READ_BY_SCHEDULE[train.schedule.name]
     schedule = dataclasses.replace(schedule, **{name: getattr(train.schedule, name) for name in read})
     augment = train.augment if train.augment.mixup > 0.0 else dataclasses.replace(train.augment, mixup_until=1.0)

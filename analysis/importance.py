@@ -174,6 +174,7 @@ def _words_of_recipe(train: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {} if optimizer is None else {"optimizer": optimizer}
     if "schedule" in train:
         found |= {"schedule": train["schedule"]["name"], "warm-up": train["schedule"]["warmup"]}
+        found["rate by norm"] = train["schedule"].get("by_norm", False)
     if "batch_size" in train:
         found["batch size"] = train["batch_size"]
     for name, word in (("lr", "learning rate"), ("weight_decay", "weight decay")):

@@ -149,7 +149,9 @@ def describe_config(config: Mapping[str, Any]) -> str:
     "basic x2, /2, bottleneck, basic".
     """
     train = config["train"]
-    recipe = f"{train['optimizer']} lr {train['lr']:.2g}, {train['schedule']['name']}, batch {train['batch_size']}"
+    by_norm = " / norm" if train["schedule"].get("by_norm") else ""
+    schedule = f"lr {train['lr']:.2g}{by_norm}, {train['schedule']['name']}"
+    recipe = f"{train['optimizer']} {schedule}, batch {train['batch_size']}"
     for stage in train.get("stages", ()):
         recipe += f", from {100 * stage['begin']:.0f}% {stage['optimizer']} lr {stage['lr']:.2g}"
     averaging = train.get("averaging")

@@ -1,6 +1,7 @@
 """The components of a recipe, each with the configurations that it becomes: pure functions.
 
-A learning rate belongs to an optimizer and to a batch size: where one of them changes, the rate goes with it.
+A learning rate belongs to an optimizer, to a batch size, and to whether it is divided by the norm of the weights: where
+one of them changes, the rate goes with it.
 """
 
 from __future__ import annotations
@@ -116,13 +117,18 @@ def _warmup(config: TrialConfig, baseline: TrialConfig) -> Changes:
 
 
 def _schedule(config: TrialConfig, baseline: TrialConfig) -> Changes:
-    """A constant rate, and the baseline's schedule, each after the warm-up that there is."""
-    warmup = config.train.schedule.warmup
-    back = dataclasses.replace(baseline.train.schedule, warmup=warmup)
+    """A constant rate, and the baseline's schedule, each after the warm-up and by the norm as it is."""
+    warmup, by_norm = config.train.schedule.warmup, config.train.schedule.by_norm
+    back = dataclasses.replace(baseline.train.schedule, warmup=warmup, by_norm=by_norm)
     return {
-        REMOVED: _with_train(config, schedule=ScheduleConfig("constant", warmup)),
+        REMOVED: _with_train(config, schedule=ScheduleConfig("constant", warmup, by_norm=by_norm)),
         BACK: _with_train(config, schedule=back),
     }
+
+
+def _divided(config: TrialConfig, baseline: TrialConfig) -> ScheduleConfig:
+    """The schedule, with the division by the norm that goes with the baseline's rate."""
+    return dataclasses.replace(config.train.schedule, by_norm=baseline.train.schedule.by_norm)
 
 
 def _rate(lr: float, optimizer: str, batch_size: int, other: int) -> float:
@@ -140,6 +146,7 @@ def _optimizer(config: TrialConfig, baseline: TrialConfig) -> Changes:
         config,
         optimizer=there.optimizer,
         lr=_rate(there.lr, there.optimizer, there.batch_size, config.train.batch_size),
+        schedule=_divided(config, baseline),
         momentum=there.momentum,
         nesterov=there.nesterov,
         weight_decay=there.weight_decay,
@@ -162,7 +169,8 @@ def _lr(config: TrialConfig, baseline: TrialConfig) -> Changes:
     """The baseline's, for this batch size."""
     there = baseline.train
     rate = _rate(there.lr, there.optimizer, there.batch_size, config.train.batch_size)
-    return {BACK: _of_another_optimizer(config, baseline, "learning rate") or _with_train(config, lr=rate)}
+    back = _with_train(config, lr=rate, schedule=_divided(config, baseline))
+    return {BACK: _of_another_optimizer(config, baseline, "learning rate") or back}
 
 
 def _later_stages(config: TrialConfig, baseline: TrialConfig) -> Changes:

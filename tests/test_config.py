@@ -61,7 +61,13 @@ CONFIGS = st.builds(
         TrainConfig,
         epochs=st.integers(1, 1_000_000),
         lr=st.floats(1e-12, 1000.0),
-        schedule=st.builds(ScheduleConfig, warmup=UNIT, factor=st.floats(0.001, 0.999), cycles=st.integers(1, 100)),
+        schedule=st.builds(
+            ScheduleConfig,
+            warmup=UNIT,
+            factor=st.floats(0.001, 0.999),
+            cycles=st.integers(1, 100),
+            by_norm=st.booleans(),
+        ),
         augment=st.builds(AugmentConfig, crop=st.floats(0.0, 0.5), flip=st.booleans(), mixup=st.floats(0.0, 8.0)),
         stages=st.just(())
         | st.builds(
@@ -260,7 +266,12 @@ def test_what_came_later_is_in_no_id_where_it_is_not_used() -> None:
         "epochs", "batch_size", "optimizer", "lr", "weight_decay", "momentum", "nesterov", "label_smoothing",
         "schedule", "augment", "precision",
     ]  # fmt: skip
+    assert list(plain["train"]["schedule"]) == ["name", "warmup", "period", "factor", "cycles"]
     assert from_json(TrialConfig, plain) == config()
+    divided = config(schedule=ScheduleConfig(by_norm=True))
+    assert to_json(divided)["train"]["schedule"] == {**plain["train"]["schedule"], "by_norm": True}
+    assert from_json(TrialConfig, to_json(divided)) == divided
+    assert config_id(divided) != config_id(config())
     staged = config(stages=(StageSpec(0.5, "adam", 0.001),))
     averaged = config(averaging=AveragingConfig("swa"))
     assert to_json(staged)["train"]["stages"] == [

@@ -167,7 +167,8 @@ class ScheduleConfig:
 
     `warmup`: fraction of the training with a linear rise from 0. `period`: fraction of the training between two drops
     (step), or without progress before a drop (plateau). `factor`: the multiplier at a drop (step, plateau), the lowest
-    rate as a share of `lr` (cyclic). `cycles`: number of cycles (warm_restarts, cyclic).
+    rate as a share of `lr` (cyclic). `cycles`: number of cycles (warm_restarts, cyclic). With `by_norm` the rates of an
+    epoch are divided by the norm of the weights before it (`tunelab.training.schedules`).
     """
 
     name: str = "cosine"
@@ -175,6 +176,13 @@ class ScheduleConfig:
     period: Annotated[float, Field(gt=0.0, le=1.0)] = 0.3
     factor: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.1
     cycles: Annotated[int, Field(ge=1, le=100)] = 3
+    by_norm: bool = False
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As `TrainConfig._as_before`."""
+        plain: dict[str, Any] = write(self)
+        return {name: value for name, value in plain.items() if value or name != "by_norm"}
 
 
 @dataclass(frozen=True, config=_FORBID)

@@ -83,8 +83,11 @@ TOUCHES = {
     "mixup": {"train.augment.mixup", "train.augment.mixup_until"},
     "augmentation": {f"train.augment.{name}" for name in ("crop", "flip", "cutout", "mixup", "mixup_until")},
     "label_smoothing": {"train.label_smoothing"},
-    "optimizer": {f"train.{name}" for name in ("optimizer", "lr", "momentum", "nesterov", "weight_decay")},
-    "lr": {"train.lr"},
+    "optimizer": {
+        *(f"train.{name}" for name in ("optimizer", "lr", "momentum", "nesterov", "weight_decay")),
+        "train.schedule.by_norm",
+    },
+    "lr": {"train.lr", "train.schedule.by_norm"},
     "batch_size": {"train.batch_size", "train.lr", "train.stages"},
     "momentum": {"train.momentum", "train.stages"},
     "nesterov": {"train.nesterov"},
@@ -272,6 +275,21 @@ def test_a_schedule_keeps_the_warm_up_and_a_warm_up_the_schedule() -> None:
         f"schedule, {BACK}": ScheduleConfig("cosine", 0.1),
         f"warmup, {BOTH}": ScheduleConfig("step", 0.0, 0.2, 0.3),
     }
+
+
+def test_a_rate_goes_with_its_division_by_the_norm() -> None:
+    divided = recipe(optimizer="adam", lr=0.05, schedule=ScheduleConfig("step", 0.1, by_norm=True))
+    assert effective(divided).train.schedule.by_norm
+    found = variants(divided, BASELINE, "optimizer", "schedule", "warmup", "batch_size")
+    by_norm = {name: config.train.schedule.by_norm for name, config in found.items()}
+    assert by_norm.pop(f"optimizer, {BACK}") is False, "the baseline's rate is not divided"
+    assert len(by_norm) == 4
+    assert all(by_norm.values())
+    (back,) = variants(recipe(schedule=divided.train.schedule), BASELINE, "lr").values()
+    assert not back.train.schedule.by_norm
+    (forth,) = variants(BASELINE, recipe(schedule=divided.train.schedule), "lr").values()
+    assert forth.train.schedule.by_norm
+    assert "by_norm off -> on" in find_variants(BASELINE, recipe(schedule=divided.train.schedule), ["lr"])[0][0].what
 
 
 def test_shortcuts_are_removed_of_every_residual_block() -> None:

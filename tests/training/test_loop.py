@@ -74,6 +74,19 @@ def test_every_schedule_trains_and_its_rate_is_reported(make_config, name):
     assert history[-1].train_loss < history[0].train_loss
 
 
+def test_by_norm_divides_each_epoch_by_the_norm_of_the_weights_before_it(make_config):
+    config = make_config(epochs=4, lr=2.0, schedule=ScheduleConfig("constant", by_norm=True))
+    trainer = Trainer(config, device="cpu")
+    weights = [weight.detach().flatten() for weight in trainer.model.parameters() if weight.ndim >= 2]
+    fresh = float(torch.cat(weights).norm())
+    history = [trainer.run_epoch() for _ in range(4)]
+    norms = [fresh, *(metrics.weight_norm for metrics in history)]
+    assert [metrics.lr for metrics in history] == pytest.approx([2.0 / norm for norm in norms[:-1]])
+    assert len({metrics.lr for metrics in history}) == 4
+    assert history[-1].effective_lr == history[-1].lr / history[-1].weight_norm ** 2
+    trainer.close()
+
+
 def test_plateau_follows_the_validation_loss(make_config, monkeypatch):
     schedule = ScheduleConfig("plateau", period=0.2, factor=0.5)
     same = Evaluation(1.0, 0.5, 1, 2, ((1, 0), (1, 0)))

@@ -4,9 +4,11 @@ import math
 
 import pytest
 
-from tunelab.config import ScheduleConfig
-from tunelab.errors import InputError
-from tunelab.training.schedules import ONE_CYCLE_END, ONE_CYCLE_START, SCHEDULES, lr_factor
+from tunelab.config import ScheduleConfig, TrainConfig
+from tunelab.errors import DivergedError, InputError
+from tunelab.records import EpochMetrics
+from tunelab.training import schedules
+from tunelab.training.schedules import ONE_CYCLE_END, ONE_CYCLE_START, SCHEDULES, epoch_rates, lr_factor
 
 STEPS = 10_000
 GRID = [step / STEPS for step in range(STEPS + 1)]
@@ -98,3 +100,35 @@ def test_plateau_does_not_take_nan_for_progress():
 def test_an_unknown_name_is_refused():
     with pytest.raises(InputError, match=r"schedule 'linear' is unknown; allowed are constant, step"):
         lr_factor(ScheduleConfig("linear"), 0.0)
+
+
+def epochs(norms: list[float | None], loss: float = 1.0) -> list[EpochMetrics]:
+    return [
+        EpochMetrics(place, 2.0, 0.5, loss, 0.5, 0.1, 1.0, 100.0, 100.0, weight_norm=norm)
+        for place, norm in enumerate(norms, start=1)
+    ]
+
+
+def test_by_norm_divides_by_the_norm_after_the_epoch_before():
+    train = TrainConfig(epochs=4, lr=3.0, schedule=ScheduleConfig("cosine", by_norm=True))
+    assert epoch_rates(train, [], 12.0)(0.0) == 3.0 / 12.0
+    assert epoch_rates(train, epochs([11.0, 7.0]), 12.0)(0.5) == pytest.approx(3.0 * 0.5 / 7.0)
+    without = TrainConfig(epochs=4, lr=3.0)
+    assert epoch_rates(without, epochs([11.0, 7.0]), 12.0)(0.5) == 3.0 * lr_factor(without.schedule, 0.5)
+
+
+@pytest.mark.parametrize(("history", "fresh"), [([], 0.0), (epochs([5.0, 0.0]), 12.0), (epochs([None]), 12.0)])
+def test_no_rate_is_divided_by_nothing(history, fresh):
+    train = TrainConfig(epochs=4, schedule=ScheduleConfig("constant", by_norm=True))
+    with pytest.raises(DivergedError, match=rf"epoch {len(history) + 1}: the norm of the weights is (0.0|None); no"):
+        epoch_rates(train, history, fresh)
+
+
+def test_plateau_counts_the_losses_of_all_epochs_once_for_an_epoch(monkeypatch):
+    train = TrainConfig(epochs=10, lr=1.0, schedule=ScheduleConfig("plateau", period=0.2, factor=0.5))
+    counted = []
+    plain = schedules.count_drops
+    monkeypatch.setattr(schedules, "count_drops", lambda *given: counted.append(1) or plain(*given))
+    rate = epoch_rates(train, epochs([9.0] * 5), 9.0)
+    assert {rate(0.5 + step / 1000) for step in range(100)} == {0.25}
+    assert len(counted) == 1

@@ -39,7 +39,7 @@ from tunelab.training.evaluate import Evaluation, evaluate
 from tunelab.training.folder import Telemetry, TrialFolder
 from tunelab.training.observe import Eye, LastStep, Observer, Scene, weight_norm
 from tunelab.training.optim import build_optimizer
-from tunelab.training.schedules import find_schedule, losses_of, lr_factor
+from tunelab.training.schedules import epoch_rates, find_schedule
 from tunelab.training.stages import check_optimizers, recipe_of, stage_of
 from tunelab.training.step import Forward, Steps, graph_recorder
 
@@ -219,7 +219,7 @@ class Trainer:
         loss is looked at. The network is of no use afterwards: `close` the trainer.
         """
         self._fresh = False
-        lr = self.config.train.lr * lr_factor(self.config.train.schedule, 0.5 / self._batches.steps_per_epoch, [])
+        lr = epoch_rates(self.config.train, [], self._fresh_norm)(0.5 / self._batches.steps_per_epoch)
         self.model.train()
         while True:
             for batch in self._batches.epoch(1):
@@ -266,6 +266,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, self._recipe)
         self._steps = self._make_steps(self.model, self.optimizer)
         self._averager = Averager(self.config.train)
+        self._fresh_norm = weight_norm(self.model)
         self._tell_observers()
 
     def _tell_observers(self) -> None:
@@ -307,13 +308,13 @@ class Trainer:
     def _train(self, epoch: int, stop_at: float) -> _Trained:
         """One pass over the training batches."""
         steps, epochs = self._batches.steps_per_epoch, self.config.train.epochs
-        losses = losses_of(self.history, epochs)
+        rate = epoch_rates(self._recipe, self.history, self._fresh_norm)
         images, lr = 0, 0.0
         self._steps.begin()
         self.model.train()
         for step, batch in enumerate(self._batches.epoch(epoch)):
             progress = (epoch - 1 + (step + 0.5) / steps) / epochs
-            lr = self._recipe.lr * lr_factor(self._recipe.schedule, progress, losses)
+            lr = rate(progress)
             watching = [one for one in self._observers if one.wants(epoch, step, steps)]
             eye = Eye(self.model, watching, epoch, step, steps, lr) if watching else None
             loss = self._steps.train(batch, lr, eye)
