@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from tunelab.records import Trial
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+Item = TypeVar("Item")
 Rows = list[dict[str, Any]]
 
 COLOURS = {
@@ -97,6 +98,21 @@ def whole_numbers(axis: Any) -> None:
 def percents(values: Iterable[float]) -> list[float]:
     """Shares as percentages."""
     return [100 * value for value in values]
+
+
+def thin(items: Sequence[Item], most: int, height: Callable[[Item], float]) -> list[Item]:
+    """At most so many of a long sequence, in their order, that a line through them looks like one through all.
+
+    The first and the last, and of each of equal parts the highest and the lowest, so that no peak is lost.
+    """
+    if len(items) <= most:
+        return list(items)
+    parts = max(1, (most - 2) // 2)
+    kept = {0, len(items) - 1}
+    for part in range(parts):
+        places = range(part * len(items) // parts, (part + 1) * len(items) // parts)
+        kept |= {pick(places, key=lambda place: height(items[place])) for pick in (min, max)}
+    return [items[place] for place in sorted(kept)]
 
 
 def sample(trials: Sequence[Trial], most: int) -> list[Trial]:

@@ -15,7 +15,7 @@ from tunelab.errors import NothingToDrawError
 from tunelab.records import Trial
 from tunelab.study import Study
 
-from . import network_plots, retrain_plots, space_plots, study_plots
+from . import effective_plots, network_plots, retrain_plots, space_plots, study_plots
 from .canvas import STYLE, Rows
 from .fonts import cover, plain, strings
 
@@ -177,6 +177,18 @@ PLOTS: dict[str, tuple[Data, Draw, str, Words, str]] = {
     "schedules": (
         study_plots.schedules, study_plots.draw_schedules, "Learning-rate schedules", _schedules,
         "Trials of full length only, their number in brackets. Trials differ in more than their schedule.",
+    ),
+    "effective_lr": (
+        effective_plots.effective, effective_plots.draw_effective, "Norm of the weights and effective rate",
+        effective_plots.say_effective,
+        "The Euclidean norm over all weights with two or more dimensions at the end of each epoch, and the rate of the "
+        "epoch's last step divided by its square: how far a step of SGD turns weights before a norm layer. Dashed: the "
+        "rate is divided by the norm.",
+    ),
+    "sawteeth": (
+        effective_plots.teeth, effective_plots.draw_teeth, "Saw-teeth of the accuracy", effective_plots.say_teeth_of,
+        "Sharp drops that are regained, far beyond the noise of neighbouring epochs; dotted lines mark them, and their "
+        "number is in brackets. The period is the median distance between two, in epochs.",
     ),
     "hours": (
         study_plots.hours, study_plots.draw_hours, "Where the hours went", _hours,

@@ -13,11 +13,13 @@ from tunelab.noise import counted_epochs, full_length
 from tunelab.records import Trial, TrialStatus
 from tunelab.study import Study, proposed
 
-from .canvas import COLOURS, SERIES, Rows, is_wide, log_axis, new_figure, percents, sample, save, whole_numbers
+from .canvas import COLOURS, SERIES, Rows, is_wide, log_axis, new_figure, percents, sample, save, thin, whole_numbers
 from .rank import rung_table
 
 MOST_CURVES = 90
 """So many learning curves are drawn at most: more cannot be told apart (our choice)."""
+MOST_EPOCHS = 400
+"""So many epochs of a learning curve are drawn at most, the highest and lowest of their neighbours (our choice)."""
 MOST_POINTS = 3000
 """So many trials are drawn at most as points (our choice)."""
 PAUSE = 60.0
@@ -105,12 +107,15 @@ def draw_history(rows: Rows, path: Path, title: str) -> None:
 def curves(study: Study, trials: Sequence[Trial]) -> Rows:
     """One row per trial and epoch: the score, how the trial stands, and what was decided there if it is a rung.
 
+    Of a long training some epochs, and all rungs.
+
     Raises:
         NothingToDrawError: no trial has ended an epoch yet.
     """
     rows = []
     for trial in sample(_scored(trials), MOST_CURVES):
         decided = {int(one["epoch"]): one for one in trial.decisions}
+        kept = {metrics.epoch for metrics in thin(trial.epochs, MOST_EPOCHS, lambda one: one.score)}
         rows += [
             {
                 "trial": trial.number,
@@ -120,6 +125,7 @@ def curves(study: Study, trials: Sequence[Trial]) -> Rows:
                 "rung": _verdict(decided.get(metrics.epoch)),
             }
             for metrics in trial.epochs
+            if metrics.epoch in decided or metrics.epoch in kept
         ]
     return rows
 
@@ -302,14 +308,17 @@ def schedules(study: Study, trials: Sequence[Trial]) -> Rows:
     end = max((full_length(trial) for trial in whole), default=0)
     for trial in whole:
         if full_length(trial) == counted_epochs(trial) == end and "schedule" in trial.config.get("train", {}):
-            groups.setdefault(str(trial.config["train"]["schedule"]["name"]), []).append(trial)
+            schedule = trial.config["train"]["schedule"]
+            name = str(schedule["name"]) + (" / norm" if schedule.get("by_norm") else "")
+            groups.setdefault(name, []).append(trial)
     if len(groups) < 2:
         only = f"all trials of full length have the schedule {next(iter(groups))}" if groups else "none ran in full"
         raise NothingToDrawError(f"there are no two schedules to compare: {only}")
     rows: Rows = []
     for name, mine in sorted(groups.items(), key=lambda one: -max(trial.score or 0 for trial in one[1])):
         best = max(mine, key=lambda trial: trial.score or 0)
-        peak = float(best.config["train"]["lr"])
+        divided = best.config["train"]["schedule"].get("by_norm")
+        peak = max(one.lr for one in best.epochs) if divided else float(best.config["train"]["lr"])
         for place in range(end):
             scores = [trial.epochs[: place + 1][-1].score for trial in mine]  # one that ended early keeps its last
             rows.append(

@@ -17,10 +17,13 @@ from tunelab.records import Trial
 from tunelab.standings import Place
 from tunelab.study import Study, count_statuses, current, describe_repeats, proposed
 
+from .effective_plots import ending
 from .rank import asked, describe_config, noise_row, ranking, rung_table, tied
+from .sawteeth import say_teeth
 
 _PLAIN_WIDTH = 10_000
 _TIES_NAMED = 8
+_EPOCHS_SHOWN = 60  # rows of a table, our choice
 _BEST_COLUMNS = "rank", "trial", "val acc", "expected", "runs", "tie", "epochs", "params", "Mflops", "seconds", "what"
 
 
@@ -232,7 +235,7 @@ def print_trial(study: Study, trial: Trial) -> None:
     if trial.params:
         out.print(", ".join(f"{name}={_cell(value)}" for name, value in trial.params.items()))
     if trial.epochs:
-        print_rows([metrics.to_json() for metrics in trial.epochs])
+        print_epochs(out, trial)
     for note in trial.notes:
         out.print(f"note: {note}")
     for decision in trial.decisions:
@@ -246,6 +249,19 @@ def print_trial(study: Study, trial: Trial) -> None:
     place = next((one for one in study.places_of(trials) if trial.number in one.runs), None)
     if place is not None and len(place.runs) + len(place.lost) > 1:
         out.print(_all_runs(trials, place))
+
+
+def print_epochs(out: Console, trial: Trial) -> None:
+    """The epochs of a trial as a table, of a long one every so many and the last, and how norm and score went."""
+    every = -(-len(trial.epochs) // _EPOCHS_SHOWN)
+    shown = [one for one in trial.epochs if (one.epoch - 1) % every == 0 or one is trial.epochs[-1]]
+    print_rows([{**metrics.to_json(), "effective_lr": metrics.effective_lr} for metrics in shown])
+    if every > 1:
+        out.print(f"one in {every} of {len(trial.epochs)} epochs; --json has all")
+    found = ending(trial)
+    if found["effective_lr"] is not None:
+        rate = f"effective rate lr / norm^2 {found['effective_lr']:.3g}"
+        out.print(f"norm of the weights {found['weight_norm']:.4g}, {rate}; {say_teeth(found)} in the accuracy")
 
 
 def percent(score: float | None) -> str:

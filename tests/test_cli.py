@@ -440,6 +440,8 @@ def test_the_reading_commands_answer_in_words_and_in_json(
     assert "failed for a reason" in Asked(["show"], capfd).out
     one = json.loads(Asked(["show", str(study.path), "1", "--json"], capfd).out)
     assert [epoch["val_accuracy"] for epoch in one["epochs"]] == [0.2, 0.3, 0.4, 0.5]
+    assert [epoch["effective_lr"] for epoch in one["epochs"]] == [None] * 4, "this record has no norms"
+    assert one["ending"]["saw_teeth"] == 0
     assert "trial 1" in Asked(["show", "1"], capfd).out
     assert_one_line(Asked(["show", "study", "9"], capfd), "no trial 9", "3 trials")
 

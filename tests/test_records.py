@@ -33,6 +33,14 @@ def test_trials_are_compared_by_their_validation_images_where_there_are_some() -
     assert metrics(val_loss=0.0).loss == 0.0
 
 
+def test_the_effective_rate_is_the_rate_by_the_square_of_the_norm() -> None:
+    assert metrics(weight_norm=4.0).effective_lr == 0.1 / 16
+    assert metrics(weight_norm=4.0, lr=0.0).effective_lr == 0.0
+    assert metrics(weight_norm=None).effective_lr is None
+    assert metrics(weight_norm=0.0).effective_lr is None, "of weights that are all 0 nothing can be said"
+    assert "effective_lr" not in metrics(weight_norm=4.0).to_json(), "it follows from the record"
+
+
 def test_metrics_are_plain_json_and_come_back() -> None:
     for one in (metrics(), metrics(val_loss=None, val_accuracy=None)):
         assert EpochMetrics(**json.loads(json.dumps(one.to_json()))) == one

@@ -67,6 +67,17 @@ class EpochMetrics:
         """The loss beside `score`: of the validation images, or of the training images where nothing was held out."""
         return self.train_loss if self.val_loss is None else self.val_loss
 
+    @property
+    def effective_lr(self) -> float | None:
+        """`lr` divided by the square of `weight_norm`; None where that is not known, or 0.
+
+        It says how far a step of plain SGD at `lr` turns weights before a norm layer, whose scale has no effect: as far
+        as one at this rate would turn them if their norm were 1 (van Laarhoven, arXiv 1706.05350). The norm is that of
+        all weights together, those behind which there is no norm layer included; momentum has no part in it, and Adam
+        and RMSprop turn weights by what is in proportion to lr / norm.
+        """
+        return self.lr / self.weight_norm**2 if self.weight_norm else None
+
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
         return asdict(self)

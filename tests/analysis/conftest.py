@@ -153,7 +153,16 @@ def _events(draw: random.Random, number: int, status: str, again: int | None, na
         score = max(0.05, top * (1 - 0.7**epoch) + draw.gauss(0, 0.01))
         rate = train.lr * (1 - (epoch - 1) / EPOCHS)
         metrics = EpochMetrics(
-            epoch, 2.0 / epoch, score + 0.05, 2 - score, score, rate, draw.uniform(3, 9), 400.0, 600.0
+            epoch,
+            2.0 / epoch,
+            score + 0.05,
+            2 - score,
+            score,
+            rate,
+            draw.uniform(3, 9),
+            400.0,
+            600.0,
+            weight_norm=20 * 0.95**epoch,
         )
         lines.append({"event": "result", **common, "time": when + 10 * epoch, "metrics": metrics.to_json()})
         if epoch in (1, 3) and again is None:

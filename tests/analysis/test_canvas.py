@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import pytest
-from tunelab.analysis.canvas import is_wide, log_axis, new_figure, sample, short_number
+from tunelab.analysis.canvas import is_wide, log_axis, new_figure, sample, short_number, thin
 
 if TYPE_CHECKING:
     from tests.analysis.conftest import MakeSearch
@@ -32,6 +33,18 @@ def test_a_logarithmic_axis_has_plain_numbers(values: tuple[float, float], said:
     assert said <= {label.get_text() for label in panel.get_xticklabels()}
     assert panel.get_xscale() == "log"
     assert panel.get_yscale() == "linear"
+
+
+def test_a_thinned_line_keeps_its_ends_and_peaks() -> None:
+    heights = [0.0] * 5000
+    heights[1234], heights[4321] = 1.0, -1.0
+    kept = thin(range(5000), 100, lambda place: heights[place])
+    assert len(kept) <= 100
+    assert kept == sorted(set(kept))
+    assert {0, 1234, 4321, 4999} <= set(kept)
+    assert max(after - before for before, after in itertools.pairwise(kept)) < 150
+    assert thin([3, 1, 2], 3, float) == [3, 1, 2]
+    assert thin([], 3, float) == []
 
 
 def test_a_sample_has_the_best_and_some_of_all_others(make_search: MakeSearch) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import TYPE_CHECKING, Any
 
@@ -59,6 +60,24 @@ def test_what_went_differently_and_the_memory_are_shown(
     study.info["options"]["memory"] = 3 * 2**29
     print_study(study, study_summary(study))
     assert "memory 1.5 GiB" in capsys.readouterr().out
+
+
+def test_a_long_trial_is_shown_in_part_with_norm_and_teeth(
+    make_study: MakeStudy, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = make_study([("COMPLETED", [0.5 + 0.01 * (epoch % 40) for epoch in range(200)])])
+    trial = study.trial(0)
+    trial.epochs = [dataclasses.replace(one, weight_norm=10.0, lr=0.5) for one in trial.epochs]
+    print_trial(study, trial)
+    said = capsys.readouterr().out
+    rows = [line.split() for line in said.splitlines() if re.match(r"\d+ +\d", line)]
+    assert [row[0] for row in rows] == [*map(str, range(1, 200, 4)), "200"]
+    assert "one in 4 of 200 epochs; --json has all" in said
+    assert "norm of the weights 10, effective rate lr / norm^2 0.005; 4 saw-teeth, one every 40 epochs, " in said
+    print_trial(study, dataclasses.replace(trial, epochs=trial.epochs[:9]))
+    said = capsys.readouterr().out
+    assert "one in" not in said
+    assert "no saw-teeth in the accuracy" in said
 
 
 FOUR = [("COMPLETED", [0.1, 0.2, 0.3, score]) for score in (0.4, 0.41, 0.1, 0.39)]

@@ -28,7 +28,7 @@ def test_every_number_of_every_epoch_is_read_back(tmp_path):
     writer.close()
     found = read(tmp_path)
     assert found["train_loss"] == [(1, 0.5), (2, 0.25)]
-    assert set(found) == set(metrics(1).to_json()) - {"epoch"}
+    assert set(found) == set(metrics(1).to_json()) - {"epoch"} | {"effective_lr"}
 
 
 def test_nothing_is_said_of_validation_where_nothing_is_held_out(tmp_path):

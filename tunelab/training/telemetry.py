@@ -33,7 +33,8 @@ class EventWriter:
 
     def write(self, metrics: EpochMetrics) -> None:
         """Write the numbers of one epoch, and hand them to the operating system."""
-        scalars = {name: value for name, value in metrics.to_json().items() if name != "epoch" and value is not None}
+        measured = {**metrics.to_json(), "effective_lr": metrics.effective_lr}
+        scalars = {name: value for name, value in measured.items() if name != "epoch" and value is not None}
         values = [Summary.Value(tag=name, simple_value=value) for name, value in scalars.items()]
         self._write(Event(wall_time=time.time(), step=metrics.epoch, summary=Summary(value=values)))
         self._records.flush()
