@@ -12,6 +12,7 @@ from tunelab.study import Study
 
 from .canvas import SERIES, Rows, log_axis, new_figure, percents, sample, save, thin, whole_numbers
 from .sawteeth import SHORTEST, describe_teeth
+from .study_plots import BY_NORM
 
 MOST_LINES = 90
 """So many trials are drawn at most (our choice), as in the plot of learning curves."""
@@ -45,7 +46,7 @@ def name_of(config: Mapping[str, Any]) -> str:
     schedule = train.get("schedule", {})
     momentum = train.get("momentum") if train.get("optimizer") in ("sgd", "rmsprop") else None
     words = [str(train.get("optimizer", "?")), f"{momentum:g}" if momentum else "", str(schedule.get("name", ""))]
-    return " ".join(word for word in words if word) + (" / norm" if schedule.get("by_norm") else "")
+    return " ".join(word for word in words if word) + (BY_NORM if schedule.get("by_norm") else "")
 
 
 def effective(study: Study, trials: Sequence[Trial]) -> Rows:
@@ -83,8 +84,8 @@ def draw_effective(rows: Rows, path: Path, title: str) -> None:
     named = len(by_trial) <= MOST_NAMED
     figure, axes = new_figure(10, 9.0 if named else 7.5, 2)
     pairs = list(dict.fromkeys(_pair(mine[0]) for mine in by_trial.values()))
-    for mine in by_trial.values():
-        pair, divided = _pair(mine[0]), mine[0]["recipe"].endswith(" / norm")
+    for mine in sorted(by_trial.values(), key=lambda mine: (pairs.index(_pair(mine[0])), mine[0]["recipe"])):
+        pair, divided = _pair(mine[0]), mine[0]["recipe"].endswith(BY_NORM)
         style: dict[str, Any] = {
             "color": SERIES[pairs.index(pair) % len(SERIES)],
             "linestyle": "--" if divided else "-",
@@ -109,7 +110,7 @@ def draw_effective(rows: Rows, path: Path, title: str) -> None:
 
 
 def _pair(row: Mapping[str, Any]) -> str:
-    return str(row["recipe"]).removesuffix(" / norm")
+    return str(row["recipe"]).removesuffix(BY_NORM)
 
 
 def teeth(study: Study, trials: Sequence[Trial]) -> Rows:

@@ -24,6 +24,8 @@ MOST_POINTS = 3000
 """So many trials are drawn at most as points (our choice)."""
 PAUSE = 60.0
 """Seconds without a line in the record that are a pause, if they are three times the longest epoch too (our choice)."""
+BY_NORM = " / norm"
+"""Behind the name of a schedule whose rate is divided by the norm of the weights."""
 _SCORE = "validation accuracy (%)"
 
 
@@ -298,7 +300,8 @@ def draw_effort(rows: Rows, path: Path, title: str) -> None:
 def schedules(study: Study, trials: Sequence[Trial]) -> Rows:
     """One row per schedule and epoch: the median score of the trials of full length, and the best one's learning rate.
 
-    `lr_share` is the rate as a share of the trial's peak rate. Only the longest full length counts.
+    `lr_share` is the rate as a share of the trial's peak rate. Only the longest full length counts, and of a long one
+    some epochs.
 
     Raises:
         NothingToDrawError: the trials of full length have one schedule, or there are none.
@@ -309,7 +312,7 @@ def schedules(study: Study, trials: Sequence[Trial]) -> Rows:
     for trial in whole:
         if full_length(trial) == counted_epochs(trial) == end and "schedule" in trial.config.get("train", {}):
             schedule = trial.config["train"]["schedule"]
-            name = str(schedule["name"]) + (" / norm" if schedule.get("by_norm") else "")
+            name = str(schedule["name"]) + (BY_NORM if schedule.get("by_norm") else "")
             groups.setdefault(name, []).append(trial)
     if len(groups) < 2:
         only = f"all trials of full length have the schedule {next(iter(groups))}" if groups else "none ran in full"
@@ -317,10 +320,11 @@ def schedules(study: Study, trials: Sequence[Trial]) -> Rows:
     rows: Rows = []
     for name, mine in sorted(groups.items(), key=lambda one: -max(trial.score or 0 for trial in one[1])):
         best = max(mine, key=lambda trial: trial.score or 0)
-        divided = best.config["train"]["schedule"].get("by_norm")
-        peak = max(one.lr for one in best.epochs) if divided else float(best.config["train"]["lr"])
-        for place in range(end):
-            scores = [trial.epochs[: place + 1][-1].score for trial in mine]  # one that ended early keeps its last
+        rates = [metrics.lr for metrics in best.epochs]
+        rates += rates[-1:] * (end - len(rates))  # of one that ended early the last goes on, as do scores
+        peak = max(rates) if name.endswith(BY_NORM) else float(best.config["train"]["lr"])
+        for place in thin(range(end), MOST_EPOCHS, rates.__getitem__):
+            scores = [trial.epochs[: place + 1][-1].score for trial in mine]
             rows.append(
                 {
                     "schedule": name,
@@ -328,7 +332,7 @@ def schedules(study: Study, trials: Sequence[Trial]) -> Rows:
                     "trials": len(mine),
                     "median_score": statistics.median(scores),
                     "best_trial": best.number,
-                    "lr_share": best.epochs[: place + 1][-1].lr / peak,
+                    "lr_share": rates[place] / peak,
                 }
             )
     return rows
@@ -338,13 +342,18 @@ def draw_schedules(rows: Rows, path: Path, title: str) -> None:
     """Draws the median score and the learning rate of each schedule against the epoch."""
     figure, axes = new_figure(10, 4.4, 1, 2)
     names = list(dict.fromkeys(row["schedule"] for row in rows))
-    for name, colour in zip(names, SERIES, strict=False):
+    shapes = list(dict.fromkeys(name.removesuffix(BY_NORM) for name in names))
+    for name in names:
         mine = [row for row in rows if row["schedule"] == name]
         epochs = [row["epoch"] for row in mine]
-        marker = "o" if len(mine) < 3 else None
+        style: dict[str, Any] = {
+            "color": SERIES[shapes.index(name.removesuffix(BY_NORM)) % len(SERIES)],
+            "linestyle": "--" if name.endswith(BY_NORM) else "-",
+            "marker": "o" if len(mine) < 3 else None,
+        }
         label = f"{name} ({mine[0]['trials']})"
-        axes[0].plot(epochs, percents(row["median_score"] for row in mine), color=colour, label=label, marker=marker)
-        axes[1].plot(epochs, percents(row["lr_share"] for row in mine), color=colour, marker=marker)
+        axes[0].plot(epochs, percents(row["median_score"] for row in mine), label=label, **style)
+        axes[1].plot(epochs, percents(row["lr_share"] for row in mine), **style)
     axes[0].set(xlabel="epoch", ylabel="median " + _SCORE)
     axes[1].set(xlabel="epoch", ylabel="learning rate (% of its peak)")
     for panel in axes:

@@ -1,10 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
 from tunelab.analysis.space_plots import slices, telling, told
-from tunelab.analysis.study_plots import curves, duration, history, hours, schedules, survival, working_hours
+from tunelab.analysis.study_plots import (
+    MOST_EPOCHS,
+    curves,
+    duration,
+    history,
+    hours,
+    schedules,
+    survival,
+    working_hours,
+)
 
 from tunelab.errors import NothingToDrawError
 from tunelab.journal import encode
@@ -86,3 +96,31 @@ def test_how_much_a_parameter_tells() -> None:
     assert told(list("abcdefgh"), scores) == 0.0  # each its own: nothing can be said
     assert told([0.1 * place for place in range(8)], scores) > 0.6
     assert told(list("aabb"), [0.5] * 4) == 0.0
+
+
+def test_a_schedule_divided_by_the_norm_is_one_of_its_own(make_search: MakeSearch) -> None:
+    study = make_search(60)
+    trials = study.list_trials()
+    for trial in trials[::2]:
+        trial.config["train"]["schedule"]["by_norm"] = True
+        trial.config["train"]["lr"] = 1000.0
+    rows = schedules(study, trials)
+    assert {row["schedule"] for row in rows} >= {"one_cycle", "one_cycle / norm"}
+    assert max(row["lr_share"] for row in rows if row["schedule"] == "one_cycle / norm") == 1.0
+
+
+def test_long_curves_are_thinned(make_search: MakeSearch) -> None:
+    study = make_search(60)
+    trials = study.list_trials()
+    for trial in trials:
+        if trial.status.value == "COMPLETED":
+            trial.config["train"]["epochs"] = 1800
+            trial.epochs = [
+                dataclasses.replace(trial.epochs[place % 9], epoch=place + 1, lr=0.1 / (1 + place))
+                for place in range(1800)
+            ]
+    shown = {one.number for one in trials if len(one.epochs) == 1800}
+    rows = [row for row in curves(study, trials) if row["trial"] in shown]
+    assert len(rows) <= (MOST_EPOCHS + 2) * len(shown)
+    assert {1, 3, 1800} <= {row["epoch"] for row in rows}, "the rungs too"
+    assert len(schedules(study, trials)) <= MOST_EPOCHS * 3
