@@ -9,15 +9,17 @@ import pytest
 import torch
 from tunelab.search_spaces import effective_lr as space
 
-from tunelab.config import AugmentConfig, TrainConfig, TrialConfig, config_id, from_json, to_json
+from tunelab.config import AugmentConfig, DataConfig, TrainConfig, TrialConfig, config_id, from_json, to_json
+from tunelab.data.cache import prepare
 from tunelab.errors import InputError, RefusedError
 from tunelab.models.check import check
 from tunelab.models.network import build_network
 from tunelab.space import load_space
 from tunelab.training.optim import OPTIMIZERS, build_optimizer
 from tunelab.training.schedules import SCHEDULES
-from tunelab.tuning.grid import complete
+from tunelab.tuning.grid import by_hand, complete
 from tunelab.tuning.grid_files import find_grid
+from tunelab.tuning.options import GridRequest, SearchOptions
 
 
 @pytest.fixture(autouse=True)
@@ -151,6 +153,14 @@ def test_the_pairs_are_sixteen_that_differ_in_the_recipe_alone(max_params: int, 
     assert {(config.train.weight_decay, config.train.batch_size) for config in configs} == {(5e-4, 128)}
     baseline = next(config for params in space.BASELINES if (config := made_of(params)).arch == configs[0].arch)
     assert baseline in configs, "the baseline is one of the sixteen and is not trained twice"
+
+
+def test_a_search_of_the_pairs_has_sixteen_trials() -> None:
+    """Beside them there is no other: the baseline is one of them."""
+    options = SearchOptions(trials=1, data=DataConfig("digits"), max_params=1_000_000, max_mflops=40.0)
+    request = GridRequest("pairs", alone=True, in_full=True)
+    asked, first = by_hand(request, load_space("effective_lr"), options, prepare(options.data), show_progress=False)
+    assert asked.trials == len(first) == 16
 
 
 def test_a_limit_below_every_network_is_said() -> None:

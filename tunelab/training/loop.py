@@ -144,7 +144,8 @@ class Trainer:
             stop_at: when to break it off, on the monotonic clock.
 
         Raises:
-            DivergedError: a loss or a weight is no longer finite. No checkpoint is written.
+            DivergedError: a loss or a weight is no longer finite, or the norm that a rate is divided by is 0. No
+                checkpoint is written.
             OutOfTimeError: `stop_at` came before the last step was done, and nothing of the epoch is kept.
             InputError: all epochs are done.
             OSError: the checkpoint, that of the epoch before, or the events could not be written.
@@ -266,7 +267,7 @@ class Trainer:
         self.optimizer = build_optimizer(self.model, self._recipe)
         self._steps = self._make_steps(self.model, self.optimizer)
         self._averager = Averager(self.config.train)
-        self._fresh_norm = weight_norm(self.model)
+        self._fresh_norm = weight_norm(self.model) if self._recipe.schedule.by_norm else None
         self._tell_observers()
 
     def _tell_observers(self) -> None:
