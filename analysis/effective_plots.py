@@ -134,7 +134,7 @@ def teeth(study: Study, trials: Sequence[Trial]) -> Rows:
                 "epochs": len(trial.epochs),
                 **{name: found[name] for name in ("saw_teeth", "period", "depth", "weight_norm", "effective_lr")},
                 "score": trial.score,
-                "_drops": found["epochs"],
+                "_drops": found["drops"],
             }
         )
     rows.sort(key=lambda row: (-row["saw_teeth"], row["trial"]))

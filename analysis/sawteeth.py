@@ -50,7 +50,7 @@ def find_teeth(accuracies: Sequence[float]) -> list[dict[str, Any]]:
 
 
 def describe_teeth(accuracies: Sequence[float]) -> dict[str, Any]:
-    """How many saw-teeth there are, their epochs, the median of the distances between them and that of their depths.
+    """How many saw-teeth there are, the epochs of their drops, the median of the distances between them and that of their depths.
 
     `period` (epochs) is None for fewer than two, `depth` for none.
     """
@@ -61,7 +61,7 @@ def describe_teeth(accuracies: Sequence[float]) -> dict[str, Any]:
         "saw_teeth": len(teeth),
         "period": statistics.median(distances) if distances else None,
         "depth": statistics.median(tooth["depth"] for tooth in teeth) if teeth else None,
-        "epochs": epochs,
+        "drops": epochs,
     }
 
 

@@ -339,6 +339,7 @@ def test_tables_are_written_from_the_record(make_study: MakeStudy) -> None:
     assert [row["status"] for row in rows] == ["COMPLETED", "STOPPED", "FAILED", "PAUSED"]
     assert (rows[0]["epochs"], rows[0]["score"], rows[0]["seconds"], rows[0]["width"]) == ("4", "0.4", "1.0", "4")
     assert (rows[1]["score"], rows[1]["best_val_accuracy"]) == ("0.3", "0.9")
+    assert "effective_lr" in rows[0]
     assert (rows[2]["score"], rows[2]["val_loss"], rows[2]["params"]) == ("", "", "1234")
     before = {file: (study.path / file).read_bytes() for file in ("trials.jsonl", "trials.csv")}
     study.write_tables()
@@ -359,6 +360,7 @@ def test_the_table_in_memory(make_study: MakeStudy) -> None:
 def test_a_parameter_with_the_name_of_a_column_hides_nothing() -> None:
     """A space may call a parameter `lr`, `depth` or `score`; the measured columns stay what they are."""
     params = {"lr": 0.5, "depth": 3, "score": 9.0, "status": "x", "epochs": 99, "width": 4}
+    params["effective_lr"] = 7.0
     stats = {"params": 10, "depth": 18}
     rows = [
         flat_row(Trial(0, {}, params, TrialStatus.COMPLETED, stats=stats, epochs=[epoch(1, 0.5)])),
@@ -368,6 +370,7 @@ def test_a_parameter_with_the_name_of_a_column_hides_nothing() -> None:
         assert row["depth"] == 18
         assert row["params"] == 10
         assert row["width"] == 4
+        assert row["param_effective_lr"] == 7.0
         assert {row[f"param_{name}"] for name in ("lr", "depth", "score", "status", "epochs")} == {0.5, 3, 9.0, "x", 99}
     assert (rows[0]["status"], rows[0]["score"], rows[0]["epochs"], rows[0]["lr"]) == ("COMPLETED", 0.5, 1, 0.1)
     assert (rows[1]["status"], rows[1]["score"], rows[1]["epochs"], rows[1].get("lr")) == ("FAILED", None, 0, None)

@@ -381,10 +381,10 @@ def flat_row(trial: Trial) -> dict[str, Any]:
         "seconds": sum(metrics.seconds for metrics in trial.epochs),
     }
     if trial.epochs:
-        last = trial.epochs[-1].to_json()
+        last = {**trial.epochs[-1].to_json(), "effective_lr": trial.epochs[-1].effective_lr}
         row.update({name: value for name, value in last.items() if name not in ("epoch", "seconds")})
     row["reason"] = trial.reason
-    taken = {"reason", *row, *(column.name for column in dataclasses.fields(EpochMetrics))}
+    taken = {"reason", "effective_lr", *row, *(column.name for column in dataclasses.fields(EpochMetrics))}
     row.update({f"param_{name}" if name in taken else name: value for name, value in trial.params.items()})
     return row
 

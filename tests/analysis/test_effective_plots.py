@@ -55,7 +55,7 @@ def test_the_end_of_a_trial_has_norm_rate_and_teeth() -> None:
     found = ending(made(0, 200, period=40))
     assert found["weight_norm"] == 10
     assert found["effective_lr"] == pytest.approx(0.1 / 10**2)
-    assert (found["saw_teeth"], found["period"], found["epochs"]) == (4, 40, [41, 81, 121, 161])
+    assert (found["saw_teeth"], found["period"], found["drops"]) == (4, 40, [41, 81, 121, 161])
     assert json.loads(json.dumps(found)) == found
     for trial in (made(0, 9, normed=False), Trial(1, {})):
         assert (ending(trial)["weight_norm"], ending(trial)["effective_lr"]) == (None, None)

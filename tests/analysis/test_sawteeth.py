@@ -24,7 +24,7 @@ def test_known_teeth_are_found_exactly(period: int, noise: float) -> None:
     # The last one needs half of its rise: 950 epochs end in the middle of one, or later.
     found = describe_teeth(saw(950 - 950 % period + period * 9 // 10, period, 0.3, noise))
     expected = where(950 - 950 % period + period * 9 // 10, period)
-    assert found["epochs"] == expected
+    assert found["drops"] == expected
     assert found["saw_teeth"] == len(expected)
     assert found["period"] == (period if len(expected) > 1 else None)
     assert found["depth"] == pytest.approx(0.3, abs=0.1)
@@ -85,7 +85,7 @@ def test_noise_is_local() -> None:
     draw = random.Random(0)
     noisy = [0.4 + draw.gauss(0, 0.1) for _ in range(300)]
     quiet = saw(300, 50, 0.1, noise=0.002)
-    assert describe_teeth(noisy + quiet)["epochs"][-4:] == [401, 451, 501, 551]
+    assert describe_teeth(noisy + quiet)["drops"][-4:] == [401, 451, 501, 551]
 
 
 @pytest.mark.parametrize("epochs", range(7))
