@@ -50,9 +50,10 @@ def find_teeth(accuracies: Sequence[float]) -> list[dict[str, Any]]:
 
 
 def describe_teeth(accuracies: Sequence[float]) -> dict[str, Any]:
-    """How many saw-teeth there are, the epochs of their drops, the median of the distances between them and that of their depths.
+    """How many saw-teeth there are, the epochs of their drops, their period and depth.
 
-    `period` (epochs) is None for fewer than two, `depth` for none.
+    Those are the medians of the distances between two drops and of what `find_teeth` calls depth. `period` (epochs) is
+    None for fewer than two teeth, `depth` for none.
     """
     teeth = find_teeth(accuracies)
     epochs = [tooth["epoch"] for tooth in teeth]
