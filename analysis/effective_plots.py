@@ -22,6 +22,7 @@ MOST_POINTS = 400
 """Of a longer training so many epochs are drawn, half of them the highest and half the lowest of their neighbours."""
 TEETH_FROM = 30
 """Shorter trainings are not searched for saw-teeth in a report (our choice)."""
+_DEEPEST = 1e-3  # of a trial's highest rate: the last epochs of a cosine are not drawn below; our choice
 _PANELS = 16
 _COLUMNS = 4
 
@@ -97,16 +98,28 @@ def draw_effective(rows: Rows, path: Path, title: str) -> None:
         epochs = [row["epoch"] for row in mine]
         label = f"{mine[0]['trial']}: {mine[0]['recipe']}" if named else None
         axes[0].plot(epochs, [row["weight_norm"] for row in mine], label=label, **style)
-        # A rate of 0, the end of a cosine, has no place on a logarithmic axis.
+        # A rate of 0 has no place on a logarithmic axis.
         axes[1].plot(epochs, [row["effective_lr"] or float("nan") for row in mine], **style)
     axes[0].set(xlabel="epoch", ylabel="norm of the weights")
     axes[1].set(xlabel="epoch", ylabel="effective rate, lr / norm²")
     for panel in axes:
-        log_axis(panel.yaxis)
         whole_numbers(panel.xaxis)
+    log_axis(axes[0].yaxis)
+    _scale_rates(axes[1], [[row["effective_lr"] for row in mine] for mine in by_trial.values()])
     if named:
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3, fontsize=9)
     save(figure, path, title)
+
+
+def _scale_rates(panel: Any, curves: Sequence[Sequence[float]]) -> None:
+    """A logarithmic axis for the rates of several trials, where there are any above 0."""
+    highest = [max(curve) for curve in curves if max(curve) > 0.0]
+    if not highest:
+        return
+    lowest = min(rate for curve in curves for rate in curve if rate > 0.0)
+    if lowest < _DEEPEST * min(highest):
+        panel.set_ylim(bottom=_DEEPEST * min(highest))
+    log_axis(panel.yaxis)
 
 
 def _pair(row: Mapping[str, Any]) -> str:

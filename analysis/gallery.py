@@ -183,7 +183,7 @@ PLOTS: dict[str, tuple[Data, Draw, str, Words, str]] = {
         effective_plots.say_effective,
         "The Euclidean norm over all weights with two or more dimensions at the end of each epoch, and the rate of the "
         "epoch's last step divided by its square: how far a step of SGD turns weights before a norm layer. Dashed: the "
-        "rate is divided by the norm.",
+        "rate is divided by the norm. The last rates of a cosine lie below the axis.",
     ),
     "sawteeth": (
         effective_plots.teeth, effective_plots.draw_teeth, "Saw-teeth of the accuracy", effective_plots.say_teeth_of,
