@@ -16,7 +16,7 @@ from tunelab.analysis.intervals import of_images
 from tunelab.analysis.latency import measure_latency
 from tunelab.analysis.retrain import changed
 
-from tunelab.config import ArchSpec, AveragingConfig, StemSpec, TrainConfig, TrialConfig, from_json, to_json
+from tunelab.config import ArchSpec, AveragingConfig, DataConfig, StemSpec, TrainConfig, TrialConfig, from_json, to_json
 from tunelab.errors import InputError
 from tunelab.study import Study
 from tunelab.training.model_files import find_model, open_model
@@ -152,6 +152,14 @@ def test_names_of_classes_are_shown_as_they_are() -> None:
     assert rows_of(text, "Class by class")[1][0] == name
     assert f"- 3 classes: cat, {name}, none\n" in text
     assert "<b>" not in text
+
+
+def test_a_card_says_where_pixels_are_as_they_were() -> None:
+    config = to_json(TrialConfig(ArchSpec(StemSpec(4), ((),)), data=DataConfig(normalise=False)))
+    text = card(metrics([0.75]), {**DESCRIPTION, "trial_config": config}, INFO, SEARCH, LATENCY)
+    assert "(bicubic with antialias); pixels as they are, 0 to 255\n" in text
+    assert "minus the mean" not in text
+    assert "minus the mean (0.5000, 0.4000, 0.3000)" in card(metrics([0.75]), DESCRIPTION, INFO, SEARCH, LATENCY)
 
 
 def test_a_card_says_what_it_cannot_know() -> None:

@@ -15,11 +15,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tunelab.config import AnyArch, ArchSpec, BlockSpec, LeNetSpec, MLPSpec, StemSpec, to_json
+from tunelab.config import AnyArch, ArchSpec, BlockSpec, DataConfig, LeNetSpec, MLPSpec, StemSpec, TrialConfig, to_json
+from tunelab.data.cache import prepare
 from tunelab.errors import InputError
 from tunelab.models.blocks import BLOCKS, NORMS
 from tunelab.models.network import build_network
-from tunelab.training.model_files import FromPixels, find_model, open_model
+from tunelab.training.model_files import FromPixels, find_model, open_model, write_model
 
 if TYPE_CHECKING:
     from tests.conftest import MakeModel, MakeStudy
@@ -71,6 +72,17 @@ def test_the_normalisation_of_pixels_is_that_of_the_data(make_model: MakeModel) 
         scores, probabilities = FromPixels(model.network, model.info)(pixels)
         torch.testing.assert_close(scores, model.network((pixels / 255 - mean) / std), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(probabilities, scores.softmax(1))
+
+
+def test_a_model_of_pixels_as_they_are_reads_pixels(tmp_path: Path) -> None:
+    config = TrialConfig(MLPSpec((5,)), data=DataConfig(normalise=False))
+    network = build_network(config.arch, 1, 10, (8, 8))
+    write_model(tmp_path, network, config, prepare(config.data))
+    model = open_model(find_model(tmp_path))
+    pixels = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    with torch.inference_mode():
+        scores, _ = FromPixels(model.network, model.info)(pixels)
+        assert scores.equal(network(pixels.float()))
 
 
 def test_a_model_is_found_by_its_folder_its_file_or_its_study(make_model: MakeModel, make_study: MakeStudy) -> None:
