@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import json
 import shutil
@@ -353,6 +354,10 @@ def test_one_seed_has_the_interval_of_its_images_and_no_ensemble(here: list[tupl
     assert metrics["test_interval"] == metrics["seeds"][0]["test"]["interval"]
     assert metrics["test_interval"]["method"] == f"Wilson, {metrics['test_images']} images"
     assert metrics["validation"]["accuracy"] == metrics["seeds"][0]["last_epoch"]["val_accuracy"]
+    with (studied.path / "runs_summary.csv").open(newline="") as stream:
+        rows = {int(row["name"].rpartition("/")[2]): row["test_accuracy"] for row in csv.DictReader(stream)}
+    assert rows.pop(metrics["trial"]) == str(metrics["test_accuracy"])
+    assert set(rows.values()) <= {""}, "the others have not been tested"
     curve = (Path(metrics["folder"]) / "learning_curve.csv").read_text().splitlines()
     assert dict(zip(curve[0].split(","), curve[1].split(","), strict=True))["val_accuracy"] != ""
 

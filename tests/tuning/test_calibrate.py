@@ -221,6 +221,16 @@ def test_memory_is_that_of_the_largest_configuration() -> None:
     assert max(layout.memory for layout in few.layouts) == pytest.approx(240 + 300 * 0.4)
 
 
+def test_networks_without_convolutions_are_measured_too() -> None:
+    """Fully connected ones: nothing of their memory grows with what convolutions put out."""
+    dense = [
+        dataclasses.replace(sample, load=dataclasses.replace(sample.load, activations=0.0, convs=0.0))
+        for sample in samples(4)
+    ]
+    found = calibrate(dense, TWO, Pretended(even), 90_000)
+    assert max(layout.memory for layout in found.layouts) == pytest.approx(300.0)
+
+
 def test_a_layout_that_fails_is_dropped() -> None:
     probes = Pretended(even, fails=lambda count, threads: "killed by signal 9" if count > 2 else "")
     found = calibrate(samples(5), FOUR, probes, 9000)

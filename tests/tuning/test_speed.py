@@ -77,6 +77,7 @@ def test_what_was_measured_itself_is_exact() -> None:
         [],
         [Point(Load(0.0, 0.0, 1, 16), 1e-5)],
         [Point(Load(1.0, 1e4, 20, 64), 0.1, 1e-5)] * 3,
+        [Point(Load(mflops, 0.0, 0, 64), 1 / mflops**3, 1e-5) for mflops in (0.1, 1.0, 10.0)],  # fewer cost more
         [Point(Load(1.0, 1e4, 20, 64), 0.1, None), Point(Load(2.0, 2e4, 40, 64), 0.01, None)],
         [Point(Load(40.0, 1e6, 20, 1024), 90.0, 0.03), Point(Load(1e-6, 1.0, 1, 1), 1e-6, 1e-9)],
     ],

@@ -337,7 +337,7 @@ class _Memory:
     def most(self, samples: Sequence[Sample]) -> float:
         """What the largest of these needs, never less than what was measured."""
         size, extra = max(self._found)
-        slope = max(0.0, extra) / size
+        slope = max(0.0, extra) / size if size else 0.0  # fully connected networks have no convolutions
         largest = max(sample.load.activations * sample.load.batch_size for sample in samples)
         return self._extra + max(self._largest, self._base + _BUILT_MIB + slope * largest)
 

@@ -194,9 +194,9 @@ def _spread(points: Sequence[Point], costs: Costs) -> float:
 def _fit_validation(points: Sequence[Point], costs: Costs) -> float:
     """What validation of an image costs as a part of what an image costs in training."""
     parts = [
-        point.val_image / (point.load.mflops * costs[0] + point.load.activations * costs[1])
+        point.val_image / image
         for point in points
-        if point.val_image
+        if point.val_image and (image := point.load.mflops * costs[0] + point.load.activations * costs[1]) > 0
     ]
     logs = [math.log(part / _USUAL_VALIDATION) for part in parts]
     off = sum(logs) / (len(logs) + 1)
