@@ -1,8 +1,7 @@
 """Random compositions of ResNet18, ResNet50 and GoogLeNet blocks, drawn together with their training recipe.
 
-Every name comes with one fixed distribution; which names are asked for depends on what was drawn before. A recipe's
-numbers have a name for each family that reads them (`lr_sgd`, `lr_adam`), because their useful ranges differ. Ranges
-are for images of 8 to 64 pixels and trainings of a few to some hundred epochs; "our choice" where no source is named.
+Every name comes with one fixed distribution; which names are asked for depends on what was drawn before. Ranges are for
+images of 8 to 64 pixels; "our choice" where no source is named. Those of the recipe are in `_recipes.py`.
 Whatever cannot work for an image size is left to `tunelab.models.check.check`.
 """
 
@@ -13,8 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from tunelab.config import ArchSpec, AugmentConfig, BlockSpec, ScheduleConfig, StemSpec, TrainConfig, TrialConfig
+from tunelab.config import ArchSpec, BlockSpec, StemSpec, TrialConfig
 from tunelab.space import Suggest
+
+from ._recipes import draw_recipe
 
 SUMMARY = "random compositions of ResNet18, ResNet50 and GoogLeNet blocks with their training recipe"
 VERSION = 1
@@ -33,40 +34,6 @@ CONVS: Final = (1, 5)
 NORMS: Final = ("batch", "group", "layer", "none")
 ACTIVATIONS: Final = ("relu", "leaky_relu", "gelu", "silu")
 DROPOUT: Final = (0.0, 0.5)  # GoogLeNet has 0.4 (arXiv 1409.4842, section 5), the ResNets none
-
-OPTIMIZERS: Final = ("sgd", "adam", "adamw", "rmsprop")
-
-# Learning rates for batches of 128, logarithmic; the rate of another batch size grows with it: in proportion for SGD
-# (Goyal et al., arXiv 1706.02677, section 2.1), with its square root for the adaptive ones (Malladi et al., arXiv
-# 2205.10287, section 5). So a good rate stays good when another batch size is drawn. SGD: around 0.1 (He et al.,
-# section 4.2). Adam: around 1e-3, the default of Kingma & Ba (arXiv 1412.6980, algorithm 1). RMSprop moves as far.
-LR: Final = {"sgd": (0.01, 0.4), "adam": (2e-4, 5e-3), "adamw": (2e-4, 5e-3), "rmsprop": (1e-4, 2e-3)}
-LR_BATCH: Final = 128
-LR_GROWTH: Final = {"sgd": 1.0, "adam": 0.5, "adamw": 0.5, "rmsprop": 0.5}
-
-# Weight decay, logarithmic. SGD: around 1e-4 (He et al.) and 5e-4 (Zagoruyko & Komodakis, arXiv 1605.07146, section 3).
-# AdamW's is multiplied by the rate, so it is a hundred times larger (Loshchilov & Hutter, arXiv 1711.05101, section 4).
-WEIGHT_DECAY: Final = {"sgd": (1e-5, 5e-3), "adam": (1e-6, 1e-3), "adamw": (1e-3, 0.5), "rmsprop": (1e-6, 1e-3)}
-
-# Momentum: 0.9 is everyone's default; up to 0.98 as in Sutskever et al. (ICML 2013, section 3), less for RMSprop.
-MOMENTUM: Final = {"sgd": (0.8, 0.98), "rmsprop": (0.0, 0.9)}
-
-BATCH_SIZES: Final = (16, 32, 64, 128, 256, 512, 1024)
-LABEL_SMOOTHING: Final = (0.0, 0.2)  # 0.1 in Szegedy et al. (arXiv 1512.00567, section 7)
-
-SCHEDULES: Final = ("constant", "step", "cosine", "warm_restarts", "one_cycle", "cyclic", "plateau")
-WARMUP: Final = (0.0, 0.2)  # 5 of 90 epochs in Goyal et al. (arXiv 1706.02677, section 2.2), more in short trainings
-WARMED_UP: Final = ("constant", "step", "cosine", "warm_restarts", "plateau")  # the other two begin with a rise
-STEP_PERIOD: Final = (0.15, 0.5)  # drops at 30% and 60% (He et al., ImageNet) to 50% and 75% (CIFAR)
-PLATEAU_PERIOD: Final = (0.05, 0.25)
-DROP_FACTOR: Final = (0.1, 0.5)  # 0.1 in He et al., 0.2 in Zagoruyko & Komodakis (section 3)
-CYCLES: Final = (2, 5)  # as in Loshchilov & Hutter (arXiv 1608.03983, section 4), Smith (arXiv 1506.01186, section 4)
-CYCLIC_LOWEST: Final = (0.01, 0.3)  # Smith (section 3.3): a third to a fourth of the highest rate, or less
-
-CROP: Final = (0.0, 0.25)  # 4 of 32 pixels, 0.125, in He et al. (section 4.2)
-CUTOUT: Final = (0.125, 0.625)  # 8 to 20 of 32 pixels in DeVries & Taylor (arXiv 1708.04552, section 4)
-MIXUP: Final = (0.1, 1.0)  # Zhang et al. (arXiv 1710.09412): 0.2 on ImageNet (section 3.1), 1 on CIFAR (3.2)
-MIXUP_UNTIL: Final = (0.5, 1.0)  # the last part without mixup, as GluonCV and timm do
 
 
 def draw(suggest: Suggest) -> TrialConfig:
@@ -116,53 +83,6 @@ def _draw_branch(suggest: Suggest, name: str, width: int, halvings: int) -> tupl
         convs = suggest.suggest_int(f"{block}_convs", *CONVS) if kind == "basic" else 2
         blocks.append(BlockSpec(kind=kind, width=width, stride=2 if stride == 2 else 1, convs=convs))
     return tuple(blocks)
-
-
-def draw_recipe(suggest: Suggest) -> TrainConfig:
-    """A training recipe without its length."""
-    optimizer = suggest.suggest_categorical("optimizer", OPTIMIZERS)
-    batch_size = suggest.suggest_categorical("batch_size", BATCH_SIZES)
-    lr = suggest.suggest_float(f"lr_{optimizer}", *LR[optimizer], log=True)
-    plain = TrainConfig()
-    return TrainConfig(
-        batch_size=batch_size,
-        optimizer=optimizer,
-        lr=lr * (batch_size / LR_BATCH) ** LR_GROWTH[optimizer],
-        weight_decay=suggest.suggest_float(f"weight_decay_{optimizer}", *WEIGHT_DECAY[optimizer], log=True),
-        momentum=suggest.suggest_float(f"momentum_{optimizer}", *MOMENTUM[optimizer])
-        if optimizer in MOMENTUM
-        else plain.momentum,
-        nesterov=suggest.suggest_categorical("nesterov", (False, True)) if optimizer == "sgd" else plain.nesterov,
-        label_smoothing=suggest.suggest_float("label_smoothing", *LABEL_SMOOTHING),
-        schedule=_draw_schedule(suggest),
-        augment=_draw_augment(suggest),
-    )
-
-
-def _draw_schedule(suggest: Suggest) -> ScheduleConfig:
-    name = suggest.suggest_categorical("schedule", SCHEDULES)
-    warmup = suggest.suggest_float("warmup", *WARMUP) if name in WARMED_UP else 0.0
-    if name in ("step", "plateau"):
-        period = suggest.suggest_float(f"period_{name}", *(STEP_PERIOD if name == "step" else PLATEAU_PERIOD))
-        return ScheduleConfig(name, warmup, period, suggest.suggest_float(f"factor_{name}", *DROP_FACTOR))
-    if name == "warm_restarts":
-        return ScheduleConfig(name, warmup, cycles=suggest.suggest_int("cycles_warm_restarts", *CYCLES))
-    if name == "cyclic":
-        lowest = suggest.suggest_float("factor_cyclic", *CYCLIC_LOWEST, log=True)
-        return ScheduleConfig(name, factor=lowest, cycles=suggest.suggest_int("cycles_cyclic", *CYCLES))
-    return ScheduleConfig(name, warmup)
-
-
-def _draw_augment(suggest: Suggest) -> AugmentConfig:
-    cutout = suggest.suggest_categorical("cutout", (False, True))
-    mixup = suggest.suggest_categorical("mixup", (False, True))
-    return AugmentConfig(
-        crop=suggest.suggest_float("crop", *CROP),
-        flip=suggest.suggest_categorical("flip", (False, True)),
-        cutout=suggest.suggest_float("cutout_size", *CUTOUT, step=0.125) if cutout else 0.0,
-        mixup=suggest.suggest_float("mixup_alpha", *MIXUP, log=True) if mixup else 0.0,
-        mixup_until=suggest.suggest_float("mixup_until", *MIXUP_UNTIL) if mixup else 1.0,
-    )
 
 
 def resnet18(width: int) -> dict[str, Any]:

@@ -107,8 +107,8 @@ ROOMS = [
         "what a search that was changed takes over from what it was",
         "tunelab.tuning.memory tunelab.tuning.prospect tunelab.tuning.grid tunelab.tuning.preflight"
         " tunelab.tuning.model_sampler tunelab.tuning.repeats tunelab.tuning.searcher tunelab.tuning.sources"
-        " tunelab.tuning.options tunelab.study tunelab.standings tunelab.noise tunelab.space tunelab.data"
-        " tunelab.records tunelab.config",
+        " tunelab.tuning.options tunelab.study tunelab.standings tunelab.noise tunelab.space tunelab.foreign"
+        " tunelab.data tunelab.records tunelab.config",
     ),
     Room(
         "tunelab.tuning.prospect",
@@ -126,7 +126,7 @@ ROOMS = [
         "tunelab.tuning.memory",
         "what earlier studies know, and which configurations of theirs come first",
         "tunelab.tuning.preflight tunelab.tuning.model_sampler tunelab.tuning.outcomes tunelab.tuning.draws"
-        " tunelab.tuning.options tunelab.study tunelab.noise tunelab.space tunelab.data tunelab.records",
+        " tunelab.tuning.options tunelab.study tunelab.noise tunelab.space tunelab.data tunelab.records tunelab.config",
         "optuna",
     ),
     Room(
@@ -287,7 +287,7 @@ ROOMS = [
     Room(
         "tunelab.models",
         "blocks, networks, their kernels for processors, and the check of a network before it costs time",
-        "tunelab.config",
+        "tunelab.foreign tunelab.config",
         "torch numba",
     ),
     Room(
@@ -313,7 +313,8 @@ ROOMS = [
     ),
     Room("tunelab.noise", "by how much two trainings of one configuration differ; plain arithmetic", "tunelab.records"),
     Room("tunelab.journal", "the record on the disk: checked lines, one writer"),
-    Room("tunelab.space", "what a search space is, and how one is found", "tunelab.config"),
+    Room("tunelab.space", "what a search space is, and how one is found", "tunelab.foreign tunelab.config"),
+    Room("tunelab.foreign", "code of the user's own: found, trusted, run, and named where it fails", "tunelab.config"),
     Room("tunelab.records", "what happened: metrics, trials, statuses", "tunelab.config"),
     Room("tunelab.variants", "what an ablation compares: plain data", "tunelab.config"),
     Room("tunelab.config", "what a trial is made of: frozen data, to JSON and back"),
@@ -325,7 +326,7 @@ ROOMS = [
 HEAVY = {"ray", "optuna", "torch", "torchvision", "numba"}
 # The two packages that nothing imports statically, and the modules that load by name what they may not import.
 BY_NAME_ONLY = ("tunelab.search_spaces", "tunelab.analysis")
-LOADERS = ("tunelab.__init__", "tunelab.cli", "tunelab.commands", "tunelab.space")
+LOADERS = ("tunelab.__init__", "tunelab.cli", "tunelab.commands", "tunelab.space", "tunelab.foreign")
 LOADING_CALLS = {"import_module", "__import__", "spec_from_file_location", "run_module", "run_path"}
 LONGEST = 400
 # Where a distribution has another name than what is imported from it.

@@ -125,7 +125,7 @@ def test_a_space_by_entry_point(offer: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "said"),
     [
-        ("broken", r"'broken' \(broken_space_for_tests\) cannot be imported: no luck"),
+        ("broken", r"'broken' \(broken_space_for_tests\) cannot be imported: RuntimeError: no luck"),
         ("function", r"'function' \(foreign_space_for_tests:draw\) is not a module"),
     ],
 )

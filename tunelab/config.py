@@ -101,10 +101,44 @@ class MLPSpec:
     dropout: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
 
 
-AnyArch: TypeAlias = ArchSpec | LeNetSpec | MLPSpec
+@dataclass(frozen=True, config=_FORBID)
+class CustomSpec:
+    """A network of the user's own: whatever `factory(channels, classes, image_size, **arguments)` makes.
+
+    `factory` is "path/to/file.py:function" or "package.module:function"; a space may write a path as from its own
+    folder, the search makes it absolute. `image_size` is (height, width) in pixels; what comes back is a
+    `torch.nn.Module` from images (N, channels, height, width) to scores (N, classes). `arguments` are plain JSON
+    values. `sha256` is that of the factory's file, which the search fills in.
+    """
+
+    factory: Annotated[str, Field(pattern=r"^[^\x00-\x1f]+:[A-Za-z_]\w*$", max_length=4096)]
+    arguments: Mapping[str, Any] = Field(default_factory=dict)
+    sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")] = ""
+
+    @field_validator("arguments", mode="before")
+    @classmethod
+    def _plain(cls, arguments: Any) -> dict[str, Any]:
+        if not isinstance(arguments, Mapping):
+            raise ValueError("must be a dictionary")
+        for name in arguments:
+            if not isinstance(name, str) or not name.isidentifier() or name in ("channels", "classes", "image_size"):
+                raise ValueError(f"{name!r} cannot be an argument's name")
+        try:
+            plain: dict[str, Any] = json.loads(json.dumps(dict(arguments), allow_nan=False))  # tuples become lists
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"must be plain JSON values ({error})") from error
+        return plain
+
+
+AnyArch: TypeAlias = ArchSpec | LeNetSpec | MLPSpec | CustomSpec
 """A network of any family."""
 
-_FAMILIES: dict[str, type[Any]] = {"ArchSpec": ArchSpec, "LeNetSpec": LeNetSpec, "MLPSpec": MLPSpec}
+_FAMILIES: dict[str, type[Any]] = {
+    "ArchSpec": ArchSpec,
+    "LeNetSpec": LeNetSpec,
+    "MLPSpec": MLPSpec,
+    "CustomSpec": CustomSpec,
+}
 
 
 def _family(arch: Any) -> str | None:
@@ -267,7 +301,8 @@ class TrialConfig:
     arch: Annotated[
         Annotated[ArchSpec, Tag("ArchSpec")]
         | Annotated[LeNetSpec, Tag("LeNetSpec")]
-        | Annotated[MLPSpec, Tag("MLPSpec")],
+        | Annotated[MLPSpec, Tag("MLPSpec")]
+        | Annotated[CustomSpec, Tag("CustomSpec")],
         Discriminator(_family, "family", f"Input should be a dictionary, {' or '.join(_FAMILIES)}"),
     ]
     train: TrainConfig = Field(default_factory=TrainConfig)

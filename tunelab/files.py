@@ -1,10 +1,12 @@
-"""Writing files so that a reader, a killed process and a power cut never see half of one."""
+"""Writing files so that a reader, a killed process and a power cut never see half of one; and the cache's folder."""
 
 from __future__ import annotations
 
 import os
 import tempfile
 from pathlib import Path
+
+from tunelab.errors import TunelabError
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -33,3 +35,36 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def cache_root() -> tuple[Path, str]:
+    """The folder of the cache, made if missing, and a note ("" where it is the usual one).
+
+    It is `TUNELAB_CACHE`, else `XDG_CACHE_HOME/tunelab`, else `~/.cache/tunelab`; where that cannot be written, a
+    folder of this user's in the temporary folder.
+
+    Raises:
+        TunelabError: neither can be written.
+    """
+    wanted = _wanted_root()
+    if _writable(wanted):
+        return wanted, ""
+    private = Path(tempfile.gettempdir()) / f"tunelab-cache-{os.getuid()}"
+    if not _writable(private) or private.is_symlink() or private.stat().st_uid != os.getuid():
+        raise TunelabError(f"neither {wanted} nor {private} can be written; set TUNELAB_CACHE to a folder")
+    return private, f"{wanted} cannot be written, so the decoded images are in {private}"
+
+
+def _wanted_root() -> Path:
+    own, shared = os.environ.get("TUNELAB_CACHE"), os.environ.get("XDG_CACHE_HOME")
+    if own:
+        return Path(own).expanduser().absolute()
+    return (Path(shared) if shared else Path.home() / ".cache") / "tunelab"
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:
+        return False
+    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)

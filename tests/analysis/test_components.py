@@ -11,7 +11,7 @@ from tunelab.analysis.changes import BOTH, difference, find_variants
 from tunelab.analysis.components import READ_BY_SCHEDULE, components_of, effective
 from tunelab.analysis.network_components import CONVS_READ_BY, LENET, MLP, NETWORK, WITHOUT_SHORTCUT
 from tunelab.analysis.recipe_components import LR_GROWTH, READ_BY_OPTIMIZER, RECIPE
-from tunelab.search_spaces import arch as arch_space
+from tunelab.search_spaces import _recipes
 
 from tunelab.config import (
     ArchSpec,
@@ -198,7 +198,7 @@ def test_the_tables_are_those_of_training_and_models() -> None:
     assert set(READ_BY_SCHEDULE) == set(SCHEDULES)
     assert {name for names in READ_BY_OPTIMIZER.values() for name in names} <= set(OPTIMIZERS)
     assert set(LR_GROWTH) == set(OPTIMIZERS)
-    assert LR_GROWTH == arch_space.LR_GROWTH
+    assert LR_GROWTH == _recipes.LR_GROWTH
     for kind, without in WITHOUT_SHORTCUT.items():
         assert BLOCKS[without].plan(8, 16, 2, 3) == BLOCKS[kind].plan(8, 16, 2, 3)._replace(side=())
     for kind, block in BLOCKS.items():

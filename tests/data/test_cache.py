@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from tunelab import files
 from tunelab.config import DataConfig
 from tunelab.data import storage
 from tunelab.data.batches import load_split
@@ -290,13 +291,13 @@ def test_the_cache_moves_where_it_can_be_written(tmp_path: Path, monkeypatch: py
     name = archive(tmp_path)
     (tmp_path / "file").touch()
     (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr(storage.tempfile, "tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "tmp"))
     monkeypatch.setenv("TUNELAB_CACHE", str(tmp_path / "file" / "cache"))
     notes = prepare(DataConfig(name=name)).notes
     private = tmp_path / "tmp" / f"tunelab-cache-{os.getuid()}"
     assert notes == (f"{tmp_path}/file/cache cannot be written, so the decoded images are in {private}",)
     assert private.stat().st_mode & 0o777 == 0o700
-    monkeypatch.setattr(storage.tempfile, "tempdir", str(tmp_path / "file"))
+    monkeypatch.setattr(files.tempfile, "tempdir", str(tmp_path / "file"))
     with pytest.raises(TunelabError, match="TUNELAB_CACHE"):
         prepare(DataConfig(name=name))
 
@@ -305,9 +306,9 @@ def test_usual_places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("TUNELAB_CACHE")
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
-    assert storage.cache_root() == (tmp_path / ".cache" / "tunelab", "")
+    assert files.cache_root() == (tmp_path / ".cache" / "tunelab", "")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    assert storage.cache_root() == (tmp_path / "xdg" / "tunelab", "")
+    assert files.cache_root() == (tmp_path / "xdg" / "tunelab", "")
 
 
 def test_npy_files_are_numpys(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import optuna
 import pytest
 import torch
 from torch import nn
+from tunelab.search_spaces import _recipes
 from tunelab.search_spaces import arch as space
 
 from tunelab.config import AugmentConfig, ScheduleConfig, TrialConfig, config_id, from_json, to_json
@@ -113,11 +114,11 @@ def test_draws_are_what_the_field_report_asks_for() -> None:
 def test_every_choice_of_the_recipe_is_drawn() -> None:
     trials = drawn(300, seed=2)
     recipes = [config.train for _, config in trials]
-    assert {recipe.schedule.name for recipe in recipes} == set(space.SCHEDULES)
+    assert {recipe.schedule.name for recipe in recipes} == set(_recipes.SCHEDULES)
     assert {recipe.batch_size for recipe in recipes} == {16, 32, 64, 128, 256, 512, 1024}
-    for optimizer in space.OPTIMIZERS:
+    for optimizer in _recipes.OPTIMIZERS:
         mine = [(t.params[f"lr_{optimizer}"], c.train) for t, c in trials if c.train.optimizer == optimizer]
-        low, high = space.LR[optimizer]
+        low, high = _recipes.LR[optimizer]
         assert len(mine) > 40
         for lr, recipe in mine:
             assert low <= lr <= high
@@ -135,8 +136,8 @@ def test_the_names_are_known_to_the_training() -> None:
     from tunelab.training.optim import OPTIMIZERS
     from tunelab.training.schedules import SCHEDULES
 
-    assert set(space.OPTIMIZERS) == set(OPTIMIZERS)
-    assert set(space.SCHEDULES) == set(SCHEDULES)
+    assert set(_recipes.OPTIMIZERS) == set(OPTIMIZERS)
+    assert set(_recipes.SCHEDULES) == set(SCHEDULES)
 
 
 def test_a_name_has_one_distribution() -> None:

@@ -80,6 +80,14 @@ from tunelab.shared_options import (
     help="Begin with what an earlier study found best, on other data too; may be given several times.",
 )
 @click.option(
+    "--from",
+    "from_study",
+    type=click.Path(path_type=Path),
+    metavar="STUDY",
+    help="The study whose best network the space begins with, on its data; for spaces such as recipe.",
+)
+@click.option("--from-trial", type=click.IntRange(min=0), help="Another trial of --from  [default: the best]")
+@click.option(
     "--max-params",
     type=click.IntRange(min=1),
     help="Refuse networks with more weights  [default: 1000000, 12000000 on a GPU]",
@@ -100,6 +108,8 @@ def search(
     deadline: str | None,
     dry_run: bool,
     grid: str | None,
+    from_study: Path | None,
+    from_trial: int | None,
     **options: Any,
 ) -> None:
     """Search SPACE: a name (see `tunelab spaces`), an entry point, or a path to a Python file, which is run.
@@ -110,22 +120,27 @@ def search(
     tunelab search arch --trials 200 --deadline 8h --dry-run
     tunelab search arch --grid rates.yaml --repeat 3
     tunelab search lenet --grid strategies --epochs 8
+    tunelab search recipe --from arch-20261121-2330
     """
-    from tunelab.config import from_json
+    from tunelab.config import DataConfig, from_json
     from tunelab.tuning.grid_files import options_of_templates
-    from tunelab.tuning.memory import find_studies
+    from tunelab.tuning.memory import choose_data, find_base, find_studies
     from tunelab.tuning.options import SearchOptions, fill_in
     from tunelab.tuning.prospect import forecast_search
     from tunelab.tuning.runner import start_search
 
-    data = take_data(options)
+    data, given = take_data(options), names_given(click.get_current_context())
+    name = data["name"] if "name" in given else None
     if grid is not None:
-        options, data, taken = options_of_templates(grid, options, data, names_given(click.get_current_context()))
+        options, data, taken = options_of_templates(grid, options, data, given)
+        name = data["name"] if name is None and data["name"] != DataConfig().name else name
         if taken:
             click.echo(f"note: {', '.join(taken)}, as {grid} has it", err=True)
+    base = find_base(from_study, from_trial, runs_dir)
+    chosen = choose_data(name, {field: value for field, value in data.items() if field != "name"}, base)
     options["warm_start"] = find_studies(options["warm_start"], runs_dir)
     options, request = fill_in(options, grid)
-    checked = from_json(SearchOptions, {**options, "data": data})
+    checked = from_json(SearchOptions, {**options, "data": chosen, "base": base})
     if dry_run:
         lines, forecast = forecast_search(space, checked, deadline, request)
         click.echo(json.dumps(forecast) if as_json else "\n".join(lines))

@@ -18,8 +18,8 @@ from tunelab.data.build import FORMAT, Decoded, build, file_names, read_descript
 from tunelab.data.datasets import find_dataset
 from tunelab.data.raw import Found, Pixels, Progress, Rows
 from tunelab.data.splits import STATS_VERSION, Division, channel_stats, divide
-from tunelab.data.storage import NpyReader, cache_root, exclusive, room_errors
-from tunelab.files import write_atomically
+from tunelab.data.storage import NpyReader, exclusive, room_errors
+from tunelab.files import cache_root, write_atomically
 
 AS_THEY_ARE = (0.0, 1 / 255)
 """The mean and the deviation with which normalised pixels are what they were before, 0 to 255."""
@@ -84,7 +84,7 @@ def prepare(config: DataConfig, progress: Progress | None = None) -> DataInfo:
     """Decode the data set into the cache, unless it is there, and say what is known about it.
 
     Several processes may call this at once: one decodes, the others wait. `progress(done, total)` counts images while
-    they are decoded. Where to: `storage.cache_root`.
+    they are decoded. Where to: `tunelab.files.cache_root`.
 
     Raises:
         InputError: the data set is unknown, missing, damaged or too small, or there is no room to decode it.

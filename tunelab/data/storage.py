@@ -9,7 +9,6 @@ import hashlib
 import os
 import shutil
 import struct
-import tempfile
 import weakref
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,39 +21,6 @@ from tunelab.errors import InputError, TunelabError
 
 _NPY_HEADER = 128  # bytes, a multiple of 64 as the format asks
 _SPARE = 16 * 2**20  # bytes left free beside what a build needs (our choice)
-
-
-def cache_root() -> tuple[Path, str]:
-    """The folder of the cache, made if missing, and a note ("" where it is the usual one).
-
-    It is `TUNELAB_CACHE`, else `XDG_CACHE_HOME/tunelab`, else `~/.cache/tunelab`; where that cannot be written, a
-    folder of this user's in the temporary folder.
-
-    Raises:
-        TunelabError: neither can be written.
-    """
-    wanted = _wanted_root()
-    if _writable(wanted):
-        return wanted, ""
-    private = Path(tempfile.gettempdir()) / f"tunelab-cache-{os.getuid()}"
-    if not _writable(private) or private.is_symlink() or private.stat().st_uid != os.getuid():
-        raise TunelabError(f"neither {wanted} nor {private} can be written; set TUNELAB_CACHE to a folder")
-    return private, f"{wanted} cannot be written, so the decoded images are in {private}"
-
-
-def _wanted_root() -> Path:
-    own, shared = os.environ.get("TUNELAB_CACHE"), os.environ.get("XDG_CACHE_HOME")
-    if own:
-        return Path(own).expanduser().absolute()
-    return (Path(shared) if shared else Path.home() / ".cache") / "tunelab"
-
-
-def _writable(folder: Path) -> bool:
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    except OSError:
-        return False
-    return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
 
 
 @contextlib.contextmanager

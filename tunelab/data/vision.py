@@ -13,8 +13,9 @@ import numpy as np
 
 from tunelab.config import DataConfig
 from tunelab.data.raw import Found, Meter, Pixels, Raw, Rows, raw_from_arrays
-from tunelab.data.storage import cache_root, exclusive
+from tunelab.data.storage import exclusive
 from tunelab.errors import InputError, TunelabError
+from tunelab.files import cache_root
 
 _MISSING_OPERATOR = "operator torchvision::nms does not exist"
 _SCHEMAS = ("nms", "qnms")

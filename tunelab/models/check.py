@@ -1,7 +1,7 @@
 """Whether a network can work and what it costs, found from its description in under a millisecond.
 
 The counts are sums over the plans that `tunelab.models.network` builds from; tests compare them with networks run on
-the meta device, where a forward pass takes a hundred times longer.
+the meta device, where a forward pass takes a hundred times longer. A network of the user's own has no plan and is run.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from tunelab.config import AnyArch, ArchSpec, LeNetSpec, MLPSpec
+from tunelab.config import AnyArch, ArchSpec, CustomSpec, LeNetSpec, MLPSpec
 from tunelab.errors import RefusedError
 from tunelab.models.blocks import Conv, Style, after_stride, block_kind, norm_groups
 from tunelab.models.classic import Plan, plan_lenet
+from tunelab.models.custom import count_custom
 from tunelab.models.dense import plan_mlp
 from tunelab.models.network import final_width, stem_conv, style_of
 
@@ -27,7 +28,8 @@ class NetworkStats:
     left out, counted as pycls and torchvision's tables do. `activations`: numbers that the convolutions put out
     (Radosavovic et al., arXiv 2003.13678, section 3.2). `depth`: convolutions on the longest path and fully connected
     layers; 18 for ResNet18, 5 for LeNet-5. `convs`: all convolutions, shortcuts and parallel paths included; what a
-    step costs beside its images grows with it.
+    step costs beside its images grows with it. A network of the user's own is run on two images for this, and all its
+    products of matrices count.
     """
 
     params: int
@@ -75,14 +77,18 @@ def check(
 
     Raises:
         RefusedError: a map of one pixel would be halved, a norm would see single values, a block is too narrow for its
-            kind, the branches end with different widths, LeNet-5 cannot take images of that size, or a limit is
-            exceeded; the message says which and where.
-        InputError: a kind of block is unknown.
+            kind, the branches end with different widths, LeNet-5 cannot take images of that size, the code of a network
+            of the user's own fails, or a limit is exceeded; the message says which and where.
+        InputError: a kind of block is unknown, or the code of a network of the user's own cannot be run.
     """
     if isinstance(arch, LeNetSpec):
         stats = _count_layers(plan_lenet(image_size, channels, classes))
     elif isinstance(arch, MLPSpec):
         stats = _count_layers(plan_mlp(arch, image_size, channels, classes))
+    elif isinstance(arch, CustomSpec):
+        counted = count_custom(arch, channels, classes, image_size)
+        mflops = counted.multiply_adds / 1e6
+        stats = NetworkStats(counted.params, mflops, counted.activations, counted.depth, counted.convs)
     else:
         stats = _count_blocks(arch, image_size, channels, classes)
     if max_params is not None and stats.params > max_params:

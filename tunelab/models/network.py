@@ -1,14 +1,15 @@
-"""A network from its description: stem, one to three parallel branches of blocks, head; or a classic one."""
+"""A network from its description: stem, parallel branches of blocks, head; or a classic one, or the user's own."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from tunelab.config import AnyArch, ArchSpec, BlockSpec, LeNetSpec, MLPSpec
+from tunelab.config import AnyArch, ArchSpec, BlockSpec, CustomSpec, LeNetSpec, MLPSpec
 from tunelab.errors import RefusedError
 from tunelab.models.blocks import Conv, Layers, Style, block_kind, build_layers
 from tunelab.models.classic import build_lenet
+from tunelab.models.custom import build_custom
 from tunelab.models.dense import build_mlp
 from tunelab.models.fused import MaxPool
 from tunelab.models.init import INITS
@@ -70,14 +71,16 @@ def build_network(arch: AnyArch, channels: int, classes: int, image_size: tuple[
     pixels, has a part in fully connected layers only. Call `tunelab.models.check.check` first.
 
     Raises:
-        InputError: a kind of block is unknown.
-        RefusedError: a block is too narrow for its kind, the branches end with different widths, or LeNet-5 cannot
-            take images of that size.
+        InputError: a kind of block is unknown, or the code of a network of the user's own cannot be run.
+        RefusedError: a block is too narrow for its kind, the branches end with different widths, LeNet-5 cannot take
+            images of that size, or the code of a network of the user's own fails.
     """
     if isinstance(arch, LeNetSpec):
         network: nn.Module = build_lenet(arch, channels, classes, image_size)
     elif isinstance(arch, MLPSpec):
         network = build_mlp(arch, channels, classes, image_size)
+    elif isinstance(arch, CustomSpec):
+        network = build_custom(arch, channels, classes, image_size)
     else:
         network = _build_of_blocks(arch, channels, classes)
     return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

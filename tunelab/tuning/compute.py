@@ -17,9 +17,9 @@ from typing import Any
 
 from tunelab.config import ComputeConfig, from_json, to_json
 from tunelab.data.cache import DataInfo
-from tunelab.data.storage import cache_root, exclusive
+from tunelab.data.storage import exclusive
 from tunelab.errors import InputError, TunelabError
-from tunelab.files import write_atomically
+from tunelab.files import cache_root, write_atomically
 from tunelab.space import SearchSpace
 from tunelab.tuning.calibrate import Sample, processes_for, shrink
 from tunelab.tuning.hardware import describe_hardware, precisions, torch_version

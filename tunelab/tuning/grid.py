@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from tunelab.config import TrialConfig, config_id, derive_seed
 from tunelab.data.cache import DataInfo
 from tunelab.errors import InputError, RefusedError
-from tunelab.space import SearchSpace
+from tunelab.space import SearchSpace, draw_config
 from tunelab.tuning.draws import Draw
 from tunelab.tuning.grid_files import WORDS, Entry, Grid, find_grid, word
 from tunelab.tuning.options import GridRequest, SearchOptions
@@ -149,13 +149,7 @@ class _Asked:
 
     def _ask(self, attempt: int, rest: Entry | None = None) -> tuple[TrialConfig, dict[str, Any]]:
         asker = _Asker({**(rest or {}), **self._entry}, self._where, derive_seed(self._seed, "grid", attempt))
-        try:
-            return self._space.draw(asker), asker.params
-        except InputError:
-            raise
-        except Exception as error:
-            what = f"the space {self._space.name!r} raised {type(error).__name__}: {error}"
-            raise InputError(f"{self._where}: {what}") from error
+        return draw_config(self._space, asker), asker.params
 
 
 def _as_a_baseline(asked: Sequence[_Asked], grid: Grid) -> list[tuple[TrialConfig, dict[str, Any]]] | None:
@@ -205,7 +199,7 @@ def _unknown(name: str, space: SearchSpace, entry: Entry) -> str:
     known: set[str] = set()
     for number in range(50):
         asker = _Asker({other: value for other, value in entry.items() if other != name}, "", number)
-        space.draw(asker)
+        draw_config(space, asker)
         known |= asker.params.keys()
     given = " with these values" if len(entry) > 1 else ""
     return f"the space {space.name!r} does not ask for {name!r}{given}; it asks for {', '.join(sorted(known))}"

@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tunelab.config import TrialConfig, config_id, from_json
+from tunelab.config import CustomSpec, TrialConfig, config_id, from_json
 from tunelab.data.cache import DataInfo
 from tunelab.errors import InputError
+from tunelab.foreign import require_unchanged
 from tunelab.noise import full_length
 from tunelab.records import Trial
 from tunelab.space import SearchSpace, load_space
@@ -52,16 +53,26 @@ def reopen(study: str | Path | Study, show_progress: bool) -> Begun:
     Its space may be another version by now; see `carry_over`.
 
     Raises:
-        InputError: it is no search, or its space or its data is gone, or the data has changed.
+        InputError: it is no search, or its space or its data is gone, or the data or the code of its networks has
+            changed.
     """
     opened = study if isinstance(study, Study) else Study.open(Path(study).expanduser())
     if opened.info["kind"] != "search":
         raise InputError(f"{opened.path} is a {opened.info['kind']}; the command that began it goes on with it")
     options = from_json(SearchOptions, opened.info["options"])
-    space = load_space(opened.info["space"]["source"])
+    space = load_space(opened.info["space"]["source"], options.base_config)
+    if space.version == opened.info["space"]["version"]:
+        _require_same_code(opened)
     info = open_data(options.data, show_progress)
     require_same_data(opened, info)
     return Begun(opened, space, options, info)
+
+
+def _require_same_code(study: Study) -> None:
+    """Raises InputError if a factory that made networks of the study is missing or has changed."""
+    archs = [trial.config["arch"] for trial in study.list_trials() if "factory" in trial.config["arch"]]
+    for factory, sha256 in dict.fromkeys((arch["factory"], arch["sha256"]) for arch in archs):
+        require_unchanged(CustomSpec(factory, {}, sha256))
 
 
 def carry_over(begun: Begun, show_progress: bool) -> None:

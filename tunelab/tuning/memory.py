@@ -5,6 +5,7 @@ They are copied into the new study (`earlier.jsonl`), so that it can be resumed 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import numpy as np
 from optuna.distributions import BaseDistribution
 
+from tunelab.config import DataConfig, from_json
 from tunelab.data.cache import DataInfo
 from tunelab.errors import InputError
 from tunelab.files import write_atomically
@@ -22,7 +24,7 @@ from tunelab.space import SearchSpace
 from tunelab.study import Study, load, runs_dir, trial_to_json
 from tunelab.tuning.draws import Encoder, merge
 from tunelab.tuning.model_sampler import Earlier
-from tunelab.tuning.options import SearchOptions
+from tunelab.tuning.options import Base, SearchOptions
 from tunelab.tuning.outcomes import outcomes
 from tunelab.tuning.preflight import make_source
 
@@ -72,6 +74,46 @@ def find_studies(given: str | Path | Sequence[str | Path], folder: str | Path | 
             )
         found.append(str(load(path if path.exists() else inside).path.resolve()))
     return list(dict.fromkeys(found))
+
+
+def find_base(given: str | Path | None, number: int | None, folder: str | Path | None = None) -> Base | None:
+    """The trial of an earlier study that a search begins with; None if no study is given.
+
+    Args:
+        given: the folder of the study, or its name inside `folder`.
+        number: of the trial; None is the best one.
+        folder: of studies; by default `TUNELAB_RUNS` or `runs`.
+
+    Raises:
+        InputError: there is no such study or trial, or none has run its full length.
+    """
+    if given is None:
+        if number is not None:
+            raise InputError(f"--from-trial {number} can only be used with --from STUDY")
+        return None
+    study = load(find_studies(given, folder)[0])
+    trial = study.best() if number is None else study.trial(number)
+    stats = {name: trial.stats[name] for name in ("params", "mflops") if name in trial.stats}
+    return Base(str(study.path), trial.number, study.config(trial), **stats)
+
+
+def choose_data(name: str | None, given: Mapping[str, Any], base: Base | None) -> DataConfig:
+    """The images of a search: `name`, else those that its base was trained on, else the digits.
+
+    Args:
+        name: of a data set.
+        given: further fields of a DataConfig. Those that are at their default leave the base's images as they were.
+        base: what the search begins with.
+
+    Raises:
+        InputError: a field cannot be what is given.
+    """
+    asked = from_json(DataConfig, {**given, **({} if name is None else {"name": name})})
+    if base is None or name is not None:
+        return asked
+    usual = DataConfig()
+    changed = {field: getattr(asked, field) for field in given if getattr(asked, field) != getattr(usual, field)}
+    return dataclasses.replace(base.config.data, train_on="train", **changed)
 
 
 def collect(studies: Sequence[Study], redraw: Redraw) -> list[Earlier]:

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from tunelab.capacity import parse_size
-from tunelab.config import DataConfig
+from tunelab.config import DataConfig, TrialConfig
 from tunelab.errors import InputError
 
 LIMITS: Mapping[str, tuple[int, float]] = {"cpu": (1_000_000, 40.0), "cuda": (12_000_000, 1200.0)}
@@ -23,7 +23,24 @@ On a CPU that is the plain ResNet18 of width 16 on images of 32x32; on a GPU tha
 """
 
 
-@dataclass(frozen=True, config=ConfigDict(extra="forbid", allow_inf_nan=False))
+_FORBID = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+
+@dataclass(frozen=True, config=_FORBID)
+class Base:
+    """The trial of another study that a search begins with, whole, so that the study itself is not needed any more.
+
+    `params` and `mflops` are what its network has and costs there.
+    """
+
+    study: str
+    trial: int
+    config: TrialConfig
+    params: Annotated[int, Field(ge=0)] = 0
+    mflops: Annotated[float, Field(ge=0.0)] = 0.0
+
+
+@dataclass(frozen=True, config=_FORBID)
 class SearchOptions:
     """What a search is asked for; its names are those of the command line.
 
@@ -33,6 +50,7 @@ class SearchOptions:
     those of a whole training). `repeat` is how often each configuration of a grid is trained.
     `concurrent` None is as many trials as the processors or GPUs carry. `cpus_per_trial` is the number of threads of
     a trial. `memory` is the most bytes of the machine's memory that all trials together may take; None is what is free.
+    `base` is what `--from` names.
     """
 
     trials: Annotated[int, Field(ge=1, le=1_000_000)] = 100
@@ -53,6 +71,12 @@ class SearchOptions:
     objective: tuple[Literal["val_accuracy", "params", "mflops", "seconds"], ...] = ("val_accuracy",)
     repeat: Annotated[int, Field(ge=1, le=1000)] = 1
     telemetry: Literal["off", "scalars"] = "scalars"
+    base: Base | None = None
+
+    @property
+    def base_config(self) -> TrialConfig | None:
+        """The configuration that the search begins with."""
+        return None if self.base is None else self.base.config
 
     @field_validator("objective")
     @classmethod
@@ -60,6 +84,17 @@ class SearchOptions:
         if names[:1] != ("val_accuracy",) or len(set(names)) != len(names):
             raise ValueError("the first must be val_accuracy, by which trials are stopped early, and none may be twice")
         return names
+
+
+def limits(options: SearchOptions, device: str) -> tuple[int, float]:
+    """The largest networks that are searched, as (max_params, max_mflops): what is asked for, else LIMITS.
+
+    A network to begin with is never beyond them: twice what it costs is within (our choice).
+    """
+    params, mflops = LIMITS[device]
+    if options.base is not None:
+        params, mflops = max(params, 2 * options.base.params), max(mflops, 2 * options.base.mflops)
+    return options.max_params or params, options.max_mflops or mflops
 
 
 @dataclass(frozen=True)

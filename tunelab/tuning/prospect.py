@@ -19,7 +19,7 @@ from tunelab.config import DataConfig, TrialConfig, to_json
 from tunelab.data.cache import DataInfo, prepare
 from tunelab.errors import TunelabError
 from tunelab.records import BY_MODEL, Trial
-from tunelab.space import SearchSpace, load_space
+from tunelab.space import SearchSpace, load_space, require_base
 from tunelab.study import Study
 from tunelab.tuning import calibrate, compute, memory, quota
 from tunelab.tuning.forecast import Forecast
@@ -33,7 +33,7 @@ from tunelab.tuning.hardware import (
     usable_cpus,
 )
 from tunelab.tuning.model_sampler import FIRST_RANDOM, Earlier
-from tunelab.tuning.options import LIMITS, GridRequest, SearchOptions, seconds_until
+from tunelab.tuning.options import GridRequest, SearchOptions, limits, seconds_until
 from tunelab.tuning.preflight import absolute_paths, check_room, make_source, try_space
 from tunelab.tuning.probes import Probes
 from tunelab.tuning.progress import ImagesBar
@@ -117,19 +117,15 @@ def look_ahead(
         InputError: something given cannot be used.
         TunelabError: no trial could be measured.
     """
-    space = load_space(space_name)
+    space = load_space(space_name, options.base_config)
+    require_base(space)
     at_least = options.trials
     if grid is not None:  # a file that is none is refused before anything takes time
         at_least = max(at_least, 1 + options.repeat * len(find_grid(grid.source, space).entries))
     layouts = find_layouts(dataclasses.replace(options, trials=at_least))
     device = layouts[0].device
-    max_params, max_mflops = LIMITS[device]
-    options = dataclasses.replace(
-        options,
-        data=absolute_paths(options.data),
-        max_params=options.max_params or max_params,
-        max_mflops=options.max_mflops or max_mflops,
-    )
+    params, mflops = limits(options, device)
+    options = dataclasses.replace(options, data=absolute_paths(options.data), max_params=params, max_mflops=mflops)
     gpus = count_gpus() if device == "cuda" else 0
     limit = quota.capped(free_memory_mib(), options.memory, device)
     layouts = calibrate.startable(layouts, limit, gpus)

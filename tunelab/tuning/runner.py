@@ -27,7 +27,7 @@ from tunelab.tuning.forecast import Forecast
 from tunelab.tuning.grid import ORIGIN as GRID
 from tunelab.tuning.hardware import describe_hardware, describe_versions
 from tunelab.tuning.lineage import Begun, again_of, baseline_number, carry_over, reopen, study_source
-from tunelab.tuning.memory import find_studies
+from tunelab.tuning.memory import choose_data, find_base, find_studies
 from tunelab.tuning.memory import write as write_earlier
 from tunelab.tuning.options import GridRequest, SearchOptions, fill_in
 from tunelab.tuning.packing import pack
@@ -55,7 +55,7 @@ def search(
     *,
     trials: int | None = None,
     epochs: int = 30,
-    data: str | DataConfig = "digits",
+    data: str | DataConfig | None = None,
     data_dir: str | None = None,
     download: bool = False,
     image_size: int | None = None,
@@ -78,6 +78,8 @@ def search(
     repeat: int = 1,
     objective: Sequence[str] = ("val_accuracy",),
     warm_start: str | Path | Sequence[str | Path] = (),
+    from_study: str | Path | None = None,
+    from_trial: int | None = None,
     max_params: int | None = None,
     max_mflops: float | None = None,
     telemetry: Literal["off", "scalars"] = "scalars",
@@ -89,7 +91,8 @@ def search(
         space: a name, an entry point, or a path that ends in `.py` (its code is run).
         trials: how many configurations are tried; by default 100, or those of `grid`.
         epochs: the full length of a trial.
-        data: a data set's name, `folder:PATH`, `npz:PATH`, or a DataConfig in place of the data options.
+        data: a data set's name, `folder:PATH`, `npz:PATH`, or a DataConfig in place of the data options; by default
+            `digits`, or what `from_study` was trained on.
         data_dir: where torchvision's data sets lie.
         download: allows a download.
         image_size: resizes the images to this many pixels.
@@ -116,6 +119,8 @@ def search(
         objective: what is to be good: `val_accuracy` first, by which trials are stopped early, then any of `params`,
             `mflops` and `seconds`, of which less is better.
         warm_start: earlier studies, on other data too, whose best configurations come first.
+        from_study: the study whose best network a space such as `recipe` begins with, on its data.
+        from_trial: another trial of `from_study`.
         max_params: refuses larger networks; by default 1 million weights on a CPU, 12 million on a GPU.
         max_mflops: refuses costlier networks (millions of multiply-adds per image); by default 40 or 1200.
         telemetry: what goes to TensorBoard.
@@ -126,19 +131,11 @@ def search(
         PausedError: a signal stopped the search; it can be resumed. A deadline is no error.
         TunelabError: the search failed.
     """
+    base = find_base(from_study, from_trial, runs_dir)
     if not isinstance(data, DataConfig):
-        data = from_json(
-            DataConfig,
-            {
-                "name": data,
-                "data_dir": data_dir,
-                "download": download,
-                "image_size": image_size,
-                "limit_train": limit_train,
-                "val_fraction": val_fraction,
-                "skip_unreadable": skip_unreadable,
-            },
-        )
+        taken: dict[str, Any] = {"data_dir": data_dir, "download": download, "image_size": image_size}
+        taken |= {"limit_train": limit_train, "val_fraction": val_fraction, "skip_unreadable": skip_unreadable}
+        data = choose_data(data, taken, base)
     values, request = fill_in(
         {
             "trials": trials,
@@ -162,7 +159,8 @@ def search(
         },
         grid,
     )
-    options = from_json(SearchOptions, {**values, "warm_start": find_studies(warm_start, runs_dir)})
+    earlier = find_studies(warm_start, runs_dir)
+    options = from_json(SearchOptions, {**values, "warm_start": earlier, "base": base})
     path = None if study is None else Path(study).expanduser()
     try:
         return start_search(space, options, path, runs_dir, deadline, grid=request, show_progress=progress)

@@ -25,7 +25,7 @@ from optuna.trial import FixedTrial, TrialState
 from tunelab.config import TrialConfig, config_id, derive_seed
 from tunelab.errors import ExhaustedError, InputError, RefusedError
 from tunelab.records import BY_MODEL, Trial, TrialStatus
-from tunelab.space import SearchSpace
+from tunelab.space import SearchSpace, draw_config
 from tunelab.tuning.draws import Draw, RangesError, merge
 from tunelab.tuning.ledger import STATES, Ledger, journal_storage, open_mirror
 from tunelab.tuning.model_sampler import Candidate, Earlier, ModelSampler
@@ -34,6 +34,7 @@ from tunelab.tuning.sources import Check, Proposal
 
 _LOG = logging.getLogger(__name__)
 _ATTEMPTS = 500
+_REHEARSED = 50  # draws in which a name that changes its choices is found out before anything is made; our choice
 
 
 def _tpe(seed: int) -> BaseSampler:
@@ -213,30 +214,51 @@ class OptunaSource:
         raise self._never_fits(reason)
 
     def rehearse(self, draws: int) -> None:
-        """Draws at random until `draws` configurations passed the check; nothing is kept of it.
+        """Draws at random until `draws` configurations passed the check, 50 at least; nothing is kept of it.
 
         Raises:
-            InputError: the space raised, or none of 500 draws passed.
+            InputError: the space raised, gave a name other choices than before, made another configuration of the same
+                parameters, or none of 500 draws passed.
         """
         self.opening()
         generator = random.Random(derive_seed(self._seed, "rehearse"))
+        known: dict[str, BaseDistribution] = {}
         passed, reason = 0, ""
-        for _ in range(_ATTEMPTS):
-            config = self._complete(self._draw(Draw(generator)), 0)
+        for attempt in range(_ATTEMPTS):
+            if passed >= draws and attempt >= _REHEARSED:
+                return
+            draw = Draw(generator)
+            config = self._draw(draw)
             try:
-                self._check(config)
+                merge(known, [draw.distributions])
+            except RangesError as error:
+                raise RangesError(f"{error}{self._space.place}") from error
+            if passed >= draws:
+                continue
+            self._require_same(config, draw)
+            try:
+                self._check(self._complete(config, 0))
                 passed += 1
             except RefusedError as error:
                 reason = str(error)
-            if passed >= draws:
-                return
         if not passed:
             raise self._never_fits(reason)
+
+    def _require_same(self, config: TrialConfig, draw: Draw) -> None:
+        """Raises InputError if the space makes another configuration of the same parameters: none could be repeated."""
+        again = self._redraw(draw.params)[0]
+        parts = [name for name in ("arch", "train", "data") if getattr(again, name) != getattr(config, name)]
+        if parts:
+            raise InputError(
+                f"the space {self._space.name!r} makes another configuration of the same parameters the second time "
+                f"({' and '.join(parts)} differ); what it makes must depend on nothing but what `suggest` gives"
+                f"{self._space.place}"
+            )
 
     def _never_fits(self, reason: str) -> InputError:
         return InputError(
             f"none of {_ATTEMPTS} draws from the space {self._space.name!r} is within the limits (the last: {reason}); "
-            "widen --max-params or --max-mflops, or choose another --image-size"
+            f"widen --max-params or --max-mflops, or choose another --image-size{self._space.place}"
         )
 
     def ranges(self, params: Mapping[str, Any]) -> Mapping[str, BaseDistribution]:
@@ -296,15 +318,7 @@ class OptunaSource:
         return proposal
 
     def _draw(self, suggest: Any) -> TrialConfig:
-        try:
-            config = self._space.draw(suggest)
-        except RangesError:
-            raise
-        except Exception as error:
-            raise InputError(f"the space {self._space.name!r} raised {type(error).__name__}: {error}") from error
-        if not isinstance(config, TrialConfig):
-            raise InputError(f"the space {self._space.name!r} returned {type(config).__name__}, not a TrialConfig")
-        return config
+        return draw_config(self._space, suggest)
 
     def _redraw(self, params: Mapping[str, Any]) -> tuple[TrialConfig, Mapping[str, BaseDistribution]]:
         fixed = FixedTrial(dict(params))

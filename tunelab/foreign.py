@@ -1,0 +1,244 @@
+"""Code of the user's own: space files and factories of networks, found, trusted, imported, and named where they fail.
+
+A file is run as it is now, never a compiled copy of what it was. Files beside it are there for it as those of a package
+are (`from . import layers`); nothing is put on the path of modules, so that it hides no other module.
+
+A factory is only run if its file is the one that was recorded, and if this user has allowed it: by a search of a space
+that draws it, or by `tunelab trust`. What is allowed is in `trusted.txt` in the cache's folder, never in what is read:
+a study or a model of somebody else cannot allow anything.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib
+import importlib.machinery
+import importlib.util
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from tunelab.config import CustomSpec
+from tunelab.errors import InputError
+from tunelab.files import cache_root
+
+FILE = "trusted.txt"
+_OWN = str(Path(__file__).resolve().parent)
+_LONGEST = 300  # characters of what an error says; our choice
+
+
+def import_file(path: Path, what: str, *, anew: bool = False) -> ModuleType:
+    """The module in the file `path`, run now.
+
+    Args:
+        path: absolute.
+        what: what it is, in words, for errors.
+        anew: runs the files beside it anew too, where it imports them.
+
+    Raises:
+        InputError: there is no such file, or it raises or exits; the line is named.
+    """
+    return _run(path, read_source(path, what), what, anew=anew)
+
+
+def import_named(name: str, what: str) -> ModuleType:
+    """The installed module of this dotted name.
+
+    Raises:
+        InputError: there is none, or it raises or exits.
+    """
+    try:
+        return importlib.import_module(name)
+    except (Exception, SystemExit) as error:
+        raise InputError(f"{what} cannot be imported: {say(error)}{place_of(error)}") from error
+
+
+def say(error: BaseException) -> str:
+    """An error in one line that is not too long: its type and what it says."""
+    if isinstance(error, SyntaxError):
+        return f"{type(error).__name__}: {error.msg}"
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said if len(said) <= _LONGEST else said[:_LONGEST] + ' ...'}"
+
+
+def place_of(error: BaseException, folder: Path | None = None) -> str:
+    """Where an error comes from, as " (FILE, line N)": the last line that ran in `folder`, or in foreign code."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f" ({error.filename}, line {error.lineno})"
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not frame.filename.startswith("<")]
+    foreign = [frame for frame in frames if not frame.filename.startswith((_OWN, importlib.__path__[0]))]
+    near = [frame for frame in foreign if folder is not None and str(Path(frame.filename).parent) == str(folder)]
+    last = (near or foreign)[-1:]
+    return f" ({last[0].filename}, line {last[0].lineno})" if last else ""
+
+
+def settle(spec: CustomSpec, folder: Path | None) -> CustomSpec:
+    """The same factory, found from anywhere: its file absolute, with the file's hash.
+
+    Args:
+        spec: a relative file is looked for in `folder`.
+        folder: that of the space; None is the current one.
+
+    Raises:
+        InputError: there is no such file or module.
+    """
+    source, _, function = spec.factory.rpartition(":")
+    if not source.endswith(".py"):
+        return dataclasses.replace(spec, sha256=_digest(read_source(_file_of(source), "module of a factory")))
+    path = ((folder or Path.cwd()) / Path(source).expanduser()).resolve()
+    digest = _digest(read_source(path, "file of a factory"))
+    return dataclasses.replace(spec, factory=f"{path}:{function}", sha256=digest)
+
+
+def trust(spec: CustomSpec) -> None:
+    """Notes that this user allows the factory, as its file is now; nothing is noted twice.
+
+    Raises:
+        TunelabError: the folder of the cache cannot be written.
+    """
+    if spec.sha256 and not _is_trusted(spec):
+        with (cache_root()[0] / FILE).open("a", encoding="utf-8") as file:
+            file.write(_entry(spec))
+
+
+def load_factory(spec: CustomSpec) -> Callable[..., Any]:
+    """The function that makes the network, if its file is as recorded and this user has allowed it.
+
+    Raises:
+        InputError: the file is missing or has changed, it is not allowed or raises, or it has no such function.
+    """
+    source, _, function = spec.factory.rpartition(":")
+    is_file = source.endswith(".py")
+    text = read_source(Path(source), "file of a factory") if is_file else b""
+    if not _is_trusted(spec):
+        raise InputError(
+            f"the network is made by {spec.factory}, which is code that you have not allowed yet; read it, then "
+            f"`tunelab trust {spec.factory}` allows it"
+        )
+    require_unchanged(spec)
+    return _load(spec.factory, spec.sha256, Path(source) if is_file else None, text, function)
+
+
+def require_unchanged(spec: CustomSpec) -> None:
+    """Raises InputError if the factory's file is missing, or not as it was recorded; no code is run."""
+    source = spec.factory.rpartition(":")[0]
+    path = Path(source) if source.endswith(".py") else _file_of(source)
+    now = _digest(read_source(path, "file of a factory"))
+    if now != spec.sha256:
+        raise InputError(
+            f"{path}, which makes the network, has changed since it was recorded (sha256 {spec.sha256[:8]}..., now "
+            f"{now[:8]}...); put it back as it was, or begin a new search"
+        )
+
+
+def read_source(path: Path, what: str) -> bytes:
+    """The content of a Python file.
+
+    Raises:
+        InputError: there is none, or it cannot be read.
+    """
+    if not path.is_file():
+        raise InputError(f"there is no {what} {path}")
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"the {what} {path} cannot be read: {error.strerror}") from error
+
+
+class _AsItIs(importlib.machinery.SourceFileLoader):
+    """Runs this text of a file, whatever compiled copies there are."""
+
+    def __init__(self, name: str, path: Path, text: bytes) -> None:
+        super().__init__(name, str(path))
+        self._text = text
+
+    def get_code(self, fullname: str) -> Any:
+        """The compiled text."""
+        return self.source_to_code(self._text, self.path)
+
+
+def _run(path: Path, text: bytes, what: str, *, anew: bool) -> ModuleType:
+    name = _module_name(path, anew=anew)
+    spec = importlib.util.spec_from_loader(name, _AsItIs(name, path, text))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # where dataclasses look up annotations
+    try:
+        spec.loader.exec_module(module)
+    except (Exception, SystemExit) as error:
+        del sys.modules[name]
+        hint = ""
+        if isinstance(error, ModuleNotFoundError) and (path.parent / f"{error.name}.py").is_file():
+            hint = f"; a file beside it is imported by `from . import {error.name}`"
+        said = f"the {what} {path} cannot be imported: {say(error)}{hint}{place_of(error, path.parent)}"
+        raise InputError(said) from error
+    return module
+
+
+def _module_name(path: Path, *, anew: bool) -> str:
+    """What a file is called as a module: one of a package that has all files of its folder."""
+    package = f"tunelab_beside_{_digest(str(path.parent).encode())[:12]}"
+    if anew:
+        for known in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
+            del sys.modules[known]
+        importlib.invalidate_caches()
+    if package not in sys.modules:
+        made = ModuleType(package, "The files of a folder.")
+        made.__path__ = [str(path.parent)]
+        sys.modules[package] = made
+    return f"{package}.{re.sub(r'[^0-9A-Za-z_]', '_', path.stem)}"
+
+
+@functools.lru_cache(maxsize=100)
+def _load(factory: str, sha256: str, path: Path | None, text: bytes, function: str) -> Callable[..., Any]:
+    """Runs the code that makes networks, once for each version of it."""
+    if path is not None:
+        module = _run(path, text, "file of a factory", anew=False)
+    else:
+        module = import_named(factory.rpartition(":")[0], f"the module of the factory {factory}")
+    found = getattr(module, function, None)
+    if not callable(found):
+        there = ", ".join(name for name in vars(module) if not name.startswith("_")) or "nothing"
+        raise InputError(f"the factory {factory}: there is no function {function!r} there; there are {there}")
+    made: Callable[..., Any] = found
+    return made
+
+
+def _file_of(module: str) -> Path:
+    """The file of an installed module. The packages that it is in are imported, it is not.
+
+    Raises:
+        InputError: there is no such module, or it is no Python file.
+    """
+    try:
+        found = importlib.util.find_spec(module)
+    except (Exception, SystemExit) as error:
+        raise InputError(f"the module {module!r} of a factory cannot be found: {say(error)}") from error
+    if found is None or found.origin is None or not found.origin.endswith(".py"):
+        raise InputError(
+            f"there is no Python module {module!r} for a factory; it is written as package.module:function, or as "
+            "path/to/file.py:function"
+        )
+    return Path(found.origin)
+
+
+def _is_trusted(spec: CustomSpec) -> bool:
+    try:
+        return _entry(spec) in (cache_root()[0] / FILE).read_text(encoding="utf-8").splitlines(keepends=True)
+    except FileNotFoundError:
+        return False
+
+
+def _entry(spec: CustomSpec) -> str:
+    return f"{spec.sha256} {spec.factory}\n"
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
