@@ -6,6 +6,7 @@ rest: the description is checked name by name, and no memory is taken for weight
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from tunelab.config import TrialConfig, from_json, to_json
+from tunelab.config import CustomSpec, TrialConfig, from_json, to_json
 from tunelab.data.augment import normalizer
 from tunelab.data.cache import DataInfo
 from tunelab.errors import InputError
@@ -31,7 +32,11 @@ WEIGHTS = "model.safetensors"
 DESCRIPTION = "config.json"
 _MOST_BYTES = 4 * 2**20  # of a description: 100,000 classes have room; our choice
 _LONGEST_REASON = 300  # characters of what is wrong with a file, which may quote all of it; our choice
-_TYPES = {"F32": torch.float32, "I64": torch.int64}  # safetensors' names of what networks are made of
+# safetensors' names of what networks are made of; tunelab's own need the first two.
+_TYPES = {
+    "F32": torch.float32, "I64": torch.int64, "F64": torch.float64, "F16": torch.float16, "BF16": torch.bfloat16,
+    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
 _Header = dict[str, tuple[tuple[int, ...], str]]  # of each tensor its shape and safetensors' name of its type
 
 Side = Annotated[int, Field(ge=1, le=16_384)]
@@ -110,10 +115,19 @@ def write_model(folder: Path, model: nn.Module, config: TrialConfig, info: DataI
 
 
 def write_weights(path: Path, model: nn.Module) -> None:
-    """Writes the weights of a network alone, as safetensors."""
+    """Writes the weights of a network alone, as safetensors; what is in two places of the network is there twice."""
     temporary = path.with_name(f".{path.name}.tmp")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}, temporary)
+    content: dict[str, Tensor] = {}
+    for name, tensor in model.state_dict().items():
+        shared = any(_share(tensor, other) for other in content.values())
+        content[name] = tensor.detach().clone() if shared else tensor.detach()
+    save_file({name: tensor.cpu().contiguous() for name, tensor in content.items()}, temporary)
     temporary.replace(path)
+
+
+def _share(one: Tensor, other: Tensor) -> bool:
+    """True if the two lie in the same memory."""
+    return one.numel() > 0 and one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
 
 
 def find_model(path: Path) -> Path:
@@ -157,7 +171,8 @@ def open_model(path: Path, device: torch.device | str = "cpu") -> Model:
         raise InputError(f"{path} is not a model: it is no whole safetensors file ({_short(error)})") from error
     if not all(bool(tensor.isfinite().all()) for tensor in state.values()):
         raise InputError(f"{path} is not a model: some of its weights are not finite numbers")
-    network.load_state_dict(state, assign=True)
+    # What is no weight of a network of the user's own, and is in no file, must stay what the factory made it.
+    network.load_state_dict(state, assign=not isinstance(info.trial_config.arch, CustomSpec))
     whole: nn.Module = network.to(device=device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     return Model(whole.requires_grad_(False).eval(), info, path)
 
@@ -196,17 +211,18 @@ def _build(path: Path, info: ModelInfo, found: _Header) -> nn.Module:
     """The network that is described, without memory for its weights, if the file `path` has weights as it needs them.
 
     Before a network is built, what it takes is counted and compared with what the file has: a small file cannot ask for
-    a large network.
+    a large network. One of the user's own is built whole, by code that the user has allowed.
     """
     arch, classes = info.trial_config.arch, len(info.classes)
+    own = isinstance(arch, CustomSpec)
     stats = check(arch, image_size=info.image_size, channels=info.channels, classes=classes)
     numbers = sum(torch.Size(shape).numel() for shape, _ in found.values())
-    if numbers < stats.params or len(found) < stats.convs:
+    if numbers < stats.params or (len(found) < stats.convs and not own):
         raise InputError(
             f"{path} does not fit {DESCRIPTION} beside it: the network has {stats.params:,} weights in {stats.convs:,} "
             f"convolutions, the file {numbers:,} numbers in {len(found):,} tensors"
         )
-    with torch.device("meta"):
+    with contextlib.nullcontext() if own else torch.device("meta"):
         network = build_network(arch, info.channels, classes, info.image_size)
     wanted = network.state_dict()
     for name in sorted(wanted.keys() ^ found.keys()):
