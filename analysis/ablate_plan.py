@@ -9,7 +9,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunelab.config import AnyArch, ArchSpec, StemSpec, TrainConfig, TrialConfig, arch_id, derive_seed, to_json
+from tunelab.config import (
+    AnyArch,
+    ArchSpec,
+    CustomSpec,
+    StemSpec,
+    TrainConfig,
+    TrialConfig,
+    arch_id,
+    derive_seed,
+    to_json,
+)
 from tunelab.errors import InputError, RefusedError
 from tunelab.models.check import check
 from tunelab.records import Trial
@@ -93,6 +103,8 @@ def _baseline(study: Study, winner: TrialConfig) -> tuple[TrialConfig, str]:
             return study.config(trial), f"trial {trial.number}, the study's baseline"
     if isinstance(winner.arch, ArchSpec):
         arch: AnyArch = ArchSpec(StemSpec(winner.arch.stem.width), winner.arch.branches)
+    elif isinstance(winner.arch, CustomSpec):
+        arch = winner.arch  # only its factory knows its defaults
     else:
         arch = type(winner.arch)()
     return TrialConfig(arch, TrainConfig(), winner.data), "tunelab's defaults, as the study has no baseline"

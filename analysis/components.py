@@ -7,12 +7,22 @@ from what has no meaning without it.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Final
 
-from tunelab.config import AnyArch, ArchSpec, LeNetSpec, MLPSpec, ScheduleConfig, TrainConfig, TrialConfig
+from tunelab.config import (
+    AnyArch,
+    ArchSpec,
+    CustomSpec,
+    LeNetSpec,
+    MLPSpec,
+    ScheduleConfig,
+    TrainConfig,
+    TrialConfig,
+)
 from tunelab.variants import Component
 
-from .network_components import LENET, MLP, NETWORK, unread_convs
+from .network_components import CUSTOM, LENET, MLP, NETWORK, unread_convs
 from .recipe_components import READ_BY_OPTIMIZER, RECIPE
 
 READ_BY_SCHEDULE: Final[dict[str, tuple[str, ...]]] = {
@@ -27,11 +37,17 @@ READ_BY_SCHEDULE: Final[dict[str, tuple[str, ...]]] = {
 """The numbers that a schedule reads, beside the warm-up, which all of them have."""
 
 
+_OF_NETWORKS: Final[Mapping[type[AnyArch], dict[str, Component]]] = {
+    ArchSpec: NETWORK,
+    LeNetSpec: LENET,
+    MLPSpec: MLP,
+    CustomSpec: CUSTOM,
+}
+
+
 def components_of(arch: AnyArch) -> dict[str, Component]:
     """The components of a configuration with this kind of network, by name, in the order of their variants."""
-    if isinstance(arch, MLPSpec):
-        return {**RECIPE, **MLP}
-    return {**RECIPE, **(LENET if isinstance(arch, LeNetSpec) else NETWORK)}
+    return {**RECIPE, **_OF_NETWORKS[type(arch)]}
 
 
 def effective(config: TrialConfig) -> TrialConfig:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any, Final
 
-from tunelab.config import ArchSpec, BlockSpec, LeNetSpec, MLPSpec, StemSpec, TrialConfig
+from tunelab.config import ArchSpec, BlockSpec, CustomSpec, LeNetSpec, MLPSpec, StemSpec, TrialConfig
 from tunelab.variants import BACK, REMOVED, Changes, Component
 
 WITHOUT_SHORTCUT: Final = {"basic": "plain", "bottleneck": "plain_bottleneck"}
@@ -192,3 +192,18 @@ MLP: Final[dict[str, Component]] = {
     "dropout": _mlp_dropout,
 }
 """Components of fully connected networks."""
+
+
+# A network of the user's own.
+
+
+def _arguments(config: TrialConfig, baseline: TrialConfig) -> Changes:
+    """What the factory is given: as in the baseline, where that is made by the same one."""
+    arch, there = config.arch, baseline.arch
+    assert isinstance(arch, CustomSpec)  # find_variants asks no other
+    same = isinstance(there, CustomSpec) and (there.factory, there.sha256) == (arch.factory, arch.sha256)
+    return {BACK: dataclasses.replace(config, arch=there)} if same else {}
+
+
+CUSTOM: Final[dict[str, Component]] = {"arguments": _arguments}
+"""Components of a network of the user's own."""

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from tunelab.journal import uncollected
@@ -163,6 +165,9 @@ def _describe_arch(arch: Mapping[str, Any]) -> str:
     if "hidden" in arch:
         dropout = f", dropout {arch['dropout']:.2g}" if arch["dropout"] else ""
         return f"MLP {'-'.join(map(str, arch['hidden']))}, init {arch['init']}, {arch['activation']}{dropout}"
+    if "factory" in arch:
+        given = ", ".join(f"{name}={json.dumps(value)}" for name, value in arch["arguments"].items())
+        return f"{Path(arch['factory']).name}({given})"
     if "branches" not in arch:
         return f"LeNet-5 {arch['pooling']} pool, init {arch['init']}, {arch['activation']}"
     branches = " + ".join(_describe_branch(branch) for branch in arch["branches"])

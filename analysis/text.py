@@ -334,4 +334,7 @@ def _options(options: Mapping[str, Any]) -> str:
     told = {name: value for name, value in options.items() if value is not None and name != "data"}
     if "memory" in told:
         told["memory"] = describe_size(told["memory"])
+    if "base" in told:
+        base = told.pop("base")
+        told["from"] = f"{base['study']} trial {base['trial']}"
     return ", ".join(f"{name} {value}" for name, value in told.items())

@@ -45,7 +45,7 @@ ROOMS = [
         "tunelab.tuning.extend tunelab.tuning.runner tunelab.tuning.execute tunelab.tuning.prospect"
         " tunelab.tuning.grid_files tunelab.tuning.memory tunelab.tuning.options tunelab.tuning.profile"
         " tunelab.tuning.progress tunelab.study"
-        " tunelab.space tunelab.records tunelab.config tunelab.shared_options",
+        " tunelab.space tunelab.space_template tunelab.foreign tunelab.records tunelab.config tunelab.shared_options",
     ),
     Room(
         "tunelab.analysis",
@@ -53,8 +53,8 @@ ROOMS = [
         "tunelab.tuning.runner tunelab.tuning.profile tunelab.tuning.probes tunelab.tuning.hardware"
         " tunelab.tuning.progress tunelab.tuning.options tunelab.tuning.objectives tunelab.tuning.importances"
         " tunelab.training tunelab.summary tunelab.study tunelab.journal"
-        " tunelab.standings tunelab.noise tunelab.space tunelab.models.check tunelab.data tunelab.records"
-        " tunelab.variants tunelab.capacity tunelab.config",
+        " tunelab.standings tunelab.noise tunelab.space tunelab.foreign tunelab.models tunelab.data tunelab.records"
+        " tunelab.variants tunelab.capacity tunelab.config tunelab.tuning.draws",
         "torch",
     ),
     Room(
@@ -315,6 +315,7 @@ ROOMS = [
     Room("tunelab.journal", "the record on the disk: checked lines, one writer"),
     Room("tunelab.space", "what a search space is, and how one is found", "tunelab.foreign tunelab.config"),
     Room("tunelab.foreign", "code of the user's own: found, trusted, run, and named where it fails", "tunelab.config"),
+    Room("tunelab.space_template", "the files that `tunelab new-space` writes"),
     Room("tunelab.records", "what happened: metrics, trials, statuses", "tunelab.config"),
     Room("tunelab.variants", "what an ablation compares: plain data", "tunelab.config"),
     Room("tunelab.config", "what a trial is made of: frozen data, to JSON and back"),

@@ -19,10 +19,12 @@ _HOMES = {
     "ablate": "ablating.ablate",
     "best": "ranking.best",
     "compare": "deciding.compare",
+    "describe": "describing.describe",
     "export": "using.export",
     "extend": "searching.extend",
     "importance": "deciding.importance",
     "list": "looking.list_command",
+    "new-space": "describing.new_space",
     "predict": "using.predict",
     "profile": "measuring.profile",
     "report": "reporting.report",
@@ -31,6 +33,7 @@ _HOMES = {
     "search": "searching.search",
     "show": "looking.show",
     "spaces": "looking.spaces",
+    "trust": "describing.trust",
 }
 """Where each command is: its module in `tunelab.commands`, and its function there."""
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tunelab.commands.studies import find_trial
+from tunelab.errors import InputError
 from tunelab.shared_options import JSON, RUNS_DIR, STUDY, shared
 
 if TYPE_CHECKING:
@@ -79,7 +80,11 @@ def spaces(as_json: bool) -> None:
 
     rows = []
     for name in space_names():
-        space = load_space(name)
+        try:
+            space = load_space(name)
+        except InputError as error:  # one package that is broken does not hide the others
+            click.echo(f"tunelab: left out: {error}", err=True)
+            continue
         grids = list(space.grids) if as_json else ", ".join(space.grids)
         rows.append({"name": space.name, "version": space.version, "summary": space.summary, "grids": grids})
     if as_json:

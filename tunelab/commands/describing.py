@@ -1,0 +1,117 @@
+"""The commands about what there is to search: describe, new-space, trust."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from pathlib import Path
+
+import click
+
+from tunelab.commands.studies import here_or_inside
+from tunelab.errors import InputError
+from tunelab.shared_options import JSON, RUNS_DIR, shared
+
+_FILES = (".json", ".yaml", ".yml")
+
+
+@click.command()
+@click.argument("subject")
+@click.argument("trial", type=click.IntRange(min=0), required=False)
+@click.option(
+    "--image-size", type=click.IntRange(min=1, max=1024), help="Images of N x N pixels  [default: the study's, else 32]"
+)
+@click.option("--channels", type=click.IntRange(min=1, max=1024), help="Their channels  [default: the study's, else 3]")
+@click.option(
+    "--classes", type=click.IntRange(min=2, max=100_000), help="Their classes  [default: the study's, else 10]"
+)
+@click.option(
+    "--from",
+    "from_study",
+    type=click.Path(path_type=Path),
+    metavar="STUDY",
+    help="The study that a space such as recipe begins with.",
+)
+@click.option("--from-trial", type=click.IntRange(min=0), help="Another trial of --from  [default: the best]")
+@shared(RUNS_DIR, JSON)
+def describe(
+    subject: str,
+    trial: int | None,
+    image_size: int | None,
+    channels: int | None,
+    classes: int | None,
+    from_study: Path | None,
+    from_trial: int | None,
+    runs_dir: Path,
+    as_json: bool,
+) -> None:
+    """Show the layers of a network: output shapes, parameters, multiply-adds, receptive fields.
+
+    SUBJECT is a study (with a TRIAL, else its best one), a space (which is told with its parameters and the network of
+    its baseline), or a YAML or JSON file with a configuration or a network. Nothing is trained and no data is read.
+
+    \b
+    tunelab describe arch --image-size 40
+    tunelab describe runs/arch-20261121-2330 7
+    tunelab describe config.json --image-size 28 --channels 1
+    """
+    from tunelab.space import load_space, require_base, space_names
+    from tunelab.study import load
+    from tunelab.tuning.memory import find_base
+
+    module = importlib.import_module("tunelab.analysis.describe")
+    asked = {"image_size": image_size, "channels": channels, "classes": classes}
+    path = here_or_inside(Path(subject).expanduser(), runs_dir)
+    base = find_base(from_study, from_trial, runs_dir)
+    is_study = path.is_dir() and subject not in space_names()
+    if trial is not None and not is_study:
+        raise InputError(f"a TRIAL can only be of a study; {subject} is none")
+    if base is not None and (is_study or path.suffix in _FILES):
+        raise InputError("--from can only be used with a space")
+    if is_study:
+        shown = module.describe_trial(load(path), trial, asked)
+    elif path.suffix in _FILES:
+        shown = module.describe_file(path, asked)
+    else:
+        space = load_space(subject, None if base is None else base.config)
+        require_base(space)
+        shown = module.describe_space(space, asked)
+    click.echo(json.dumps(shown)) if as_json else module.print_description(shown)
+
+
+@click.command("new-space")
+@click.argument("name")
+@click.option("--from-model", is_flag=True, help="With a network of your own, any torch.nn.Module, in place of blocks.")
+def new_space(name: str, from_model: bool) -> None:
+    """Write NAME.py, a commented space that works, to change into one of your own.
+
+    NAME may be a path; a file that is there already is left as it is.
+
+    \b
+    tunelab new-space my_space
+    tunelab new-space experiments/my_space --from-model
+    """
+    from tunelab.space_template import write_space
+
+    file = write_space(name, from_model=from_model)
+    click.echo(f"{file} is written; `tunelab search {file} --trials 4 --epochs 2` tries it")
+
+
+@click.command()
+@click.argument("factory")
+def trust(factory: str) -> None:
+    """Allow the code of FACTORY, path/to/file.py:function or package.module:function, to make networks.
+
+    A study or a model may name such code; it is run only if you have allowed it, here or by a search of a space that
+    draws it, and only as long as its file is the same. Read the file before.
+
+    \b
+    tunelab trust models/my_model.py:build
+    """
+    from tunelab.config import CustomSpec, from_json
+    from tunelab.foreign import settle
+    from tunelab.foreign import trust as allow
+
+    spec = settle(from_json(CustomSpec, {"factory": factory}), None)
+    allow(spec)
+    click.echo(f"{spec.factory} may make networks, as its file is now (sha256 {spec.sha256[:16]}...)")
