@@ -51,8 +51,9 @@ _OF_BLOCKS = """    width = suggest.suggest_categorical("width", (8, 16, 32))
         ),
 """
 
-_OF_A_MODEL = """    # The file is looked for beside this one. The function's arguments here are plain JSON values; the first three,
-    # channels, classes and image_size, come from the data.
+_OF_A_MODEL = """\
+    # The file is looked for beside this one. The arguments here are plain JSON values; the function has three more,
+    # channels, classes and image_size, which come from the data.
     return TrialConfig(
         arch=CustomSpec(
             "{model}:build",
