@@ -24,7 +24,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from tunelab.config import CustomSpec
+from pydantic import ValidationError
+
+from tunelab.config import CustomSpec, one_line
 from tunelab.errors import InputError
 from tunelab.files import cache_root
 
@@ -61,9 +63,9 @@ def import_named(name: str, what: str) -> ModuleType:
 
 def say(error: BaseException) -> str:
     """An error in one line that is not too long: its type and what it says."""
+    said = " ".join((one_line(error) if isinstance(error, ValidationError) else str(error)).split())
     if isinstance(error, SyntaxError):
-        return f"{type(error).__name__}: {error.msg}"
-    said = " ".join(str(error).split())
+        said = error.msg
     return f"{type(error).__name__}: {said if len(said) <= _LONGEST else said[:_LONGEST] + ' ...'}"
 
 
