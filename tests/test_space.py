@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
 import textwrap
@@ -8,9 +9,10 @@ from pathlib import Path
 import optuna
 import pytest
 
-from tunelab.config import TrialConfig
+from tunelab.config import CustomSpec, LeNetSpec, TrainConfig, TrialConfig
 from tunelab.errors import InputError
-from tunelab.space import SearchSpace, load_space, space_names
+from tunelab.foreign import load_factory
+from tunelab.space import SearchSpace, draw_config, load_space, space_names
 
 SPACE = """
 from tunelab.config import ArchSpec, BlockSpec, StemSpec, TrainConfig, TrialConfig
@@ -195,3 +197,75 @@ def test_a_space_in_the_current_folder_does_not_replace_one_of_tunelab(tmp_path:
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert "one block" not in done.stdout
+
+
+FROM = """
+import dataclasses
+
+SUMMARY = "another rate"
+VERSION = 1
+
+
+def draw_from(suggest, base):
+    rate = suggest.suggest_float("lr", 0.01, 1.0, log=True)
+    return dataclasses.replace(base, train=dataclasses.replace(base.train, lr=rate))
+
+
+def baselines_from(base):
+    return [{"lr": base.train.lr}]
+"""
+
+
+def test_a_space_that_begins_with_a_configuration(tmp_path: Path) -> None:
+    file = write(tmp_path / "rates.py", FROM)
+    base = TrialConfig(LeNetSpec(), TrainConfig(lr=0.2))
+    space = load_space(str(file), base)
+    assert space.baselines == ({"lr": 0.2},)
+    assert draw_config(space, optuna.trial.FixedTrial({"lr": 0.2})) == base
+    assert space.place == f" ({file}, line 8)"
+    alone = load_space(str(file))
+    with pytest.raises(InputError, match=rf"begins with the network of a study; `tunelab search {file} --from STUDY`"):
+        draw_config(alone, optuna.trial.FixedTrial({"lr": 0.2}))
+    with pytest.raises(InputError, match=r"'arch' begins with no study; leave out --from"):
+        load_space("arch", base)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            ("def baselines_from", "def other"),
+            "lacks baselines_from; a space defines draw_from, VERSION, SUMMARY, baselines",
+        ),
+        (("return [{", "raise KeyError({"), "raised KeyError: {'lr': 0.1}"),
+        (("[{", "({"), "BASELINES and each of STARTERS must be a sequence"),
+    ],
+)
+def test_a_bad_space_that_begins_with_a_configuration(tmp_path: Path, change: tuple[str, str], said: str) -> None:
+    text = FROM.replace(*change).replace("}]", "})" if "[{" in change[0] else "}]")
+    file = write(tmp_path / "rates.py", text)
+    with pytest.raises(InputError) as refused:
+        load_space(str(file), TrialConfig(LeNetSpec()))
+    assert said in str(refused.value)
+
+
+def test_a_factory_is_settled_and_allowed_by_a_draw(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It stays what it was when the first network was drawn, so that a change in between is found out."""
+    monkeypatch.setenv("TUNELAB_CACHE", str(tmp_path / "cache"))
+    text = """
+        from tunelab.config import CustomSpec, TrialConfig
+
+        SUMMARY, VERSION, BASELINES = "own", 1, ()
+
+
+        def draw(suggest):
+            return TrialConfig(CustomSpec("net.py:build", {"width": suggest.suggest_int("width", 1, 9)}))
+    """
+    space = load_space(str(write(tmp_path / "space.py", text)))
+    write(tmp_path / "net.py", "def build(channels, classes, image_size, width):\n    return width\n")
+    first = draw_config(space, optuna.trial.FixedTrial({"width": 3})).arch
+    assert isinstance(first, CustomSpec)
+    assert load_factory(first)(1, 10, (8, 8), 5) == 5
+    write(tmp_path / "net.py", "raise OSError")
+    second = draw_config(space, optuna.trial.FixedTrial({"width": 4})).arch
+    assert second == dataclasses.replace(first, arguments={"width": 4})

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -31,11 +32,11 @@ class Counted(NamedTuple):
 
 
 def build_custom(spec: CustomSpec, channels: int, classes: int, image_size: tuple[int, int]) -> nn.Module:
-    """The network that the factory makes, its weights drawn as the factory draws them.
+    """The network that the factory makes, its weights drawn as the factory draws them; lazy layers are shaped.
 
     Raises:
         InputError: the factory's file is missing or has changed, or this user has not allowed it.
-        RefusedError: the factory raises, or makes something else.
+        RefusedError: the factory raises, or makes something else, or what it made cannot be run.
     """
     factory = load_factory(spec)
     try:
@@ -44,6 +45,9 @@ def build_custom(spec: CustomSpec, channels: int, classes: int, image_size: tupl
         raise RefusedError(f"the factory {spec.factory} raised {say(error)}{place_of(error)}") from error
     if not isinstance(network, nn.Module):
         raise RefusedError(f"the factory {spec.factory} made {type(network).__name__}, not a torch.nn.Module")
+    if any(isinstance(weight, UninitializedParameter) for weight in network.parameters()):
+        with torch.no_grad():  # lazy layers take their shape from what they first see
+            scores_of(spec, network, torch.zeros(_BATCH, channels, *image_size), classes)
     return network
 
 
