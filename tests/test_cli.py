@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 SURFACE = {
     "search": (
         "space --trials --epochs --data --data-dir --download --skip-unreadable --image-size --limit-train"
-        " --val-fraction --study --dry-run --race --warm-start --grid --repeat --objective --seed --cpus-per-trial"
-        " --gpus-per-trial --device --sampler --scheduler --max-params --max-mflops --telemetry --deadline"
+        " --val-fraction --study --dry-run --race --warm-start --from --from-trial --grid --repeat --objective --seed"
+        " --cpus-per-trial --gpus-per-trial --device --sampler --scheduler --max-params --max-mflops --telemetry --deadline"
         " --concurrent --memory --runs-dir --config --json"
     ),
     "resume": "study --deadline --concurrent --runs-dir --json",
@@ -51,6 +51,9 @@ SURFACE = {
     "list": "--runs-dir --json",
     "show": "study trial --runs-dir --json",
     "spaces": "--json",
+    "describe": "subject trial --image-size --channels --classes --from --from-trial --runs-dir --json",
+    "new-space": "name --from-model",
+    "trust": "factory",
 }
 RAISING_SPACE = """
 SUMMARY, VERSION, BASELINES = "raises", 1, ()

@@ -113,9 +113,10 @@ def write_space(name: str, *, from_model: bool) -> Path:
         InputError: the name cannot be one, or there is such a file already; nothing is written then.
     """
     path = Path(name).expanduser()
-    path = path if path.suffix == ".py" else path.with_name(f"{path.name}.py")
-    if not re.fullmatch(r"[A-Za-z]\w*\.py", path.name):
-        raise InputError(f"{path.name!r} cannot be a space's file; a name has letters, digits and _, such as my_space")
+    file_name = path.name if path.suffix == ".py" else f"{path.name}.py"
+    if not re.fullmatch(r"[A-Za-z]\w*\.py", file_name):
+        raise InputError(f"{file_name!r} cannot be a space's file; a name has letters, digits and _, such as my_space")
+    path = path.parent / file_name
     model = path.with_name(f"{path.stem}_model.py")
     texts = {path: _space_text(path.name, model.name if from_model else None)}
     if from_model:

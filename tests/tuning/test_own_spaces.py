@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -342,10 +343,11 @@ def test_a_space_of_an_installed_package(tmp_path: Path, runs_dir: Path) -> None
     subprocess.run([*pip, "--target", str(site), str(tmp_path / "source")], check=True, timeout=300)
     shutil.rmtree(tmp_path / "source")
 
+    environment = {**os.environ, "PYTHONPATH": str(site)}
+
     def tunelab(*words: str) -> subprocess.CompletedProcess[str]:
-        code = f"import sys; sys.path.append({str(site)!r}); from tunelab.cli import main; main()"
-        command = [sys.executable, "-c", code, *words]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+        command = [sys.executable, "-m", "tunelab.cli", *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
 
     listed = tunelab("spaces", "--json")
     assert {"name": "birds", "version": 1, "summary": "a network of my own", "grids": []} in json.loads(listed.stdout)
