@@ -31,8 +31,8 @@ SURFACE = {
     "search": (
         "space --trials --epochs --data --data-dir --download --skip-unreadable --image-size --limit-train"
         " --val-fraction --study --dry-run --race --warm-start --from --from-trial --grid --repeat --objective --seed"
-        " --cpus-per-trial --gpus-per-trial --device --sampler --scheduler --max-params --max-mflops --telemetry --deadline"
-        " --concurrent --memory --runs-dir --config --json"
+        " --cpus-per-trial --gpus-per-trial --device --sampler --scheduler --max-params --max-mflops --telemetry"
+        " --deadline --concurrent --memory --runs-dir --config --json"
     ),
     "resume": "study --deadline --concurrent --runs-dir --json",
     "extend": "study --trials --epochs --grid --deadline --concurrent --runs-dir --json",

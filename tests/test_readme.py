@@ -15,8 +15,10 @@ from tunelab.analysis.retrain import changed
 
 import tunelab
 from tunelab.cli import tunelab as command_line
-from tunelab.config import TrainConfig, TrialConfig
+from tunelab.config import CustomSpec, TrainConfig, TrialConfig
 from tunelab.data.datasets import DATASETS, PATH_DATASETS
+from tunelab.foreign import settle, trust
+from tunelab.models.check import check
 from tunelab.space import load_space
 from tunelab.training.schedules import lr_factor
 from tunelab.training.stages import recipe_of, stage_of
@@ -104,6 +106,13 @@ def test_the_space_of_your_own_works(tmp_path: Path) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=1))
     assert all(isinstance(space.draw(study.ask()), TrialConfig) for _ in range(20))
     assert all(isinstance(space.draw(optuna.trial.FixedTrial(dict(given))), TrialConfig) for given in space.baselines)
+
+
+def test_the_model_of_your_own_works(tmp_path: Path) -> None:
+    (tmp_path / "net.py").write_text("\n".join(marked_block("test: factory")) + "\n", encoding="utf-8")
+    spec = settle(CustomSpec("net.py:build", {"width": 16}), tmp_path)
+    trust(spec)
+    assert check(spec, image_size=(28, 28), channels=1, classes=10).params == 16 * 10 + 17 * 10
 
 
 def test_the_recipe_is_one() -> None:
