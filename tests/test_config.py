@@ -15,6 +15,7 @@ from tunelab.config import (
     AugmentConfig,
     AveragingConfig,
     BlockSpec,
+    CustomSpec,
     DataConfig,
     LeNetSpec,
     MLPSpec,
@@ -121,6 +122,33 @@ def test_a_configuration_cannot_be_changed() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         made.train.lr = 1.0  # type: ignore[misc]
     assert hash(made) == hash(config())
+
+
+def test_a_network_of_ones_own_is_plain_json() -> None:
+    spec = CustomSpec("net.py:build", {"widths": (8, 16), "norm": None, "rate": 0.5})
+    made = from_json(TrialConfig, json.loads(json.dumps(to_json(TrialConfig(spec)))))
+    assert made.arch == spec == CustomSpec("net.py:build", {"widths": [8, 16], "norm": None, "rate": 0.5})
+    assert arch_id(spec) != arch_id(CustomSpec("net.py:build", {"widths": [8, 17], "norm": None, "rate": 0.5}))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"factory": "net.py"}, "arch.factory: string should match pattern"),
+        ({"factory": "net.py:not one"}, "arch.factory"),
+        ({"factory": "a\nb.py:build"}, "arch.factory"),
+        ({"sha256": "abc"}, "arch.sha256"),
+        ({"arguments": [1]}, "arch.arguments: value error, must be a dictionary"),
+        ({"arguments": {"channels": 3}}, "'channels' cannot be an argument's name"),
+        ({"arguments": {"a b": 3}}, "'a b' cannot be an argument's name"),
+        ({"arguments": {"x": float("nan")}}, "must be plain JSON values"),
+        ({"arguments": {"x": {1, 2}}}, "must be plain JSON values"),
+    ],
+)
+def test_what_is_no_network_of_ones_own_is_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(InputError) as refused:
+        from_json(TrialConfig, {"arch": {"factory": "net.py:build", "arguments": {}, **change}})
+    assert said in str(refused.value)
 
 
 @pytest.mark.parametrize(

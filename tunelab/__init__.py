@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from tunelab.config import ArchSpec, BlockSpec, DataConfig, LeNetSpec, StemSpec, TrainConfig, TrialConfig
+    from tunelab.config import (
+        ArchSpec,
+        BlockSpec,
+        CustomSpec,
+        DataConfig,
+        LeNetSpec,
+        StemSpec,
+        TrainConfig,
+        TrialConfig,
+    )
     from tunelab.errors import InputError, TunelabError
     from tunelab.records import EpochMetrics, Trial, TrialStatus
     from tunelab.study import Study, load
@@ -29,6 +38,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ArchSpec",
     "BlockSpec",
+    "CustomSpec",
     "DataConfig",
     "EpochMetrics",
     "InputError",
@@ -51,6 +61,7 @@ __all__ = [
 _HOMES = {
     "ArchSpec": "tunelab.config",
     "BlockSpec": "tunelab.config",
+    "CustomSpec": "tunelab.config",
     "DataConfig": "tunelab.config",
     "EpochMetrics": "tunelab.records",
     "InputError": "tunelab.errors",

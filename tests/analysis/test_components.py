@@ -18,6 +18,7 @@ from tunelab.config import (
     AugmentConfig,
     AveragingConfig,
     BlockSpec,
+    CustomSpec,
     DataConfig,
     LeNetSpec,
     MLPSpec,
@@ -445,3 +446,14 @@ def test_a_variant_has_a_name() -> None:
 
 def test_names_may_be_given_twice() -> None:
     assert len(find_variants(WINNER, BASELINE, ["crop", "crop"])[0]) == 2
+
+
+def test_of_a_network_of_ones_own_the_arguments_go_back_as_a_whole() -> None:
+    winner = TrialConfig(CustomSpec("/net.py:build", {"width": 8, "depth": 2}, "0" * 64), WINNER.train)
+    there = dataclasses.replace(winner, arch=CustomSpec("/net.py:build", {"width": 4, "depth": 2}, "0" * 64))
+    (variant,) = find_variants(winner, there, ("arguments",))[0]
+    assert (variant.name, variant.what, variant.config) == (f"arguments, {BACK}", "width 8 -> 4", there)
+    others = [BASELINE, dataclasses.replace(there, arch=dataclasses.replace(there.arch, sha256="1" * 64))]
+    for other in others:
+        assert find_variants(winner, other, ("arguments",)) == ([], ["arguments"], {})
+    assert set(components_of(winner.arch)) == {*RECIPE, "arguments"}

@@ -11,6 +11,7 @@ from tunelab.config import (
     ArchSpec,
     AveragingConfig,
     BlockSpec,
+    CustomSpec,
     LeNetSpec,
     MLPSpec,
     StageSpec,
@@ -162,3 +163,5 @@ def test_a_fully_connected_network_in_words() -> None:
 def test_a_lenet_in_words() -> None:
     words = describe_config(to_json(TrialConfig(LeNetSpec("relu", "max", "he"))))
     assert words == "LeNet-5 max pool, init he, relu; sgd lr 0.1, cosine, batch 128"
+    words = describe_config(to_json(TrialConfig(CustomSpec("/a/net.py:build", {"width": 8, "norm": None}))))
+    assert words == "net.py:build(width=8, norm=null); sgd lr 0.1, cosine, batch 128"
