@@ -65,7 +65,7 @@ def describe_trial(study: Study, number: int | None, asked: Images) -> dict[str,
 
 
 def describe_file(path: Path, asked: Images) -> dict[str, Any]:
-    """The network of a configuration in a file: a TrialConfig, a network alone, or the description of a model.
+    """The network of a configuration in a file: a TrialConfig, a network alone, a model's description, a template.
 
     Raises:
         InputError: it is none of these.
@@ -77,6 +77,8 @@ def describe_file(path: Path, asked: Images) -> dict[str, Any]:
         known = {name: plain[name] for name in ("image_size", "channels", "classes") if name in plain}
         known["classes"] = len(known.get("classes", range(CLASSES)))
         plain = plain["trial_config"]
+    elif isinstance(plain.get("config"), dict):
+        plain = plain["config"]
     try:
         config = from_json(TrialConfig, plain if "arch" in plain else {"arch": plain})
     except InputError as error:

@@ -20,7 +20,7 @@ from typing import Any, Final
 from tunelab.config import ArchSpec, BlockSpec, ScheduleConfig, StemSpec, TrainConfig, TrialConfig
 from tunelab.space import Suggest
 
-from .arch import LR_BATCH, LR_GROWTH
+from ._recipes import LR_BATCH, LR_GROWTH
 
 SUMMARY = "ResNet18 with L2 regularisation, its rate with and without a division by the norm of the weights"
 VERSION = 1

@@ -113,7 +113,8 @@ def test_the_description_of_a_model(capfd: pytest.CaptureFixture[str], make_mode
     ("words", "said"),
     [
         ("describe", "SUBJECT"),
-        ("describe nowhere", "there is no search space 'nowhere'"),
+        ("describe nowhere", "nowhere is neither a study, here or in "),
+        ("describe nowhere.py", "there is no space file "),
         ("describe nowhere.json", "nowhere.json cannot be read: No such file"),
         ("describe bad.json", "bad.json is no configuration of a network: TrialConfig: arch.activation"),
         ("describe list.yaml", "it must be a mapping of names to values"),

@@ -35,7 +35,11 @@ def test_the_file_that_is_written_is_searched_as_it_says(
     assert len(trials) == 4
     assert all(isinstance(load("first").config(trial).arch, family) for trial in trials)
     assert run(["search", "./mine.py", "--grid", "rates", "--epochs", "2", "--limit-train", "100", "--study", "g"]) == 0
-    assert sorted(trial.params["lr"] for trial in load("g").list_trials() if trial.origin == "grid") == [0.02, 0.1, 0.5]
+    assert sorted(trial.params["lr"] for trial in load("g").list_trials() if trial.origin == "grid") == [
+        0.02,
+        0.05,
+        0.2,
+    ]
     capfd.readouterr()
     assert run(["describe", "./mine.py"]) == 0
     assert "grid rates: 3 configurations" in capfd.readouterr().out

@@ -5,12 +5,17 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from tunelab.commands.studies import here_or_inside
 from tunelab.errors import InputError
 from tunelab.shared_options import JSON, RUNS_DIR, shared
+
+if TYPE_CHECKING:
+    from tunelab.space import SearchSpace
+    from tunelab.tuning.options import Base
 
 _FILES = (".json", ".yaml", ".yml")
 
@@ -55,28 +60,42 @@ def describe(
     tunelab describe runs/arch-20261121-2330 7
     tunelab describe config.json --image-size 28 --channels 1
     """
-    from tunelab.space import load_space, require_base, space_names
-    from tunelab.study import load
     from tunelab.tuning.memory import find_base
 
     module = importlib.import_module("tunelab.analysis.describe")
     asked = {"image_size": image_size, "channels": channels, "classes": classes}
-    path = here_or_inside(Path(subject).expanduser(), runs_dir)
     base = find_base(from_study, from_trial, runs_dir)
-    is_study = path.is_dir() and subject not in space_names()
-    if trial is not None and not is_study:
+    path = here_or_inside(Path(subject).expanduser(), runs_dir)
+    space = _space_of(subject, path, base, runs_dir)
+    if trial is not None and (space is not None or not path.is_dir()):
         raise InputError(f"a TRIAL can only be of a study; {subject} is none")
-    if base is not None and (is_study or path.suffix in _FILES):
-        raise InputError("--from can only be used with a space")
-    if is_study:
-        shown = module.describe_trial(load(path), trial, asked)
+    if space is not None:
+        shown = module.describe_space(space, asked)
     elif path.suffix in _FILES:
         shown = module.describe_file(path, asked)
     else:
-        space = load_space(subject, None if base is None else base.config)
-        require_base(space)
-        shown = module.describe_space(space, asked)
+        from tunelab.study import load
+
+        shown = module.describe_trial(load(path), trial, asked)
     click.echo(json.dumps(shown)) if as_json else module.print_description(shown)
+
+
+def _space_of(subject: str, path: Path, base: Base | None, runs_dir: Path) -> SearchSpace | None:
+    """The space that is meant; None where it is a study or a file of a configuration."""
+    from tunelab.space import load_space, require_base, space_names
+
+    if subject not in space_names() and (path.is_dir() or path.suffix in _FILES):
+        if base is not None:
+            raise InputError("--from can only be used with a space")
+        return None
+    if not subject.endswith(".py") and subject not in space_names():
+        raise InputError(
+            f"{subject} is neither a study, here or in {runs_dir}, nor a space ({', '.join(space_names())}), nor a "
+            "file of a space (.py) or of a configuration (.json, .yaml)"
+        )
+    space = load_space(subject, None if base is None else base.config)
+    require_base(space)
+    return space
 
 
 @click.command("new-space")
