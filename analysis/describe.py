@@ -53,15 +53,18 @@ def describe_trial(study: Study, number: int | None, asked: Images) -> dict[str,
         RefusedError: the network cannot work for the images.
     """
     trial = study.best() if number is None else study.trial(number)
-    data = study.info["data"]
-    known = {**data, "classes": len(data["classes"])}
     config = study.config(trial)
     return {
         "study": str(study.path),
         "trial": trial.number,
-        **network(config.arch, images_of(**asked, known=known)),
+        **network(config.arch, images_of(**asked, known=_images_in(study))),
         "config": to_json(config),
     }
+
+
+def _images_in(study: Study) -> dict[str, Any]:
+    data = study.info["data"]
+    return {**data, "classes": len(data["classes"])}
 
 
 def describe_file(path: Path, asked: Images) -> dict[str, Any]:
@@ -89,8 +92,13 @@ def describe_file(path: Path, asked: Images) -> dict[str, Any]:
     return {"file": str(path), **network(arch, images_of(**asked, known=known))}
 
 
-def describe_space(space: SearchSpace, asked: Images) -> dict[str, Any]:
+def describe_space(space: SearchSpace, asked: Images, study: Study | None = None) -> dict[str, Any]:
     """A space: its parameters with their ranges, its grids, and the network that it begins with.
+
+    Args:
+        space: what is described.
+        asked: arguments of `images_of`, None for what is known.
+        study: whose images are known, for a space that begins with it.
 
     Raises:
         InputError: it cannot draw.
@@ -104,7 +112,7 @@ def describe_space(space: SearchSpace, asked: Images) -> dict[str, Any]:
         "parameters": parameters(space),
     }
     archs = [draw_config(space, Draw(random.Random(0), params)).arch for params in space.baselines]
-    images = images_of(**asked)
+    images = images_of(**asked, known=None if study is None else _images_in(study))
     fitting = [place for place, arch in enumerate(archs) if not _refusal(arch, images)]
     if not fitting:
         refusal = _refusal(archs[-1], images) if archs else "it has no baseline"

@@ -88,6 +88,7 @@ def test_recipe_needs_a_study(capfd: pytest.CaptureFixture[str], make_study: Mak
     study = make_study([("COMPLETED", [0.1] * 4)])
     shown = described(capfd, "recipe", "--from", study.path)
     assert shown["arch"] == to_json(study.config(study.trial(0)).arch)
+    assert (shown["image_size"], shown["channels"]) == ([8, 8], 1), "those of the study"
     assert {"later", "averaging", "schedule"} <= {row["name"] for row in shown["parameters"]}
 
 

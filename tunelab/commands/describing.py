@@ -60,6 +60,7 @@ def describe(
     tunelab describe runs/arch-20261121-2330 7
     tunelab describe config.json --image-size 28 --channels 1
     """
+    from tunelab.study import load
     from tunelab.tuning.memory import find_base
 
     module = importlib.import_module("tunelab.analysis.describe")
@@ -70,12 +71,10 @@ def describe(
     if trial is not None and (space is not None or not path.is_dir()):
         raise InputError(f"a TRIAL can only be of a study; {subject} is none")
     if space is not None:
-        shown = module.describe_space(space, asked)
+        shown = module.describe_space(space, asked, None if base is None else load(Path(base.study)))
     elif path.suffix in _FILES:
         shown = module.describe_file(path, asked)
     else:
-        from tunelab.study import load
-
         shown = module.describe_trial(load(path), trial, asked)
     click.echo(json.dumps(shown)) if as_json else module.print_description(shown)
 
