@@ -34,6 +34,9 @@ _FORBID = ConfigDict(extra="forbid", allow_inf_nan=False)
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Width = Annotated[int, Field(ge=1, le=8192)]
 
+Telemetry: TypeAlias = Literal["off", "scalars", "full"]
+"""What a training writes for TensorBoard: nothing, its epochs' numbers, or also histograms, pictures and its graph."""
+
 
 @dataclass(frozen=True, config=_FORBID)
 class StemSpec:

@@ -97,7 +97,13 @@ from tunelab.shared_options import (
     type=click.FloatRange(min=0, min_open=True),
     help="Refuse networks with more million multiply-adds per image  [default: 40, 1200 on a GPU]",
 )
-@click.option("--telemetry", type=click.Choice(["off", "scalars"]), default="scalars", show_default=True)
+@click.option(
+    "--telemetry",
+    type=click.Choice(["off", "scalars", "full"]),
+    default="scalars",
+    show_default=True,
+    help="What trials write for TensorBoard: numbers of epochs, or also histograms, pictures and graphs",
+)
 @click.option("--dry-run", is_flag=True, help="Say how long it would take and what fits until the deadline; no search.")
 @shared(DEADLINE, CONCURRENT, MEMORY, RUNS_DIR, CONFIG, JSON)
 def search(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, get_args
 
 import torch
 
+from tunelab.config import Telemetry
 from tunelab.errors import InputError
 from tunelab.records import EpochMetrics
 from tunelab.training import checkpoint
@@ -16,7 +18,7 @@ from tunelab.training.saver import Saver
 if TYPE_CHECKING:
     from tunelab.training.telemetry import EventWriter
 
-Telemetry = Literal["off", "scalars"]
+_UNWRITTEN = "events for TensorBoard could not be written"
 
 
 class TrialFolder:
@@ -24,18 +26,24 @@ class TrialFolder:
 
     Args:
         path: where `checkpoint/` and `events/` go; nothing is written before the first epoch ends.
-        telemetry: "scalars" writes TensorBoard events.
+        telemetry: "scalars" writes TensorBoard events of the epochs' numbers, "full" lets others write more of them.
+        epochs: of the whole training; of thousands not each has its numbers written.
+        notes: takes what went wrong with the events: no training ends of that.
 
     Raises:
         InputError: `telemetry` is unknown.
     """
 
-    def __init__(self, path: Path | None, telemetry: Telemetry) -> None:
-        if telemetry not in ("off", "scalars"):
-            raise InputError(f"telemetry {telemetry!r} is unknown; allowed are off and scalars")
+    def __init__(self, path: Path | None, telemetry: Telemetry, epochs: int, notes: list[str]) -> None:
+        if telemetry not in get_args(Telemetry):
+            raise InputError(f"telemetry {telemetry!r} is unknown; allowed are off, scalars and full")
         self.path = path
-        self._with_events = telemetry == "scalars"
+        self._notes = notes
+        self._with_events = path is not None and telemetry != "off"
+        self._epochs = epochs
         self._events: EventWriter | None = None
+        self._untold: EpochMetrics | None = None
+        self._next_step = 0
         self._saver = Saver()
 
     def checkpoints(
@@ -74,18 +82,61 @@ class TrialFolder:
         """Raise what `wait` would, if it is known already."""
         self._saver.check()
 
-    def record(self, metrics: EpochMetrics, first_step: int = 0) -> None:
-        """Write the events of an epoch; what earlier files say of `first_step` and later is void."""
+    def go_on_after(self, metrics: EpochMetrics) -> None:
+        """The training goes on after this epoch: what the files say of later ones is void.
+
+        A process that was killed just after it wrote the checkpoint has not recorded its epoch, which is done now.
+        """
         if self.path is None or not self._with_events:
             return
-        if self._events is None:
-            from tunelab.training.telemetry import EventWriter  # 0.2 s, and not needed with telemetry "off"
+        from tunelab.training.telemetry import recorded_epochs
 
-            self._events = EventWriter(self.path / "events", first_step)
-        self._events.write(metrics)
+        told = False
+        with contextlib.suppress(OSError):  # then it cannot be written either, which is said there
+            told = metrics.epoch in recorded_epochs(self.path / "events")
+        self._next_step = metrics.epoch + told
+        if not told:
+            self._tell(metrics)
+
+    def record(self, metrics: EpochMetrics) -> None:
+        """Write the numbers of an epoch, of a long training of some, and of the last before `close_events`."""
+        if not self._with_events:
+            return
+        from tunelab.training.telemetry import SCALAR_EPOCHS, is_shown
+
+        self._untold = metrics
+        if is_shown(metrics.epoch, self._epochs, SCALAR_EPOCHS):
+            self._tell(metrics)
+
+    def write_events(self, step: int, write: Callable[[EventWriter], None]) -> None:
+        """Lets `write` add events of `step`; without events this does nothing. What the disk refuses is noted once."""
+        if self.path is None or not self._with_events:
+            return
+        try:
+            if self._events is None:
+                from tunelab.training.telemetry import EventWriter  # 0.2 s, and not needed with telemetry "off"
+
+                self._events = EventWriter(self.path / "events", self._next_step)
+            write(self._events)
+            self._next_step = max(self._next_step, step + 1)
+        except OSError as error:
+            self._close_file()
+            if not any(note.startswith(_UNWRITTEN) for note in self._notes):
+                self._notes.append(f"{_UNWRITTEN} at epoch {step}: {error.strerror or error}")
 
     def close_events(self) -> None:
         """Close the event file; the next epoch begins another."""
-        if self._events is not None:
-            self._events.close()
-            self._events = None
+        if self._untold is not None:
+            self._tell(self._untold)
+        self._close_file()
+        self._next_step, self._untold = 0, None
+
+    def _tell(self, metrics: EpochMetrics) -> None:
+        self._untold = None
+        self.write_events(metrics.epoch, lambda events: events.write(metrics))
+
+    def _close_file(self) -> None:
+        events, self._events = self._events, None
+        if events is not None:
+            with contextlib.suppress(OSError):
+                events.close()

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from tunelab.capacity import describe_size
-from tunelab.config import ComputeConfig, TrialConfig, derive_seed
+from tunelab.config import ComputeConfig, Telemetry, TrialConfig, derive_seed
 from tunelab.data.batches import Split, TrainBatches, load_data
 from tunelab.errors import DivergedError, InputError, OutOfTimeError
 from tunelab.models.network import build_network
@@ -36,7 +36,7 @@ from tunelab.training.device import (
     set_up_threads,
 )
 from tunelab.training.evaluate import Evaluation, evaluate
-from tunelab.training.folder import Telemetry, TrialFolder
+from tunelab.training.folder import TrialFolder
 from tunelab.training.observe import Eye, LastStep, Observer, Scene, weight_norm
 from tunelab.training.optim import build_optimizer
 from tunelab.training.schedules import epoch_rates, find_schedule
@@ -93,7 +93,8 @@ class Trainer:
         Raises:
             InputError: a name or value in the configuration, the device or the data cannot be used.
         """
-        self._kept = TrialFolder(folder, telemetry)
+        self.notes: list[str] = []
+        self._kept = TrialFolder(folder, telemetry, config.train.epochs, self.notes)
         find_schedule(config.train.schedule)
         check_optimizers(config.train)
         self.config = config
@@ -102,7 +103,6 @@ class Trainer:
             torch.cuda.set_device(self.device)
         self.threads = threads
         self.history: list[EpochMetrics] = []
-        self.notes: list[str] = []
         compute = compute or ComputeConfig()
         stated = config.train.precision
         self._compile = compute.compile
@@ -207,8 +207,7 @@ class Trainer:
                 self.notes.append(f"{path} was passed over: {error}")
                 self._start()
                 continue
-            # A process killed just after it wrote the checkpoint has not recorded its epoch.
-            self._kept.record(self.history[-1], first_step=self.history[-1].epoch)
+            self._kept.go_on_after(self.history[-1])
             self._tell_observers()
             return True
         return False

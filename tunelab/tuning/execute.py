@@ -14,12 +14,13 @@ from tunelab.study import Study, current, history
 from tunelab.summary import write_summary
 from tunelab.tuning import ray_tune
 from tunelab.tuning.deadline import Deadline
-from tunelab.tuning.engine import Engine
+from tunelab.tuning.engine import Engine, Listener
 from tunelab.tuning.forecast import Forecast
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.progress import Progress, Silent, Told
 from tunelab.tuning.ray_tune import Slots
 from tunelab.tuning.repeats import Race, Repeats
+from tunelab.tuning.sessions import Sessions
 from tunelab.tuning.sources import Source
 from tunelab.tuning.stopping import Stopping
 
@@ -71,13 +72,16 @@ def execute(study: Study, plan: Plan) -> Study:
             left = plan.forecast.time_left
             counted = current(study.info, known)
             shown = Progress(ray_tune.terminal(), plan.title, plan.total, counted, study.val_images, left)
+        listeners: list[Listener] = [plan.forecast, shown]
+        if plan.options.telemetry != "off":
+            listeners.append(Sessions(study.path.name, study.trial_folder, known))
         engine = Engine(
             journal,
             known,
             plan.source,
             plan.stopping,
             plan.total,
-            Told(plan.forecast, shown),
+            Told(*listeners),
             plan.deadline,
             repeats=plan.repeats or plan.race,
             pace=plan.forecast,

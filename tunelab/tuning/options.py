@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, field_validator
 from pydantic.dataclasses import dataclass
 
 from tunelab.capacity import parse_size
-from tunelab.config import DataConfig, TrialConfig
+from tunelab.config import DataConfig, Telemetry, TrialConfig
 from tunelab.errors import InputError
 
 LIMITS: Mapping[str, tuple[int, float]] = {"cpu": (1_000_000, 40.0), "cuda": (12_000_000, 1200.0)}
@@ -70,7 +70,7 @@ class SearchOptions:
     warm_start: tuple[str, ...] = ()
     objective: tuple[Literal["val_accuracy", "params", "mflops", "seconds"], ...] = ("val_accuracy",)
     repeat: Annotated[int, Field(ge=1, le=1000)] = 1
-    telemetry: Literal["off", "scalars"] = "scalars"
+    telemetry: Telemetry = "scalars"
     base: Base | None = None
 
     @property

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from tunelab.config import DataConfig, TrialConfig, from_json, to_json
+from tunelab.config import DataConfig, Telemetry, TrialConfig, from_json, to_json
 from tunelab.data.cache import DataInfo
 from tunelab.errors import InputError
 from tunelab.journal import Journal
@@ -82,7 +82,7 @@ def search(
     from_trial: int | None = None,
     max_params: int | None = None,
     max_mflops: float | None = None,
-    telemetry: Literal["off", "scalars"] = "scalars",
+    telemetry: Telemetry = "scalars",
     progress: bool = True,
 ) -> Study:
     """Searches `space` and returns the study; the names are those of `tunelab search`.
@@ -123,7 +123,8 @@ def search(
         from_trial: another trial of `from_study`.
         max_params: refuses larger networks; by default 1 million weights on a CPU, 12 million on a GPU.
         max_mflops: refuses costlier networks (millions of multiply-adds per image); by default 40 or 1200.
-        telemetry: what goes to TensorBoard.
+        telemetry: what every trial writes for TensorBoard: nothing ("off"), the numbers of its epochs ("scalars"), or
+            also histograms, pictures and the graph of the network ("full").
         progress: shows the progress on standard error.
 
     Raises:
