@@ -99,6 +99,7 @@ ROOMS = [
         "tunelab.tuning.execute",
         "one run of an engine on Ray, from what is planned to its end or a pause",
         "tunelab.tuning.progress tunelab.tuning.forecast tunelab.tuning.ray_tune tunelab.tuning.engine"
+        " tunelab.tuning.sessions"
         " tunelab.tuning.repeats tunelab.tuning.deadline tunelab.tuning.stopping tunelab.tuning.searcher"
         " tunelab.tuning.sources tunelab.tuning.options tunelab.summary tunelab.study tunelab.journal",
     ),
@@ -160,6 +161,11 @@ ROOMS = [
         "tunelab.tuning.forecast",
         "how long a search takes, before it starts and while it runs",
         "tunelab.tuning.simulation tunelab.tuning.speed tunelab.records",
+    ),
+    Room(
+        "tunelab.tuning.sessions",
+        "the trials of a study as TensorBoard's table compares them",
+        "tunelab.training tunelab.records",
     ),
     Room("tunelab.tuning.simulation", "a search played through with random luck; plain arithmetic"),
     Room(

@@ -236,7 +236,7 @@ def test_without_a_folder_nothing_is_written(make_config, tmp_path, monkeypatch)
         ({"optimizer": "lion"}, {}, "optimizer 'lion' is unknown"),
         ({"schedule": ScheduleConfig("linear")}, {}, "schedule 'linear' is unknown"),
         ({}, {"device": "tpu"}, "device 'tpu' is unknown"),
-        ({}, {"telemetry": "full"}, "telemetry 'full' is unknown"),
+        ({}, {"telemetry": "everything"}, "telemetry 'everything' is unknown; allowed are off, scalars and full"),
         ({}, {"threads": 0}, "threads must be at least 1"),
     ],
 )

@@ -29,15 +29,15 @@ def by_name(graph: GraphDef) -> dict[str, tuple[str, list[str], list[list[int]]]
 def test_layers_and_what_is_between_them_are_nodes_with_shapes():
     nodes = by_name(graph_of(build_network(WIDE, 3, 10, (32, 32)), (3, 32, 32)))
     assert nodes["input"] == ("Input", [], [[1, 3, 32, 32]])
-    assert nodes["Network/stem/0"] == ("Conv2d", ["input"], [[1, 16, 32, 32]])
-    assert nodes["Network/stem/3"] == ("MaxPool", ["Network/stem/2"], [[1, 16, 16, 16]])
-    added = nodes["Network/branches/0/0/residual/add"]
-    assert added == ("add", ["Network/branches/0/0/residual/4", "Network/stem/3"], [[1, 16, 16, 16]])
-    assert nodes["Network/branches/0/1/module/cat"][1] == [
-        f"Network/branches/0/1/module/{part}" for part in ("one", "three/3", "second/3", "pool/1")
+    assert nodes["stem/0"] == ("Conv2d", ["input"], [[1, 16, 32, 32]])
+    assert nodes["stem/3"] == ("MaxPool", ["stem/2"], [[1, 16, 16, 16]])
+    added = nodes["branches/0/0/residual/add"]
+    assert added == ("add", ["branches/0/0/residual/4", "stem/3"], [[1, 16, 16, 16]])
+    assert nodes["branches/0/1/module/cat"][1] == [
+        f"branches/0/1/module/{part}" for part in ("one", "three/3", "second/3", "pool/1")
     ]
-    assert nodes["Network/classifier"] == ("Linear", ["Network/dropout"], [[1, 10]])
-    assert nodes["output"] == ("Output", ["Network/classifier"], [])
+    assert nodes["classifier"] == ("Linear", ["dropout"], [[1, 10]])
+    assert nodes["output"] == ("Output", ["classifier"], [])
 
 
 @pytest.mark.parametrize(
@@ -82,9 +82,9 @@ class Shared(nn.Module):
 
 def test_a_layer_that_is_used_twice_is_two_nodes():
     nodes = by_name(graph_of(Shared(), (1, 2, 2)))
-    assert nodes["Shared/layer_2"][1] == ["Shared/relu"]
-    assert nodes["Shared/relu"][1] == ["Shared/layer"]
-    assert nodes["Shared/add"][1] == ["Shared/layer_2", "Shared/view"]
+    assert nodes["layer_2"][1] == ["relu"]
+    assert nodes["relu"][1] == ["layer"]
+    assert nodes["add"][1] == ["layer_2", "view"]
 
 
 class NeedsValues(nn.Module):

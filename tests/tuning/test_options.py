@@ -102,7 +102,7 @@ def test_an_older_study_has_no_bound_on_memory() -> None:
         {"max_params": 0},
         {"max_mflops": 0},
         {"max_mflops": float("inf")},
-        {"telemetry": "full"},
+        {"telemetry": "everything"},
         {"data": {"image_size": 3}},
         {"trails": 3},
     ],

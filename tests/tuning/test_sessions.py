@@ -49,7 +49,7 @@ def table(folder: Path) -> tuple[set[str], dict[str, dict[str, Any]]]:
 def make_trial(number: int, **content: Any) -> Trial:
     config = to_json(TrialConfig(ArchSpec(StemSpec(4), ((BlockSpec("basic", 4),),))))
     given = {"params": {"lr": 0.1 * number, "norm": "batch", "bias": True, "width": 8}, "origin": "sampler", **content}
-    return Trial(number, config, stats={"params": 1234, "mflops": 0.5, "activations": 7}, arch_id="ab12", **given)
+    return Trial(number, config, stats={"params": 1234, "mflops": 0.5, "activations": 7}, **given)
 
 
 def train(folder: Path, number: int, accuracies: list[float], first_step: int = 0) -> None:
@@ -78,7 +78,7 @@ def test_each_trial_is_a_row_with_its_parameters_its_last_numbers_and_its_status
         sessions.ended(end(trial, status))
     sessions.started(make_trial(4))
     columns, rows = table(tmp_path)
-    assert columns == {"lr", "norm", "bias", "width", "params", "mflops", "arch_id", "origin"}
+    assert columns == {"lr", "norm", "bias", "width", "params", "mflops", "origin"}
     assert list(rows) == [f"digits {number:04d}" for number in range(5)]
     assert rows["digits 0001"]["params"] == {
         "lr": pytest.approx(0.1),
@@ -87,7 +87,6 @@ def test_each_trial_is_a_row_with_its_parameters_its_last_numbers_and_its_status
         "width": 8,
         "params": 1234,
         "mflops": 0.5,
-        "arch_id": "ab12",
         "origin": "sampler",
     }
     assert rows["digits 0001"]["metrics"]["accuracy/val_accuracy"] == 0.625
@@ -159,7 +158,7 @@ def test_what_cannot_be_written_ends_nothing(tmp_path, sessions):
 def test_of_many_parameters_those_of_parts_are_left_out():
     blocks = {f"branch_1_block_{number:02d}_kind": "basic" for number in range(MOST_PARAMS)}
     shown = flat_params(make_trial(0, params={**blocks, "lr": 0.5, "conv2_width": 3}))
-    assert shown.keys() == {"lr", "conv2_width", "params", "mflops", "arch_id", "origin"}
+    assert shown.keys() == {"lr", "conv2_width", "params", "mflops", "origin"}
     few = {"branch_1_depth": 3, "lr": 0.5}
     assert flat_params(make_trial(0, params=few)).keys() >= few.keys()
 

@@ -72,6 +72,15 @@ class Split:
         rows = None if self.rows is None else self.rows[:images]
         return dataclasses.replace(self, labels=self.labels[:images], rows=rows)
 
+    def evenly(self, images: int) -> Split:
+        """The split of so many of the images, evenly picked, or of all if there are fewer."""
+        if images >= len(self.labels):
+            return self
+        at = torch.linspace(0, len(self.labels) - 1, images).round().long()
+        there = at.to(self.labels.device)
+        rows = self.rows[at] if self.rows is not None else at if self.streamed else there
+        return dataclasses.replace(self, labels=self.labels[there], rows=rows)
+
     def batches(self, size: int, order: Tensor | None = None) -> Generator[Tensor, None, None]:
         """The images at `order` (int64; None: all of them, as they come) on the device, uint8 (B, H, W, C).
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from tunelab.config import ComputeConfig, TrialConfig
+from tunelab.config import ComputeConfig, Telemetry, TrialConfig
 from tunelab.records import EpochMetrics
-from tunelab.training.folder import Telemetry
 from tunelab.training.loop import Trainer
 
 
@@ -30,7 +29,7 @@ def fit(
     Raises:
         DivergedError: the training left the finite numbers.
         InputError: something in the configuration, the device or the data cannot be used.
-        OSError: a checkpoint or the events could not be written.
+        OSError: a checkpoint could not be written.
     """
     trainer = Trainer(
         config, folder=folder, device=device, threads=threads, telemetry=telemetry, compute=compute, memory=memory

@@ -16,6 +16,7 @@ from tunelab.training import checkpoint
 from tunelab.training.saver import Saver
 
 if TYPE_CHECKING:
+    from tunelab.training.observe import Observer
     from tunelab.training.telemetry import EventWriter
 
 _UNWRITTEN = "events for TensorBoard could not be written"
@@ -26,7 +27,8 @@ class TrialFolder:
 
     Args:
         path: where `checkpoint/` and `events/` go; nothing is written before the first epoch ends.
-        telemetry: "scalars" writes TensorBoard events of the epochs' numbers, "full" lets others write more of them.
+        telemetry: "scalars" writes TensorBoard events of the epochs' numbers, "full" also histograms, pictures and
+            the graph of the network.
         epochs: of the whole training; of thousands not each has its numbers written.
         notes: takes what went wrong with the events: no training ends of that.
 
@@ -39,6 +41,7 @@ class TrialFolder:
             raise InputError(f"telemetry {telemetry!r} is unknown; allowed are off, scalars and full")
         self.path = path
         self._notes = notes
+        self._telemetry = telemetry
         self._with_events = path is not None and telemetry != "off"
         self._epochs = epochs
         self._events: EventWriter | None = None
@@ -81,6 +84,14 @@ class TrialFolder:
     def check(self) -> None:
         """Raise what `wait` would, if it is known already."""
         self._saver.check()
+
+    def observers(self) -> tuple[Observer, ...]:
+        """Those that write more than numbers."""
+        if self.path is None or self._telemetry != "full":
+            return ()
+        from tunelab.training.full_telemetry import FullTelemetry
+
+        return (FullTelemetry(self.path / "events", self.write_events, self._notes),)
 
     def go_on_after(self, metrics: EpochMetrics) -> None:
         """The training goes on after this epoch: what the files say of later ones is void.

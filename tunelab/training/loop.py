@@ -84,7 +84,8 @@ class Trainer:
             folder: where `checkpoint/` and `events/` go; None keeps nothing.
             device: "auto", "cpu", "cuda" or "cuda:N".
             threads: the number of processors to compute with; None leaves torch's number as it is.
-            telemetry: "scalars" writes TensorBoard events into `folder`.
+            telemetry: "scalars" writes TensorBoard events of the epochs' numbers into `folder`, "full" also histograms,
+                pictures and the graph of the network.
             compute: how this machine computes; by default in the type that its hardware has, in channels_last order.
             memory: the most bytes of images that the process may hold; what is more is streamed from the cache. None is
                 what the machine has free. On a GPU its own memory decides what is streamed to it.
@@ -116,7 +117,7 @@ class Trainer:
         self.info, self._train_split, self._val = load_data(config.data, self.device, memory)
         train = self._train_split
         self._last_step = LastStep()
-        self._observers: tuple[Observer, ...] = (self._last_step, *observers)
+        self._observers: tuple[Observer, ...] = (self._last_step, *self._kept.observers(), *observers)
         if train.streamed:
             size = describe_size(len(train.labels) * math.prod(train.image_shape))
             self.notes.append(f"the {size} of training images are streamed from the cache")
@@ -148,7 +149,7 @@ class Trainer:
                 checkpoint is written.
             OutOfTimeError: `stop_at` came before the last step was done, and nothing of the epoch is kept.
             InputError: all epochs are done.
-            OSError: the checkpoint, that of the epoch before, or the events could not be written.
+            OSError: the checkpoint, or that of the epoch before, could not be written.
         """
         if self.finished:
             raise InputError(f"all {len(self.history)} epochs are done")

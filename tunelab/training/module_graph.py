@@ -38,8 +38,8 @@ def graph_of(model: nn.Module, image_shape: tuple[int, int, int]) -> GraphDef:
     recorder = _Recorder()
     recorder.add("input", "Input", (), images)
     for name, module in shapes.named_modules():
-        scope = f"{type(model).__name__}/{name.replace('.', '/')}".rstrip("/")
         leaf = not any(module.children())
+        scope = name.replace(".", "/") or (type(model).__name__ if leaf else "")
         module.register_forward_pre_hook(recorder.entering(scope, leaf=leaf))
         module.register_forward_hook(recorder.leaving(scope, leaf=leaf))
     with torch.no_grad(), recorder:
@@ -100,8 +100,8 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         output = func(*args, **(kwargs or {}))
         kind = func.overloadpacket.__name__.strip("_")
         if not self._inside:
-            scope = f"{self._scopes[-1]}/" if self._scopes else ""
-            self.add(f"{scope}{kind}", kind, [args, kwargs], output)
+            scope = self._scopes[-1] if self._scopes else ""
+            self.add(f"{scope}/{kind}".lstrip("/"), kind, [args, kwargs], output)
         return output
 
 

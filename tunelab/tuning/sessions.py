@@ -66,10 +66,10 @@ class Sessions:
 
 
 def flat_params(trial: Trial) -> dict[str, bool | float | str]:
-    """What TensorBoard's table shows of a trial: what the space suggested, its costs, its network and its origin.
+    """What TensorBoard's table shows of a trial: what the space suggested, its costs and its origin.
 
-    With more than `MOST_PARAMS` parameters, those of single blocks are left out: `arch_id` tells the networks apart. Of
-    a trial that no space suggested (of a retraining, say) the numbers and names of its recipe and its seed.
+    With more than `MOST_PARAMS` parameters, those of numbered parts, such as single blocks, are left out. Of a trial
+    that no space suggested (of a retraining, say) the numbers and names of its recipe and its seed.
     """
     values: dict[str, Any] = dict(trial.params)
     if len(values) > MOST_PARAMS:
@@ -77,7 +77,7 @@ def flat_params(trial: Trial) -> dict[str, bool | float | str]:
     if not values:
         values = {**dict(_leaves(trial.config.get("train", {}))), "seed": trial.config.get("seed", 0)}
     more = {name: trial.stats[name] for name in _COSTS if name in trial.stats}
-    values = {**more, "arch_id": trial.arch_id, "origin": trial.origin, **values}
+    values = {**more, "origin": trial.origin, **values}
     return {name: value if isinstance(value, (bool, int, float)) else str(value) for name, value in values.items()}
 
 
