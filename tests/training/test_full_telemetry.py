@@ -101,7 +101,13 @@ def test_pictures_are_there_at_a_few_epochs(trained):
 
 def test_the_graph_has_the_layers(trained):
     names = {node.name for node in read(trained).Graph().node}
-    assert {"input", "stem/0", "branches/0/0/residual/add", "classifier", "output"} <= names
+    assert {
+        "input",
+        "stem/0_Conv2d",
+        "branches/0_Sequential/0_ResidualBlock/residual/add",
+        "classifier",
+        "output",
+    } <= names
 
 
 @pytest.mark.parametrize("averaging", [None, {"kind": "ema", "start": 0.5}])

@@ -29,12 +29,17 @@ def by_name(graph: GraphDef) -> dict[str, tuple[str, list[str], list[list[int]]]
 def test_layers_and_what_is_between_them_are_nodes_with_shapes():
     nodes = by_name(graph_of(build_network(WIDE, 3, 10, (32, 32)), (3, 32, 32)))
     assert nodes["input"] == ("Input", [], [[1, 3, 32, 32]])
-    assert nodes["stem/0"] == ("Conv2d", ["input"], [[1, 16, 32, 32]])
-    assert nodes["stem/3"] == ("MaxPool", ["stem/2"], [[1, 16, 16, 16]])
-    added = nodes["branches/0/0/residual/add"]
-    assert added == ("add", ["branches/0/0/residual/4", "stem/3"], [[1, 16, 16, 16]])
-    assert nodes["branches/0/1/module/cat"][1] == [
-        f"branches/0/1/module/{part}" for part in ("one", "three/3", "second/3", "pool/1")
+    assert nodes["stem/0_Conv2d"] == ("Conv2d", ["input"], [[1, 16, 32, 32]])
+    assert nodes["stem/3_MaxPool"] == ("MaxPool", ["stem/2_ReLU"], [[1, 16, 16, 16]])
+    added = nodes["branches/0_Sequential/0_ResidualBlock/residual/add"]
+    assert added == (
+        "add",
+        ["branches/0_Sequential/0_ResidualBlock/residual/4_BatchNorm2d", "stem/3_MaxPool"],
+        [[1, 16, 16, 16]],
+    )
+    assert nodes["branches/0_Sequential/1_InceptionBlock/module/cat"][1] == [
+        f"branches/0_Sequential/1_InceptionBlock/module/{part}"
+        for part in ("one", "three/3_Conv2d", "second/3_Conv2d", "pool/1_Conv2d")
     ]
     assert nodes["classifier"] == ("Linear", ["dropout"], [[1, 10]])
     assert nodes["output"] == ("Output", ["classifier"], [])

@@ -39,7 +39,7 @@ def graph_of(model: nn.Module, image_shape: tuple[int, int, int]) -> GraphDef:
     recorder.add("input", "Input", (), images)
     for name, module in shapes.named_modules():
         leaf = not any(module.children())
-        scope = name.replace(".", "/") or (type(model).__name__ if leaf else "")
+        scope = _scope_of(shapes, name) or (type(model).__name__ if leaf else "")
         module.register_forward_pre_hook(recorder.entering(scope, leaf=leaf))
         module.register_forward_hook(recorder.leaving(scope, leaf=leaf))
     with torch.no_grad(), recorder:
@@ -103,6 +103,15 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             scope = self._scopes[-1] if self._scopes else ""
             self.add(f"{scope}/{kind}".lstrip("/"), kind, [args, kwargs], output)
         return output
+
+
+def _scope_of(model: nn.Module, name: str) -> str:
+    """The place of a module: the parts of its name, those that are numbers with what they are, as `stem/0_Conv2d`."""
+    parts, module = [], model
+    for part in name.split(".") if name else []:
+        module = module.get_submodule(part)
+        parts.append(f"{part}_{type(module).__name__}" if part.isdecimal() else part)
+    return "/".join(parts)
 
 
 def _shape(tensor: torch.Tensor) -> TensorShapeProto:
