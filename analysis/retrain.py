@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from tunelab.config import TrainConfig, TrialConfig, arch_id, config_id, derive_seed, from_json, to_json
+from tunelab.config import Telemetry, TrainConfig, TrialConfig, arch_id, config_id, derive_seed, from_json, to_json
 from tunelab.data.batches import load_split
 from tunelab.data.cache import prepare
 from tunelab.errors import InputError, TunelabError
@@ -47,6 +47,7 @@ def retrain(
     average: Literal["none", "ema", "swa"] | None = None,
     changes: Mapping[str, Any] | None = None,
     compile: Literal["auto", "off"] = "auto",
+    telemetry: Telemetry | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Trains the best trial's configuration in full and returns what `metrics.json` holds.
@@ -68,6 +69,7 @@ def retrain(
             `{"stages": [{"begin": 0.5, "optimizer": "sgd", "lr": 0.05}], "augment": {"mixup_until": 0.8}}`. Of
             `schedule`, `augment` and `averaging` what is not named stays.
         compile: "auto" goes on with `torch.compile` where ten minutes or more are left and it is measured to be faster.
+        telemetry: what the trainings write for TensorBoard, as in `search`; by default what the study's trials wrote.
         progress: shows the progress on standard error.
 
     Raises:
@@ -90,12 +92,15 @@ def retrain(
     suffix = "-keep-val" if keep_val else ""
     if recipe != config.train:
         suffix += f"-recipe-{config_id(configs[0])[:8]}"
+    options = {**opened.info["options"], "epochs": epochs}
+    if telemetry is not None:
+        options["telemetry"] = telemetry
     folder = opened.path / f"retrain-{arch_id(config.arch)}-trial{chosen.number:04d}-{epochs}epochs{suffix}"
     packing = dict.fromkeys(("concurrent", "cpus_per_trial", "gpus_per_trial"))  # was made for many trials
     runs = run_configs(
         folder,
         configs,
-        from_json(SearchOptions, {**opened.info["options"], **packing, "epochs": epochs}),
+        from_json(SearchOptions, {**options, **packing}),
         like=opened,
         compile=compile,
         kind="retrain",

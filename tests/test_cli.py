@@ -36,7 +36,10 @@ SURFACE = {
     ),
     "resume": "study --deadline --concurrent --runs-dir --json",
     "extend": "study --trials --epochs --grid --deadline --concurrent --runs-dir --json",
-    "best": "study --top --retrain --epochs --seeds --trial --keep-val --average --recipe --compile --runs-dir --json",
+    "best": (
+        "study --top --retrain --epochs --seeds --trial --keep-val --average --recipe --compile --telemetry --runs-dir"
+        " --json"
+    ),
     "ablate": "study --trial --epochs --seeds --components --list --runs-dir --json",
     "profile": (
         "study trial --space --data --data-dir --download --skip-unreadable --image-size --limit-train --val-fraction"
@@ -385,6 +388,7 @@ def test_options_of_retraining_need_it(capfd: pytest.CaptureFixture[str], make_s
     assert_one_line(Asked(["best", path, "--keep-val", "--trial", "0"], capfd), "--trial and --keep-val", "--retrain")
     assert_one_line(Asked(["best", path, "--compile", "off"], capfd), "--compile", "--retrain")
     assert_one_line(Asked(["best", path, "--average", "ema"], capfd), "--average", "--retrain")
+    assert_one_line(Asked(["best", path, "--telemetry", "full"], capfd), "--telemetry", "--retrain")
     assert_one_line(Asked(["best", path, "--recipe", __file__], capfd), "--recipe", "--retrain")
 
 

@@ -445,6 +445,24 @@ def test_a_retraining_may_be_compiled_and_says_what_came_of_it(
     assert told == ["auto", "off"], "the second call as it says, whatever the first one was"
 
 
+def test_a_retraining_writes_what_it_is_asked_to_for_tensorboard(
+    here: list[tuple[int, int]], studied: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    in_order = ray_tune.run
+
+    def run(engine: Engine, slots: ray_tune.Slots, **more: Any) -> None:
+        told.append(more["telemetry"])
+        in_order(engine, slots, **more)
+
+    monkeypatch.setattr(ray_tune, "run", run)
+    retrain(studied, epochs=1, progress=False)
+    retrain(studied, epochs=1, seeds=2, progress=False, telemetry="full")
+    assert told == ["scalars", "full"]
+    with pytest.raises(InputError, match=r"SearchOptions: telemetry"):
+        retrain(studied, epochs=3, progress=False, telemetry="everything")  # type: ignore[arg-type]
+
+
 def test_a_retraining_that_diverges_leaves_no_model(here: list[tuple[int, int]], make_study: MakeStudy) -> None:
     arch = ArchSpec(StemSpec(4), ((BlockSpec("basic", 4, 2, 1),),), norm="none", activation="leaky_relu")
     recipe = TrainConfig(epochs=4, batch_size=8, lr=1000.0, precision="float32")

@@ -13,7 +13,7 @@ from tunelab.commands.studies import find_study, print_best
 from tunelab.errors import InputError
 from tunelab.shared_options import JSON, RUNS_DIR, STUDY, shared, words_given
 
-_OF_RETRAINING = ("epochs", "seeds", "trial", "keep_val", "average", "recipe", "compile")
+_OF_RETRAINING = ("epochs", "seeds", "trial", "keep_val", "average", "recipe", "compile", "telemetry")
 _MAX_BYTES = 100_000
 
 
@@ -42,6 +42,11 @@ _MAX_BYTES = 100_000
     show_default=True,
     help="torch.compile in a --retrain of over 10 minutes, where measured to be faster.",
 )
+@click.option(
+    "--telemetry",
+    type=click.Choice(["off", "scalars", "full"]),
+    help="What --retrain writes for TensorBoard  [default: as the study's trials]",
+)
 @shared(RUNS_DIR, JSON)
 def best(
     study: Path | None,
@@ -56,6 +61,7 @@ def best(
     average: Literal["none", "ema", "swa"] | None,
     recipe: Path | None,
     compile: Literal["auto", "off"],
+    telemetry: Literal["off", "scalars", "full"] | None,
 ) -> None:
     """Rank the trials of STUDY (by default the newest); with --retrain, train the winner in full.
 
@@ -80,6 +86,7 @@ def best(
         average=average,
         changes=None if recipe is None else _read_recipe(recipe),
         compile=compile,
+        telemetry=telemetry,
     )
     if as_json:
         click.echo(json.dumps(metrics))
