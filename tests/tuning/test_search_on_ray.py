@@ -181,8 +181,11 @@ def check_books(path: Path, trials: int, epochs: int) -> list[Trial]:
         numbers = [metrics.epoch for metrics in trial.epochs]
         assert numbers == list(range(1, len(numbers) + 1)), "every epoch once"
         assert (trial.status is TrialStatus.COMPLETED) == (len(numbers) == epochs)
+        folder = study.trial_folder(trial.number) / "events"
         if trial.epochs:
             assert trained_steps(study, trial.number) == numbers
+        for kind in ("started", "ended"):
+            assert len(list(folder.glob(f"*.{kind}"))) == 1, "TensorBoard's table is told of each trial once"
     assert len((path / "trials.jsonl").read_text().splitlines()) == len(ended)
     return own
 

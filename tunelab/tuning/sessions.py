@@ -7,6 +7,7 @@ all; what a process that was killed did not write, the next one does.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -37,7 +38,6 @@ class Sessions:
 
     def __init__(self, study: str, folder_of: Callable[[int], Path], known: Collection[Trial] = ()) -> None:
         self._study, self._folder_of = study, folder_of
-        self.error: OSError | None = None
         for trial in known:
             if trial.status.ended and folder_of(trial.number).is_dir():  # people remove folders to have room
                 self.ended(trial)
@@ -58,11 +58,9 @@ class Sessions:
         from tunelab.training.telemetry import has_aside, write_aside  # 0.1 s, and not needed without telemetry
 
         folder = self._folder_of(trial.number) / "events"
-        try:
+        with contextlib.suppress(OSError):  # the record needs the disk too, and says so
             if not has_aside(folder, kind):
                 write_aside(folder, kind, [content()])
-        except OSError as error:
-            self.error = error
 
 
 def flat_params(trial: Trial) -> dict[str, bool | float | str]:
