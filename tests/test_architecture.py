@@ -101,8 +101,6 @@ ROOMS = [
         "tunelab.tuning.progress tunelab.tuning.forecast tunelab.tuning.ray_tune tunelab.tuning.engine"
         " tunelab.tuning.sessions"
         " tunelab.tuning.repeats tunelab.tuning.deadline tunelab.tuning.stopping tunelab.tuning.searcher"
-        " tunelab.tuning.sessions"
-        " tunelab.tuning.repeats tunelab.tuning.deadline tunelab.tuning.stopping tunelab.tuning.searcher"
         " tunelab.tuning.sources tunelab.tuning.options tunelab.summary tunelab.study tunelab.journal",
     ),
     Room(
