@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -13,6 +13,10 @@ BY_MODEL = "model"
 
 PROGRESS = 1e-4
 """A loss that is lower by less than this share counts as no better; PyTorch's choice for ReduceLROnPlateau."""
+
+OVER_FITTING, UNDER_FITTING = "over-fitting", "under-fitting"
+REMARKS = (OVER_FITTING, UNDER_FITTING)
+"""The names of findings that say how a network learns; all others say that something is wrong."""
 
 
 class TrialStatus(str, enum.Enum):
@@ -101,6 +105,43 @@ def out_of_patience(history: Sequence[EpochMetrics], patience: float | None, epo
     return f"early stopping: no progress of the loss since epoch {since}, for {waited} of {epochs} epochs"
 
 
+@dataclass(frozen=True)
+class Finding:
+    """What is wrong with a network or its training, or a remark on how it learns (`REMARKS`).
+
+    `layer` is the layer that it is found in, or the worst of several, "" if it is in none. `evidence` are the numbers
+    that it was found by. It was found in `epoch`, from 1; by a look at `step`, from 1, or by the whole epoch, and then
+    `step` is None. `hopeless`: nothing was learnt and nothing that was seen could change that.
+    """
+
+    name: str
+    layer: str
+    evidence: Mapping[str, float | str]
+    suggestion: str
+    epoch: int
+    step: int | None = None
+    hopeless: bool = False
+
+    @property
+    def is_remark(self) -> bool:
+        """True if nothing is wrong."""
+        return self.name in REMARKS
+
+    @property
+    def what(self) -> str:
+        """The name, the layer and the numbers, in one line: "dead units in features.3 (dead share 0.97)"."""
+        where = f" in {self.layer}" if self.layer else ""
+        numbers = ", ".join(
+            f"{name.replace('_', ' ')} {value:.3g}" if isinstance(value, float) else f"{name.replace('_', ' ')} {value}"
+            for name, value in self.evidence.items()
+        )
+        return f"{self.name}{where}" + (f" ({numbers})" if numbers else "")
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)
+
+
 @dataclass
 class Trial:
     """One configuration trained once, as the record tells it.
@@ -110,7 +151,8 @@ class Trial:
     `decisions` are the scheduler's, one for each rung reached, with the numbers that they were made from. `origin` says
     where the configuration came from ("baseline", "starter", "sampler", ...). A trial with `repeat_of` trains the
     configuration of that trial again with another seed, to measure noise; it is no configuration of its own. `notes`
-    say what went differently from plan while it was trained.
+    say what went differently from plan while it was trained, `findings` what is wrong with it, in the order in which it
+    was found, causes before what they lead to.
     """
 
     number: int
@@ -125,8 +167,33 @@ class Trial:
     origin: str = ""
     repeat_of: int | None = None
     notes: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def diagnosis(self) -> Finding | None:
+        """The first finding that is no remark: the cause of what is wrong, None if nothing is."""
+        return next((finding for finding in self.findings if not finding.is_remark), None)
 
     @property
     def score(self) -> float | None:
         """The score of the last epoch, None before the first."""
         return self.epochs[-1].score if self.epochs else None
+
+    def to_json(self) -> dict[str, Any]:
+        """The trial as plain JSON values, with its metrics of every epoch."""
+        return {
+            "number": self.number,
+            "status": self.status.value,
+            "reason": self.reason,
+            "origin": self.origin,
+            "repeat_of": self.repeat_of,
+            "score": self.score,
+            "arch_id": self.arch_id,
+            "stats": self.stats,
+            "params": self.params,
+            "config": self.config,
+            "epochs": [metrics.to_json() for metrics in self.epochs],
+            "decisions": self.decisions,
+            "notes": self.notes,
+            "findings": [finding.to_json() for finding in self.findings],
+        }

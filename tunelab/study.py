@@ -21,7 +21,7 @@ from tunelab.errors import InputError
 from tunelab.files import sync_folder, write_atomically
 from tunelab.journal import Journal, is_locked, read_journal, uncollected
 from tunelab.noise import full_length
-from tunelab.records import EpochMetrics, Trial, TrialStatus
+from tunelab.records import EpochMetrics, Finding, Trial, TrialStatus
 from tunelab.standings import Place, Standing, as_runs, places
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class Study:
     def write_tables(self) -> None:
         """Writes `trials.jsonl` and `trials.csv` anew from the record."""
         trials = self.list_trials()
-        lines = [json.dumps(trial_to_json(trial)) + "\n" for trial in trials if trial.status.ended]
+        lines = [json.dumps(trial.to_json()) + "\n" for trial in trials if trial.status.ended]
         write_atomically(self.path / "trials.jsonl", "".join(lines))
         write_csv(self.path / "trials.csv", [flat_row(trial) for trial in trials])
 
@@ -274,11 +274,14 @@ def replay(events: Iterable[Mapping[str, Any]]) -> list[Trial]:
         elif kind == "result":
             trials[event["trial"]].epochs.append(EpochMetrics(**event["metrics"]))
             trials[event["trial"]].notes += event.get("notes", ())
+            if "findings" in event:
+                trials[event["trial"]].findings += [Finding(**plain) for plain in event["findings"]]
         elif kind == "decision":
             trials[event["trial"]].decisions.append(dict(event["decision"]))
         elif kind == "ended":
             trials[event["trial"]].status = TrialStatus(event["status"])
             trials[event["trial"]].reason = event["reason"]
+            trials[event["trial"]].findings += [Finding(**plain) for plain in event.get("findings", ())]
     return [trials[number] for number in sorted(trials)]
 
 
@@ -342,25 +345,6 @@ def describe_counts(trials: Sequence[Trial]) -> str:
 def describe_repeats(number: int) -> list[str]:
     """The number of repeats in words, as a list: nothing where there are none."""
     return [f"{number} {'repeat' if number == 1 else 'repeats'}"] if number else []
-
-
-def trial_to_json(trial: Trial) -> dict[str, Any]:
-    """A trial as plain JSON values, with its metrics of every epoch."""
-    return {
-        "number": trial.number,
-        "status": trial.status.value,
-        "reason": trial.reason,
-        "origin": trial.origin,
-        "repeat_of": trial.repeat_of,
-        "score": trial.score,
-        "arch_id": trial.arch_id,
-        "stats": trial.stats,
-        "params": trial.params,
-        "config": trial.config,
-        "epochs": [metrics.to_json() for metrics in trial.epochs],
-        "decisions": trial.decisions,
-        "notes": trial.notes,
-    }
 
 
 def flat_row(trial: Trial) -> dict[str, Any]:

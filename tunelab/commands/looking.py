@@ -58,14 +58,12 @@ def show(study: Path | None, trial: int | None, runs_dir: Path, as_json: bool) -
         click.echo(json.dumps(shown)) if as_json else text.print_study(found, shown)
     else:
         one: Trial = found.trial(trial)
-        from tunelab.study import trial_to_json
-
         if not as_json:
             text.print_trial(found, one)
             return
         epochs = [{**metrics.to_json(), "effective_lr": metrics.effective_lr} for metrics in one.epochs]
         ending = importlib.import_module("tunelab.analysis.effective_plots").ending(one)
-        click.echo(json.dumps({**trial_to_json(one), "epochs": epochs, "ending": ending}))
+        click.echo(json.dumps({**one.to_json(), "epochs": epochs, "ending": ending}))
 
 
 @click.command()

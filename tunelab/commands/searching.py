@@ -104,6 +104,14 @@ from tunelab.shared_options import (
     show_default=True,
     help="What trials write for TensorBoard: numbers of epochs, or also histograms, pictures and graphs",
 )
+@click.option("--no-health", is_flag=True, help="End no trial early for its health; what is wrong is still told.")
+@click.option(
+    "--health-grace",
+    type=click.IntRange(min=1),
+    default=3,
+    show_default=True,
+    help="Epochs before a hopeless trial is ended.",
+)
 @click.option("--dry-run", is_flag=True, help="Say how long it would take and what fits until the deadline; no search.")
 @shared(DEADLINE, CONCURRENT, MEMORY, RUNS_DIR, CONFIG, JSON)
 def search(
@@ -144,6 +152,7 @@ def search(
             click.echo(f"note: {', '.join(taken)}, as {grid} has it", err=True)
     base = find_base(from_study, from_trial, runs_dir)
     chosen = choose_data(name, {field: value for field, value in data.items() if field != "name"}, base)
+    options["health"] = not options.pop("no_health")
     options["warm_start"] = find_studies(options["warm_start"], runs_dir)
     options, request = fill_in(options, grid)
     checked = from_json(SearchOptions, {**options, "data": chosen, "base": base})

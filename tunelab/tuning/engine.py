@@ -18,7 +18,7 @@ from tunelab.config import arch_id, derive_seed, to_json
 from tunelab.errors import ExhaustedError, TunelabError
 from tunelab.journal import Journal
 from tunelab.noise import ended_early, full_length
-from tunelab.records import EpochMetrics, Trial, TrialStatus
+from tunelab.records import EpochMetrics, Finding, Trial, TrialStatus
 from tunelab.tuning.deadline import Deadline, Pace
 from tunelab.tuning.objectives import costs_of
 from tunelab.tuning.repeats import NoRepeats, Repeats
@@ -58,7 +58,8 @@ class Engine:
         noise: the standard deviation between runs of one configuration after so many epochs; None: nothing is known.
         history: known trials that are no part of the search any more, each with the reason; they end, are not counted,
             and are not compared with others.
-        in_full: trials of these origins run their full length whatever the rungs say.
+        in_full: trials of these origins run their full length whatever the rungs and their health say.
+        grace: after so many epochs a trial ends of which nothing can come any more; None: none does.
     """
 
     def __init__(
@@ -76,6 +77,7 @@ class Engine:
         noise: Callable[[Mapping[int, Trial], int], float] | None = None,
         history: Mapping[int, str] | None = None,
         in_full: Collection[str] = (),
+        grace: int | None = None,
     ) -> None:
         self.trials = {trial.number: trial for trial in known}
         self._current = {trial.number: trial for trial in known if trial.number not in (history or {})}
@@ -92,6 +94,7 @@ class Engine:
         self._pace = pace
         self._noise = noise
         self._in_full = frozenset(in_full)
+        self._grace = grace
         self._running: set[int] = set()
         self._paused: set[int] = set()
         self.begun = sum(trial.repeat_of is None for trial in self._current.values())
@@ -155,10 +158,17 @@ class Engine:
         self._listener.started(trial)
         return trial
 
-    def report(self, number: int, metrics: EpochMetrics, notes: Sequence[str] = ()) -> bool:
-        """Records an epoch, and the notes of the trial that are new; True if the trial goes on.
+    def report(
+        self,
+        number: int,
+        metrics: EpochMetrics,
+        notes: Sequence[str] = (),
+        findings: Sequence[Finding] = (),
+        hopeless: str = "",
+    ) -> bool:
+        """Records an epoch, and the trial's notes and findings that are new; True if the trial goes on.
 
-        An epoch that the record holds already changes nothing.
+        `hopeless` says why nothing can come of it any more. An epoch that the record holds already changes nothing.
         """
         trial = self.trials[number]
         self._events += 1
@@ -166,21 +176,26 @@ class Engine:
             return False
         if metrics.epoch <= len(trial.epochs):
             return not self._settle(trial, metrics.epoch)
-        told = {"notes": new} if (new := [note for note in notes if note not in trial.notes]) else {}
+        told: dict[str, Any] = {"notes": new} if (new := [note for note in notes if note not in trial.notes]) else {}
+        told |= self._take_findings(trial, findings)
         self._append("result", trial, metrics=metrics.to_json(), **told)
         trial.epochs.append(metrics)
         trial.notes += new
         self._source.observe(number, metrics.epoch, metrics.score)
         self._listener.reported(trial)
+        if hopeless and self._may_give_up(trial):
+            self.end(number, TrialStatus.DIVERGED, f"epoch {metrics.epoch}: {hopeless}")
+            return False
         return not self._settle(trial, metrics.epoch)
 
-    def end(self, number: int, status: TrialStatus, reason: str) -> None:
-        """Records that a trial will not go on; a second call changes nothing."""
+    def end(self, number: int, status: TrialStatus, reason: str, findings: Sequence[Finding] = ()) -> None:
+        """Records that a trial will not go on, and its findings that are new; a second call changes nothing."""
         trial = self.trials[number]
         self._events += 1
         if trial.status.ended:
             return
-        self._append("ended", trial, status=status.value, reason=reason)
+        told = self._take_findings(trial, findings)
+        self._append("ended", trial, status=status.value, reason=reason, **told)
         trial.status = status
         trial.reason = reason
         self._ended += number in self._current
@@ -190,6 +205,18 @@ class Engine:
         self._source.end(number, status, trial.score, costs_of(trial))
         self._listener.ended(trial)
         self._watch_failures(status, reason)
+
+    def _take_findings(self, trial: Trial, findings: Sequence[Finding]) -> dict[str, Any]:
+        """What the record is told of those that it does not hold yet, which become the trial's."""
+        new = [finding for finding in findings if finding not in trial.findings]
+        trial.findings += new
+        return {"findings": [finding.to_json() for finding in new]} if new else {}
+
+    def _may_give_up(self, trial: Trial) -> bool:
+        """True if a trial of which nothing can come is to end; one that is through has."""
+        done = len(trial.epochs)
+        in_full = trial.origin in self._in_full
+        return self._grace is not None and self._grace <= done < full_length(trial) and not in_full
 
     def _choose(self) -> Trial | None:
         """What to train next, by what it is good for."""
@@ -309,7 +336,7 @@ class Engine:
         config = {**first.config, "seed": derive_seed(first.config["seed"], "repeat", before)}
         trial = dataclasses.replace(
             first, number=number, config=config, status=TrialStatus.RUNNING, reason="", epochs=[], decisions=[],
-            origin="repeat", repeat_of=of, notes=[],
+            origin="repeat", repeat_of=of, notes=[], findings=[],
         )  # fmt: skip
         if self._comes_too_late(trial):
             return None

@@ -88,6 +88,7 @@ def execute(study: Study, plan: Plan) -> Study:
             noise=None if plan.race is None else plan.race.sd,
             history=history(study.info, known),
             in_full=plan.in_full,
+            grace=plan.options.health_grace if plan.options.health else None,
         )
         if engine.has_work and not engine.should_halt:
             plan.forecast.begin()

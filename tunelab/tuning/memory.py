@@ -21,7 +21,7 @@ from tunelab.files import write_atomically
 from tunelab.noise import full_length
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.space import SearchSpace
-from tunelab.study import Study, load, runs_dir, trial_to_json
+from tunelab.study import Study, load, runs_dir
 from tunelab.tuning.draws import Encoder, merge
 from tunelab.tuning.model_sampler import Earlier
 from tunelab.tuning.options import Base, SearchOptions
@@ -144,7 +144,7 @@ def write(folder: Path, studies: Iterable[Earlier]) -> None:
     if not studies:
         return
     lines = [
-        json.dumps({"study": study.name, "full_length": study.epochs, **trial_to_json(trial)}) + "\n"
+        json.dumps({"study": study.name, "full_length": study.epochs, **trial.to_json()}) + "\n"
         for study in studies
         for trial in study.trials.values()
     ]

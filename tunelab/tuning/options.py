@@ -51,6 +51,8 @@ class SearchOptions:
     `concurrent` None is as many trials as the processors or GPUs carry. `cpus_per_trial` is the number of threads of
     a trial. `memory` is the most bytes of the machine's memory that all trials together may take; None is what is free.
     `base` is what `--from` names.
+    With `health` a trial of which nothing can come any more ends as DIVERGED, not before the end of epoch
+    `health_grace`; three epochs let a warm-up begin and the statistics of norms settle (our choice).
     """
 
     trials: Annotated[int, Field(ge=1, le=1_000_000)] = 100
@@ -71,6 +73,8 @@ class SearchOptions:
     objective: tuple[Literal["val_accuracy", "params", "mflops", "seconds"], ...] = ("val_accuracy",)
     repeat: Annotated[int, Field(ge=1, le=1000)] = 1
     telemetry: Telemetry = "scalars"
+    health: bool = True
+    health_grace: Annotated[int, Field(ge=1)] = 3
     base: Base | None = None
 
     @property

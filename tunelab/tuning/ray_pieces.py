@@ -20,7 +20,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from tunelab.records import EpochMetrics, TrialStatus
+from tunelab.records import EpochMetrics, Finding, TrialStatus
 from tunelab.tuning.engine import Engine
 
 
@@ -93,15 +93,20 @@ class EngineScheduler(FIFOScheduler):
         """CONTINUE or STOP, as the engine says."""
         engine = _BRIDGES[self._key].engine
         content = json.loads(result["report"])
+        findings = [Finding(**plain) for plain in content.get("findings", ())]
         if "metrics" in content:
             goes_on = engine.report(
-                trial.config["number"], EpochMetrics(**content["metrics"]), content.get("notes", ())
+                trial.config["number"],
+                EpochMetrics(**content["metrics"]),
+                content.get("notes", ()),
+                findings,
+                content.get("hopeless", ""),
             )
         elif "halt" in content:
             engine.halt(content["halt"])
             goes_on = False
         else:
-            engine.end(trial.config["number"], TrialStatus(content["status"]), content["reason"])
+            engine.end(trial.config["number"], TrialStatus(content["status"]), content["reason"], findings)
             goes_on = False
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 

@@ -83,6 +83,8 @@ def search(
     max_params: int | None = None,
     max_mflops: float | None = None,
     telemetry: Telemetry = "scalars",
+    health: bool = True,
+    health_grace: int = 3,
     progress: bool = True,
 ) -> Study:
     """Searches `space` and returns the study; the names are those of `tunelab search`.
@@ -125,6 +127,8 @@ def search(
         max_mflops: refuses costlier networks (millions of multiply-adds per image); by default 40 or 1200.
         telemetry: what every trial writes for TensorBoard: nothing ("off"), the numbers of its epochs ("scalars"), or
             also histograms, pictures and the graph of the network ("full").
+        health: ends trials of which nothing can come any more; what is found wrong is recorded in any case.
+        health_grace: after so many epochs it may be ended for that; numbers that are not finite end it at once.
         progress: shows the progress on standard error.
 
     Raises:
@@ -155,6 +159,8 @@ def search(
             "max_params": max_params,
             "max_mflops": max_mflops,
             "telemetry": telemetry,
+            "health": health,
+            "health_grace": health_grace,
             "repeat": repeat,
             "objective": list(objective),
         },

@@ -1,7 +1,7 @@
 """One trial after another in one process: Ray's trainable around `training.loop.Trainer`.
 
-A step is an epoch. What comes back is one text, `report`: the JSON of an epoch's metrics with the notes so far,
-or of an early end. Ray sees no number of it, so that none can end a search. Checkpoints are tunelab's own, in the
+A step is an epoch. What comes back is one text, `report`: the JSON of an epoch's metrics with the notes and findings so
+far, or of an early end. Ray sees no number of it, so that none can end a search. Checkpoints are tunelab's own, in the
 trial's folder; Ray keeps none. The record may be an epoch ahead of them: what is then trained and told again changes
 nothing in it.
 """
@@ -13,6 +13,7 @@ import errno
 import json
 import traceback
 from collections import deque
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,10 @@ from ray import tune
 
 from tunelab.config import ComputeConfig, TrialConfig, from_json
 from tunelab.errors import DivergedError, OutOfTimeError
-from tunelab.records import EpochMetrics, TrialStatus
+from tunelab.records import EpochMetrics, Finding, TrialStatus
+from tunelab.training.health import Health
 from tunelab.training.loop import Trainer
+from tunelab.training.verdicts import NOT_FINITE
 
 _NO_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
 """Errors that no other trial would be spared: they pause the search, and none fails of them."""
@@ -39,6 +42,7 @@ class TrialWorker(tune.Trainable):
         """Takes a configuration; the work begins in `step`, where a failure can be told."""
         self._config = config
         self._trainer: Trainer | None = None
+        self._health = Health(Path(config["folder"]))
         self._unsaved: OSError | None = None
         self._untold: deque[EpochMetrics] = deque()
 
@@ -53,13 +57,11 @@ class TrialWorker(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """One epoch, or the telling again of one that was trained before a restart."""
         try:
-            content: dict[str, Any] = {"metrics": self._next_metrics().to_json()}
-            if self._trainer is not None and self._trainer.notes:
-                content["notes"] = self._trainer.notes
+            content = self._next_report()
         except OutOfTimeError:
             content = {"halt": "deadline"}
         except DivergedError as error:
-            content = {"status": TrialStatus.DIVERGED.value, "reason": str(error)}
+            content = self._told_of_divergence(str(error))
         except Exception as error:
             if isinstance(error, OSError) and error.errno in _NO_STORAGE:
                 return {"report": json.dumps({"halt": f"the trials' storage: {error.strerror}"})}
@@ -87,6 +89,25 @@ class TrialWorker(tune.Trainable):
             self._explain(error)
             self._unsaved = error if error.errno in _NO_STORAGE else None
 
+    def _next_report(self) -> dict[str, Any]:
+        metrics = self._next_metrics()
+        content: dict[str, Any] = {"metrics": metrics.to_json()}
+        if self._trainer is not None and self._trainer.notes:
+            content["notes"] = self._trainer.notes
+        findings = [finding for finding in self._health.findings if finding.epoch <= metrics.epoch]
+        if findings:
+            content["findings"] = _plain(findings)
+        if self._health.hopeless and not self._untold:
+            content["hopeless"] = self._health.hopeless
+        return content
+
+    def _told_of_divergence(self, reason: str) -> dict[str, Any]:
+        with contextlib.suppress(OSError):  # health.json: the record has the same
+            self._health.broke_off(reason)
+        cause = next((one for one in self._health.findings if not one.is_remark and one.name != NOT_FINITE), None)
+        told = reason if cause is None else f"{reason}; {cause.what}"
+        return {"status": TrialStatus.DIVERGED.value, "reason": told, "findings": _plain(self._health.findings)}
+
     def _next_metrics(self) -> EpochMetrics:
         if self._unsaved is not None:
             raise self._unsaved
@@ -105,6 +126,7 @@ class TrialWorker(tune.Trainable):
             telemetry=self._config["telemetry"],
             compute=from_json(ComputeConfig, self._config["compute"]),
             memory=self._config["memory"],
+            observers=(self._health,),
         )
         if trainer.resume():
             known = self._config["known_epochs"]
@@ -122,3 +144,7 @@ class TrialWorker(tune.Trainable):
         if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
             name = "out of memory"
         return f"{name}: {text[:300]}"
+
+
+def _plain(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+    return [finding.to_json() for finding in findings]
