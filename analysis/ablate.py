@@ -69,6 +69,7 @@ def ablate(
                 **opened.info["options"],
                 **_sharing(opened, len(configs)),
                 "epochs": laid_out.winner.train.epochs,
+                "health": False,  # a comparison has all its trainings in full
             },
         ),
         like=opened,

@@ -20,7 +20,7 @@ _RANKING = {
     "runs": "runs", "tie": "tie", "epochs": "epochs", "params": "weights", "mflops": "Mflops", "seconds": "seconds",
     "what": "what",
 }  # fmt: skip
-_CLASSES = {"what": "long", "interval": "short"} | dict.fromkeys(
+_CLASSES = {"what": "long", "for example": "long", "what to do": "long", "interval": "short"} | dict.fromkeys(
     ("score", "expected", "params", "mflops", "seconds"), "number"
 )
 """How columns of texts are set; those of numbers are found."""
@@ -34,6 +34,7 @@ def build(content: Mapping[str, Any]) -> str:
         _section("winner", "The winner", _winner(content)),
         _section("advice", "Recommendations", _advice(content["recommendations"])),
         _section("ranking", "Ranking", _ranking(content["ranking"], content["ranked"])),
+        _section("health", "What is wrong with trials", _health(content["health"])),
     ]
     for group, title in groups.items():
         mine = [_figure(figure) for figure in figures if figure["group"] == group]
@@ -193,6 +194,13 @@ def _ranking(rows: Sequence[Mapping[str, Any]], ranked: int) -> str:
     ]
     caption = f"The {len(rows)} best of {ranked} configurations of full length; = cannot be told apart from the first"
     return table(caption, shown, _RANKING)
+
+
+def _health(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The findings of all trials."""
+    if not rows:
+        return "<p>Nothing was found to be wrong with any trial.</p>\n"
+    return table("What was found, the most frequent first", rows)
 
 
 def _figure(figure: Mapping[str, Any]) -> str:

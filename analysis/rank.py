@@ -15,6 +15,7 @@ from tunelab.records import Trial
 from tunelab.standings import Place, on_new_data
 from tunelab.study import Study, count_statuses, current, proposed
 
+from .diagnose import divergence
 from .front import front, objectives_of
 
 
@@ -134,6 +135,7 @@ def summary(study: Study, top: int) -> dict[str, Any]:
             "history": len(trials) - len(counted),
             "statuses": {status.value: count for status, count in count_statuses(own).items()},
             "rungs": rung_table(counted),
+            "diverged": divergence(counted),
             "noise": noise_row(trials, ranked, study.val_images),
             "new_data": new_data_row(ranked, study.val_images),
             "compared": sum(place.epochs == ranked[0].epochs for place in ranked),

@@ -17,6 +17,8 @@ from tunelab.records import Trial
 from tunelab.study import Study, current, describe_counts
 
 from .advice import recommend
+from .diagnose import diagnose_study
+from .diagnose_text import name_trials
 from .gallery import PLOTS, collect, draw, table
 from .page import build, to_csv
 from .rank import summary
@@ -101,6 +103,7 @@ def gather(study: Study, staging: Path) -> dict[str, Any]:
         "ranking": shown["ranking"],
         "ranked": len(study.places_of(trials)),
         "recommendations": recommend(study, counted, shown),
+        "health": _health(study),
         "figures": figures,
         "left_out": {PLOTS[name][2]: reason for name, reason in left_out.items()},
         "retrainings": [_retraining(path, metrics) for path, metrics in retrainings(study)],
@@ -108,6 +111,19 @@ def gather(study: Study, staging: Path) -> dict[str, Any]:
         "made": f"Made by tunelab {__version__} on {datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z} from the "
         f"record of {study.path}.",
     }
+
+
+def _health(study: Study) -> list[dict[str, Any]]:
+    """The findings of all trials as rows of the page."""
+    return [
+        {
+            "finding": row["finding"] + (" (remark)" if row["remark"] else ""),
+            "trials": name_trials(row["trials"]),
+            "for example": row["example"],
+            "what to do": row["suggestion"],
+        }
+        for row in diagnose_study(study)["findings"]
+    ]
 
 
 def _figure(name: str, rows: list[dict[str, Any]], staging: Path) -> dict[str, Any]:

@@ -60,6 +60,8 @@ def reproduce(study: Study | str | Path, number: int, *, progress: bool = True) 
         )
     folder = opened.path / f"reproduce-trial{number:04d}"
     options, compute = _as_recorded(opened)
+    # What was given up for its health is to be given up again; what was not is to go as far.
+    options["health"] = options.get("health", True) and trial.status is TrialStatus.DIVERGED
     wanted = _epochs_to_train(trial)
     runs = run_configs(
         folder,

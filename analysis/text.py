@@ -17,6 +17,7 @@ from tunelab.records import Trial
 from tunelab.standings import Place
 from tunelab.study import Study, count_statuses, current, describe_repeats, proposed
 
+from .diagnose import describe_divergence, divergence
 from .effective_plots import ending
 from .rank import asked, describe_config, noise_row, ranking, rung_table, tied
 from .sawteeth import say_teeth
@@ -51,6 +52,8 @@ def print_best(shown: Mapping[str, Any]) -> None:
     out.print(f"{shown['study']}{state}: {ends}", style="bold")
     if not shown["ranking"]:
         out.print("no trial has run its full length yet")
+        if shown["diverged"]:
+            out.print(describe_divergence(shown["diverged"]))
         return
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in _BEST_COLUMNS:
@@ -73,6 +76,8 @@ def print_best(shown: Mapping[str, Any]) -> None:
     out.print(describe_ties(shown["ranking"][0]["trial"], shown["tied"], shown["noise"], shown["compared"]))
     if shown["new_data"]:
         out.print(describe_new_data(shown["new_data"]))
+    if shown["diverged"]:
+        out.print(describe_divergence(shown["diverged"]))
     out.print(
         "trials of full length only; expected: without the luck of having been chosen, and its 95% interval; "
         f"{_rungs(shown['rungs'])}"
@@ -164,6 +169,7 @@ def study_summary(study: Study) -> dict[str, Any]:
         "repeats": len(counted) - len(own),
         "history": len(trials) - len(counted),
         "rungs": rung_table(counted),
+        "diverged": divergence(counted),
         "noise": noise_row(trials, ranked, study.val_images),
         "trials": [
             {
@@ -202,6 +208,8 @@ def print_study(study: Study, shown: Mapping[str, Any]) -> None:
     if "calibration" in shown:
         out.print(f"trials    {shown['calibration']['reason']}")
     out.print(f"rungs     {_rungs(shown['rungs'])}")
+    if shown["diverged"]:
+        out.print(f"health    {describe_divergence(shown['diverged'])}")
     if shown["best"] is not None:
         best = f"trial {shown['best']['trial']}, {percent(shown['best']['score'])}, expected {_interval(shown['best'])}"
         out.print(f"best      {best}, runs: {_runs(shown['best'])}")
@@ -238,6 +246,9 @@ def print_trial(study: Study, trial: Trial) -> None:
         print_epochs(out, trial)
     for note in trial.notes:
         out.print(f"note: {note}")
+    for finding in trial.findings:
+        kind = "remark" if finding.is_remark else "finding"
+        out.print(f"{kind}, epoch {finding.epoch}: {finding.what}: {finding.suggestion}")
     for decision in trial.decisions:
         verdict = "stopped" if decision["stop"] else "paused" if decision.get("pause") else "went on"
         noise = f", noise {100 * decision['noise']:.2g}%" if decision.get("noise") else ""

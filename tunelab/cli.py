@@ -20,6 +20,7 @@ _HOMES = {
     "best": "ranking.best",
     "compare": "deciding.compare",
     "describe": "describing.describe",
+    "diagnose": "diagnosing.diagnose",
     "export": "using.export",
     "extend": "searching.extend",
     "importance": "deciding.importance",

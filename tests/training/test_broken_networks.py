@@ -100,7 +100,7 @@ def train(make_config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         if raw:
             trainer._batches._scale, trainer._batches._shift = torch.tensor(1.0), torch.tensor(0.0)
         try:
-            print(trainer.run_epoch())
+            trainer.run_epoch()
         except DivergedError as error:
             health.broke_off(str(error))
         finally:
@@ -122,8 +122,6 @@ def shuffled_digits(folder: Path) -> Path:
 def test_a_broken_network_is_named_within_the_first_epoch(what: str, train) -> None:
     build, recipe, name = BROKEN[what]
     found = train(build, recipe, what == "labels shuffled", what == "no normalisation")
-    for f in found:
-        print(f.what, f.epoch, f.step)
     assert found[0].name == name
     assert found[0].epoch == 1
     assert found[0].suggestion

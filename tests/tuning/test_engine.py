@@ -6,6 +6,7 @@ What it trains next is in test_phases.py, whole searches are in test_whole_searc
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
@@ -13,10 +14,11 @@ import pytest
 
 from tunelab.config import ArchSpec, BlockSpec, StemSpec, TrainConfig, TrialConfig, from_json, to_json
 from tunelab.errors import InputError, TunelabError
-from tunelab.records import EpochMetrics, Trial, TrialStatus
+from tunelab.records import EpochMetrics, Finding, Trial, TrialStatus
 from tunelab.study import replay
 from tunelab.tuning.deadline import Deadline
 from tunelab.tuning.engine import FAILURES_IN_A_ROW, Engine
+from tunelab.tuning.repeats import NoRepeats
 from tunelab.tuning.sources import FixedSource, Proposal
 from tunelab.tuning.stopping import Decision, NeverStop, SuccessiveHalving
 
@@ -340,3 +342,77 @@ def test_a_record_with_more_trials_than_asked_for_is_finished_all_the_same() -> 
     assert engine.unfinished == 3
     handed = [engine.next_trial() for _ in range(4)]
     assert [trial.number for trial in handed if trial is not None] == [0, 1, 2]
+
+
+# Health.
+
+DEAD = Finding("dead units", "features.0", {"dead_share": 1.0, "units": 8}, "lower the rate", 1, 4)
+FLAT = Finding("accuracy of guessing", "", {"accuracy": 0.1}, "try another rate", 2)
+STUCK = "no gradient reaches any layer but the last"
+
+
+def test_findings_are_recorded_once_and_read_again() -> None:
+    engine, journal, _ = make_engine(1)
+    engine.next_trial()
+    engine.report(0, epoch(1), findings=[DEAD])
+    engine.report(0, epoch(2), findings=[DEAD, FLAT])
+    engine.end(0, TrialStatus.DIVERGED, "the loss became nan", [DEAD, FLAT, dataclasses.replace(FLAT, epoch=3)])
+    assert [len(event.get("findings", ())) for event in journal.events] == [0, 1, 1, 1]
+    (trial,) = replay(json.loads(json.dumps(journal.events)))
+    assert trial.findings == engine.trials[0].findings == [DEAD, FLAT, dataclasses.replace(FLAT, epoch=3)]
+    assert trial.diagnosis == DEAD
+
+
+def test_a_hopeless_trial_ends_when_its_grace_is_over() -> None:
+    engine, journal, _ = make_engine(1, epochs=5, grace=3)
+    engine.next_trial()
+    assert engine.report(0, epoch(1), hopeless=STUCK)
+    assert engine.report(0, epoch(2), hopeless=STUCK)
+    assert not engine.report(0, epoch(3), findings=[DEAD], hopeless=STUCK)
+    assert (engine.trials[0].status, engine.trials[0].reason) == (TrialStatus.DIVERGED, f"epoch 3: {STUCK}")
+    assert [event["event"] for event in journal.events[-2:]] == ["result", "ended"]
+    assert journal.events[-2]["findings"] == [DEAD.to_json()]
+
+
+def test_hope_may_come_back_within_the_grace() -> None:
+    engine, _, _ = make_engine(1, epochs=5, grace=2)
+    engine.next_trial()
+    assert engine.report(0, epoch(1), hopeless=STUCK)
+    assert all(engine.report(0, epoch(number)) for number in (2, 3, 4))
+
+
+@pytest.mark.parametrize("more", [{}, {"grace": None}, {"grace": 1, "in_full": ("given",)}])
+def test_without_health_and_in_full_no_trial_is_given_up(more: dict[str, Any]) -> None:
+    engine, _, _ = make_engine(1, **more)
+    trial = engine.next_trial()
+    assert trial is not None
+    trial.origin = "given"
+    assert engine.report(0, epoch(1), findings=[DEAD], hopeless=STUCK)
+    assert engine.report(0, epoch(2), hopeless=STUCK)
+    assert not engine.report(0, epoch(3), hopeless=STUCK)
+    assert trial.status is TrialStatus.COMPLETED
+    assert trial.findings == [DEAD], "what is wrong is told all the same"
+
+
+def test_a_trial_that_is_through_is_complete_whatever_its_health() -> None:
+    engine, _, _ = make_engine(1, epochs=1, grace=1)
+    engine.next_trial()
+    engine.report(0, epoch(1), hopeless=STUCK)
+    assert engine.trials[0].status is TrialStatus.COMPLETED
+
+
+class Once(NoRepeats):
+    """Trains trial 0 again at the end, once."""
+
+    def late(self, trials: Mapping[int, Trial]) -> int | None:
+        return 0 if len(trials) == 1 else None
+
+
+def test_a_repeat_has_findings_of_its_own() -> None:
+    engine, _, _ = make_engine(1, repeats=Once())
+    engine.next_trial()
+    for number in (1, 2, 3):
+        engine.report(0, epoch(number), findings=[DEAD])
+    again = engine.next_trial()
+    assert again is not None
+    assert (again.repeat_of, again.findings) == (0, [])

@@ -12,7 +12,7 @@ import pytest
 from ray.tune.search import Searcher
 
 from tunelab.config import ArchSpec, BlockSpec, StemSpec, TrainConfig, TrialConfig, to_json
-from tunelab.records import EpochMetrics, TrialStatus
+from tunelab.records import EpochMetrics, Finding, TrialStatus
 from tunelab.tuning.engine import Engine
 from tunelab.tuning.progress import Silent
 from tunelab.tuning.ray_pieces import EngineCallback, EngineScheduler, EngineSearcher, EngineStopper, bridge
@@ -101,3 +101,16 @@ def test_a_trial_that_ray_gives_up_has_failed(key: str, engine: Engine) -> None:
     EngineCallback(key).on_trial_error(1, [], trial)
     assert engine.trials[0].status is TrialStatus.FAILED
     assert engine.trials[0].reason == "the trial's process died 3 times"
+
+
+def test_findings_and_lost_hope_reach_the_engine(key: str, engine: Engine) -> None:
+    engine._grace = 1
+    EngineSearcher(key).suggest("a")
+    finding = Finding("dead units", "one", {"dead_share": 1.0}, "lower the rate", 1, 4, hopeless=True)
+    goes_on = tell(key, 0, metrics=epoch(1), findings=[finding.to_json()], hopeless="no gradient")
+    assert goes_on == "STOP"
+    assert engine.trials[0].findings == [finding]
+    assert (engine.trials[0].status, engine.trials[0].reason) == (TrialStatus.DIVERGED, "epoch 1: no gradient")
+    EngineSearcher(key).suggest("b")
+    tell(key, 1, status="DIVERGED", reason="the loss became nan", findings=[finding.to_json()])
+    assert engine.trials[1].findings == [finding]

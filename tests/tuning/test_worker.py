@@ -13,7 +13,7 @@ import torch
 from ray.tune.trainable import trainable
 
 from tunelab.config import ArchSpec, BlockSpec, DataConfig, StemSpec, TrainConfig, TrialConfig, to_json
-from tunelab.records import EpochMetrics
+from tunelab.records import EpochMetrics, Finding
 from tunelab.training import checkpoint
 from tunelab.training.fitting import fit
 from tunelab.training.loop import Trainer
@@ -164,6 +164,40 @@ def test_a_diverged_trial_says_so(make_worker: MakeWorker) -> None:
     content = told(make_worker(trial_config(**DIVERGES)))
     assert content["status"] == "DIVERGED"
     assert content["reason"].startswith("epoch 1: the training loss became nan")
+
+
+def test_a_diverged_trial_says_what_led_to_it(make_worker: MakeWorker, tmp_path: Path) -> None:
+    content = told(make_worker(trial_config(**DIVERGES)))
+    findings = [Finding(**plain) for plain in content["findings"]]
+    assert [findings[0].name, findings[-1].name] == ["learning rate too high", "not finite"]
+    assert content["reason"].endswith(f"; {findings[0].what}")
+    assert json.loads((tmp_path / "trial" / "health.json").read_text())["findings"] == content["findings"]
+
+
+def test_a_trial_tells_its_findings_of_the_epochs_so_far(make_worker: MakeWorker) -> None:
+    high = {**to_json(trial_config()), "arch": {**to_json(trial_config())["arch"], "dropout": 0.9}}
+    assert "findings" not in told(make_worker(folder=Path(make_worker()._config["folder"]).with_name("well")))
+    worker = make_worker(high)
+    content = told(worker)
+    assert [plain["name"] for plain in content["findings"]] == ["dropout too high"]
+    assert "hopeless" not in content
+    told(worker)
+    worker.stop()
+    again = make_worker(high, known_epochs=2)
+    assert told(again)["findings"] == content["findings"], "told again after a restart"
+
+
+def test_a_trial_says_that_it_is_hopeless_with_its_last_epoch_alone(
+    make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunelab.training.health.hopeless", lambda case: "nothing can come of it")
+    worker = make_worker()
+    assert told(worker)["hopeless"] == "nothing can come of it"
+    told(worker)
+    worker.stop()
+    again = make_worker(known_epochs=1)
+    assert "hopeless" not in told(again), "it is judged when an epoch ends"
+    assert told(again)["hopeless"] == "nothing can come of it"
 
 
 @pytest.mark.parametrize(
