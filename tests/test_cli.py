@@ -189,7 +189,6 @@ def test_the_group_has_help_with_an_example_and_a_version(capfd: pytest.CaptureF
         ("show", ["there is no study"]),
         ("diagnose nowhere", ["nowhere"]),
         ("diagnose 3", ["there is no study"]),
-        ("diagnose study -1", ["-1", "x>=0"]),
         ("search arch --health-grace 0", ["--health-grace", "0", "x>=1"]),
         ("importance nowhere", ["nowhere"]),
         ("importance", ["there is no study"]),

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -38,6 +39,7 @@ from tunelab.training.vital_signs import (
 )
 
 FILE = "health.json"
+_SECONDS = 30.0  # after which the file is written again if it has nothing new but looks; our choice
 _RECENT = 4  # epochs whose looks are kept, beside the first, the second, the fourth and so on; our choice
 
 
@@ -47,7 +49,7 @@ class Health:
     Each name is told once, and what causes the others once more when hope is given up.
 
     `hopeless` says why nothing can come of the training any more, "" while something may. What was found and seen is
-    written to `health.json` in the trial's folder after each epoch, and taken up again from there.
+    written to `health.json` in the trial's folder, at once where something is found, and taken up again from there.
 
     Args:
         folder: the trial's; None keeps nothing.
@@ -58,6 +60,7 @@ class Health:
         self.hopeless = ""
         self._file = None if folder is None else folder / FILE
         self._sensors: Sensors | None = None
+        self._written = -math.inf
 
     def begin(self, scene: Scene) -> None:
         """A network without a past is looked at as it was drawn; of another, what was known before is read."""
@@ -126,9 +129,16 @@ class Health:
             new = _marked(found, new)
         self.findings += new
         self._signs = _kept(self._signs)
-        if self._file is not None:
+        if self._file is not None and (new or had_hope == bool(self.hopeless) or self._is_time()):
+            self._written = time.monotonic()
             self._file.parent.mkdir(parents=True, exist_ok=True)
             _write(self._file, to_json(self.findings, self._layers, self._signs, self.hopeless))
+
+    def _is_time(self) -> bool:
+        """True after the first epoch, the second, the fourth and so on, after the last, and when some time is past."""
+        epochs = len(self._history)
+        regular = epochs & (epochs - 1) == 0 or epochs >= self._task.epochs
+        return regular or time.monotonic() > self._written + _SECONDS
 
     def _take_up(self, content: Mapping[str, Any]) -> None:
         """Goes on from what a file tells of the epochs that there are."""

@@ -231,8 +231,8 @@ class Sensors:
         unit = 1 if channels_first else values.ndim - 1
         others = [dimension for dimension in range(values.ndim) if dimension != unit]
         if values.ndim > 1 and values.numel():
-            largest = torch.linalg.vector_norm(values.float(), math.inf, others)
-            self._seen.dead[self._before] = (largest == 0).float().mean()
+            sums = values.abs().sum(others)  # many times faster than their maxima
+            self._seen.dead[self._before] = (sums == 0).float().mean()
         if not self._by_module:
             kind = _operation(given)
             if kind in ("tanh", "sigmoid"):
