@@ -174,7 +174,7 @@ def test_no_healthy_draw_is_called_broken_or_given_up(make_config) -> None:
             costs = check(config.arch, image_size=(8, 8), channels=1, classes=10)
         except RefusedError:
             continue
-        if costs.mflops > 1 or sum(map(len, config.arch.branches)) > 14:  # it takes time
+        if costs.mflops > 1 or sum(map(len, config.arch.branches)) > 10:  # it takes time
             continue
         watched += 1
         health = Health(None)
