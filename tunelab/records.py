@@ -171,8 +171,9 @@ class Trial:
 
     @property
     def diagnosis(self) -> Finding | None:
-        """The first finding that is no remark: the cause of what is wrong, None if nothing is."""
-        return next((finding for finding in self.findings if not finding.is_remark), None)
+        """The cause of what is wrong, None if nothing is: the finding that left no hope, else the first."""
+        wrong = [finding for finding in self.findings if not finding.is_remark]
+        return next((finding for finding in wrong if finding.hopeless), next(iter(wrong), None))
 
     @property
     def score(self) -> float | None:

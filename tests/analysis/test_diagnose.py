@@ -195,7 +195,8 @@ def test_many_trials_are_counted() -> None:
     assert name_trials(list(range(14))).endswith("10, 11 and 2 more")
 
 
-def test_the_diagnosis_of_a_trial_is_its_first_fault() -> None:
+def test_the_diagnosis_of_a_trial_is_its_cause() -> None:
     trial = Trial(0, {}, status=TrialStatus.COMPLETED, findings=[OVER, DEAD, RATE])
-    assert trial.diagnosis == DEAD
+    assert trial.diagnosis == RATE, "it left no hope"
+    assert Trial(0, {}, findings=[OVER, DEAD]).diagnosis == DEAD
     assert Trial(0, {}, findings=[OVER]).diagnosis is None

@@ -11,7 +11,18 @@ import pytest
 
 from tunelab.records import EpochMetrics, Finding
 from tunelab.training.cases import FEW_STEPS, MANY_STEPS, WORSE, Case, Task
-from tunelab.training.verdicts import BIG_STEP, DEAD, DROPOUT, EXPLODED, FAR_OFF, GAIN, NOT_FINITE, SATURATED, judge
+from tunelab.training.verdicts import (
+    BIG_STEP,
+    DEAD,
+    DROPOUT,
+    EXPLODED,
+    FAR_OFF,
+    GAIN,
+    NOT_FINITE,
+    SATURATED,
+    SMALL_MOVE,
+    judge,
+)
 from tunelab.training.vital_signs import LayerSigns, LayerStart, ScoreSigns, Signs
 
 TASK = Task(
@@ -176,6 +187,28 @@ def test_steps_that_replace_the_weights() -> None:
     assert names(case(signs(1), stepping(BIG_STEP), signs(100), layers=begun_at_zero)) == [], "any step is large there"
 
 
+def test_the_first_large_step_is_named_and_the_advice_is_bounded() -> None:
+    small, huge = ([layer(name, update=size) for name in ("one", "two", "three")] for size in (0.6, 1e9))
+    finding = found(case(signs(1, small), signs(2, huge), signs(100)), "learning rate too high")
+    assert (finding.step, finding.evidence["change_of_the_weights"]) == (1, 0.6)
+    assert "by 100:" in finding.suggestion
+    assert "by 1000:" in found(case(signs(1, huge), signs(100)), "learning rate too high").suggestion
+
+
+def test_steps_that_move_nothing() -> None:
+    def stepping(update: float) -> Case:
+        layers = [layer(name, update=update) for name in ("one", "two", "three")]
+        return case(*(signs(step, layers) for step in (1, 2, 100)))
+
+    assert names(stepping(0.9 * SMALL_MOVE / 100)) == ["learning rate too low"]
+    assert names(stepping(1.1 * SMALL_MOVE / 100)) == []
+    assert names(dataclasses.replace(stepping(1e-8), epochs=(LEARNS,))) == []
+    assert names(dataclasses.replace(stepping(1e-8), task=dataclasses.replace(TASK, peak_lr=1.0))) == [], "warming up"
+    lost = [layer("one", update=0.0), layer("two"), layer("three")]
+    tiny = [signs(step, lost, lr=1e-7) for step in (1, 2, 4, 100)]
+    assert names(case(*tiny, epoch=LEARNS)) == [], "a small step is lost in rounding: the layer is not frozen"
+
+
 def test_what_is_not_finite_is_told_in_words() -> None:
     infinite = [layer(name, update=math.inf, gradient=math.nan) for name in ("one", "two", "three")]
     broken = case(signs(1, infinite), epoch=None, broke_off="the loss became nan")
@@ -247,7 +280,7 @@ def test_causes_come_before_what_they_lead_to() -> None:
         broke_off="the loss became nan", epochs=(),
     )  # fmt: skip
     assert names(given) == [
-        "inputs not normalised", "frozen layer", "dropout too high", "learning rate too high", "dead units",
+        "inputs not normalised", "learning rate too high", "frozen layer", "dropout too high", "dead units",
         "exploding gradients", NOT_FINITE,
     ]  # fmt: skip
 

@@ -32,11 +32,14 @@ DROPOUT = 0.8
 BIG_STEP = 0.5
 """The change of the median layer's weights in one step, as a share of them, that is too large; our choice: about 0.001
 is usual, some 0.1 in the first steps of networks with norms."""
+SMALL_MOVE = 1e-3
+"""The change of the median layer's weights in all steps so far, as a share of them, that is too small; our choice."""
 VANISHED = 1e-6
 """A layer's relative gradient as a share of the largest one, below which it has vanished; our choice."""
 EXPLODED = 1000.0
 """The norm of all gradients together from which they explode; our choice: 1 to 10 is usual at the start."""
 _VANISHED_LAYERS = 0.25  # the share of layers, the first among them: a dead part beside others is something else
+_SEEN_TO_MOVE = 1e-5  # of a weight: a smaller step is lost in the rounding of float32
 _CUT_LOOKS = 2  # without any gradient before it is called cut: a layer may be left out of a step at random; our choice
 _ALIKE_STEPS = 4  # after which units that began alike should differ: zeros in the right places differ after 3
 
@@ -191,7 +194,8 @@ def _frozen(case: Case) -> Iterator[Finding]:
     still = [
         layer.name
         for place, layer in enumerate(last.layers)
-        if _relative(layer) > 0.01 * usual and all(one.layers[place].update == 0 for one in case.signs)
+        if _relative(layer) > max(0.01 * usual, _SEEN_TO_MOVE / last.lr)
+        and all(one.layers[place].update == 0 for one in case.signs)
     ]
     if moved and still and len(case.signs) > _CUT_LOOKS:
         evidence = {"layers": len(still), "of": len(last.layers), "looks": len(case.signs)}
@@ -212,25 +216,30 @@ def _dropout(case: Case) -> Iterator[Finding]:
         yield _finding(case, "dropout too high", evidence, advice, name, case.signs[0])
 
 
-def _rate(case: Case) -> Iterator[Finding]:
-    """Steps that replace the weights in place of adjusting them."""
-    if not case.stuck:
-        return
+def _rate_too_high(case: Case) -> Iterator[Finding]:
+    """Steps that replace the weights in place of adjusting them; the first of them, for it leads to the others."""
     zero = {layer.name for layer in case.layers if layer.alike}
-    ratios = [(_step_size(signs, zero), signs) for signs in case.signs]
-    size, at = max(ratios, key=lambda one: one[0])
-    if size >= BIG_STEP:
-        evidence: dict[str, float | str] = {"lr": at.lr, "change_of_the_weights": size}
-        if case.epochs:
-            evidence |= {"loss": case.epochs[-1].train_loss, "loss_of_guessing": case.task.entropy}
-        advice = (
-            f"divide the learning rate by {_power_of_ten(size / 0.01):g}: a step should change weights by 1% at most"
-        )
-        yield _finding(case, "learning rate too high", evidence, advice, at=at)
+    at = next((signs for signs in case.signs if _step_size(signs, zero) >= BIG_STEP), None)
+    if not case.stuck or at is None:
+        return
+    size = _step_size(at, zero)
+    evidence: dict[str, float | str] = {"lr": at.lr, "change_of_the_weights": size}
+    if case.epochs:
+        evidence |= {"loss": case.epochs[-1].train_loss, "loss_of_guessing": case.task.entropy}
+    factor = 10 ** min(3, max(1, round(math.log10(size / 0.01)))) if math.isfinite(size) else 1000
+    advice = f"divide the learning rate by {factor}: a step should change weights by 1% at most"
+    yield _finding(case, "learning rate too high", evidence, advice, at=at)
 
 
-def _power_of_ten(number: float) -> float:
-    return float(10 ** max(1, round(math.log10(number)))) if math.isfinite(number) else 1000.0
+def _rate_too_low(case: Case) -> Iterator[Finding]:
+    """Weights with a gradient that, at the speed of the fastest step that was seen, have hardly moved."""
+    moved = max(_step_size(signs, set()) for signs in case.signs) * case.steps
+    last = case.signs[-1]
+    reached = sum(bool(layer.gradient) for layer in last.layers) > len(last.layers) / 2
+    if case.stuck and not case.broke_off and case.rate_reached and reached and 0 < moved < SMALL_MOVE:
+        rate = max(signs.lr for signs in case.signs)
+        evidence: dict[str, float | str] = {"lr": rate, "change_of_the_weights_at_most": moved, "steps": case.steps}
+        yield _finding(case, "learning rate too low", evidence, "multiply the learning rate by 100", at=last)
 
 
 def _step_size(signs: Signs, left_out: set[str]) -> float:
@@ -287,7 +296,7 @@ def _vanishing(case: Case) -> Iterator[Finding]:
     largest = max((_relative(layer) for layer in to_train), default=0.0)
     gone = [layer for layer in to_train if _relative(layer) <= VANISHED * largest]
     first = bool(to_train) and to_train[0] in gone
-    if case.stuck and first and len(gone) >= _VANISHED_LAYERS * len(to_train) and largest > 0:
+    if case.stuck and not case.broke_off and first and len(gone) >= _VANISHED_LAYERS * len(to_train) and largest > 0:
         least = min(gone, key=_relative)
         evidence: dict[str, float | str] = {"gradient_norm": least.gradient or 0.0, "layers": len(gone)}
         evidence["share_of_the_largest"] = _relative(least) / largest
@@ -303,7 +312,7 @@ def _relative(layer: LayerSigns) -> float:
 
 def _not_finite(case: Case) -> Iterator[Finding]:
     if case.broke_off:
-        evidence: dict[str, float | str] = {"what": case.broke_off, "steps": case.steps}
+        evidence: dict[str, float | str] = {"steps_seen": case.steps}
         yield _finding(case, NOT_FINITE, evidence, "lower the learning rate", at=None)
 
 
@@ -334,7 +343,8 @@ def _worst(signs: Signs, sign: str) -> LayerSigns | None:
 
 
 _RULES: tuple[Callable[[Case], Iterator[Finding]], ...] = (
-    _scores, _inputs, _alike, _saturated_at_start, _large_weights, _dead_at_start, _cut, _frozen, _dropout, _rate,
-    _labels, _dead_later, _saturated_later, _exploding, _vanishing, _not_finite, _diverging, _guessing,
+    _scores, _inputs, _alike, _saturated_at_start, _large_weights, _dead_at_start, _rate_too_high, _cut, _frozen,
+    _dropout, _labels, _dead_later, _saturated_later, _exploding, _vanishing, _rate_too_low, _not_finite, _diverging,
+    _guessing,
 )  # fmt: skip
 """What causes others first."""

@@ -98,15 +98,19 @@ class TrialWorker(tune.Trainable):
         if findings:
             content["findings"] = _plain(findings)
         if self._health.hopeless and not self._untold:
-            content["hopeless"] = self._health.hopeless
+            content["hopeless"] = self._with_cause(self._health.hopeless)
         return content
 
     def _told_of_divergence(self, reason: str) -> dict[str, Any]:
         with contextlib.suppress(OSError):  # health.json: the record has the same
             self._health.broke_off(reason)
-        cause = next((one for one in self._health.findings if not one.is_remark and one.name != NOT_FINITE), None)
-        told = reason if cause is None else f"{reason}; {cause.what}"
-        return {"status": TrialStatus.DIVERGED.value, "reason": told, "findings": _plain(self._health.findings)}
+        findings = _plain(self._health.findings)
+        return {"status": TrialStatus.DIVERGED.value, "reason": self._with_cause(reason), "findings": findings}
+
+    def _with_cause(self, reason: str) -> str:
+        """The reason with what led to it, where something was found."""
+        causes = [finding for finding in self._health.findings if finding.hopeless and finding.name != NOT_FINITE]
+        return f"{reason}; {causes[-1].what}" if causes else reason
 
     def _next_metrics(self) -> EpochMetrics:
         if self._unsaved is not None:
