@@ -1,7 +1,7 @@
 """Says what is wrong with a network while it is trained, from a few of its steps: `Health`, an observer.
 
-It looks at the steps 1, 2, 4, 8 and so on of the first epoch and at the last step of every epoch, and judges at the end
-of each epoch, or where the training breaks off. It changes no number of the training.
+It looks at the steps 1, 2, 4, 16, 64 and so on of the first epoch and at the last step of every epoch, and judges at the
+end of each epoch, or where the training breaks off. It changes no number of the training.
 """
 
 from __future__ import annotations
@@ -81,12 +81,13 @@ class Health:
         self._alike = {name: weight for name, weight in weights_of(scene.model).items() if name in alike}
 
     def wants(self, epoch: int, step: int, steps: int) -> bool:
-        """True for the last step of an epoch, and in the first for the steps 1, 2, 4, 8 and so on."""
-        return step + 1 == steps or (epoch == 1 and (step + 1) & step == 0)
+        """True for the last step of an epoch, and in the first for the steps 1, 2, 4, 16, 64 and so on."""
+        number = step + 1
+        return number == steps or (epoch == 1 and number & step == 0 and (number == 2 or number.bit_length() % 2 == 1))
 
     def before(self, model: nn.Module, batch: Batch) -> None:
         """Puts hooks on the network."""
-        self._sensors = Sensors(model, batch.images)
+        self._sensors = Sensors(model, batch.images, with_inputs=not self._signs)
 
     def after(self, look: Look) -> None:
         """Takes them off and keeps what they saw."""

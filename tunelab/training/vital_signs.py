@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tunelab.training.observe import Look
 
-_SEEN = 2**20  # values of an activation that are looked at, those of the first images of the batch; our choice
+_SEEN = 2**17  # values of an activation that are looked at, those of the first images of the batch; our choice
 _LEAST_IMAGES = 16  # that are looked at in any case; our choice
 _TANH, _SIGMOID = 0.97, 0.47
 """|tanh| and |sigmoid - 1/2| above which a unit is saturated: there the slope is below 6% of tanh's largest and 12% of
@@ -152,9 +152,12 @@ class _Seen:
 
 
 class Sensors:
-    """Hooks on a network for one step: made before it, `read` after it, which takes them off."""
+    """Hooks on a network for one step: made before it, `read` after it, which takes them off.
 
-    def __init__(self, model: nn.Module, images: Tensor) -> None:
+    Mean and deviation of the images are only taken `with_inputs`.
+    """
+
+    def __init__(self, model: nn.Module, images: Tensor, *, with_inputs: bool = True) -> None:
         self._seen = _Seen()
         self._before = ""  # the last layer that has worked
         self._fed: dict[
@@ -162,9 +165,10 @@ class Sensors:
         ] = {}  # what layers were fed, by where it lies; kept, so that nothing else lies there
         self._undropped: list[tuple[Tensor, Tensor]] = []  # what came out of a dropout and what went in
         self._images = images
-        with torch.no_grad():
-            values = images.float()
-            self._seen.inputs = values.mean(), values.std()
+        if with_inputs:
+            with torch.no_grad():
+                values = images.float()
+                self._seen.inputs = values.mean(), values.std()
         modules = list(model.named_modules())
         self._by_module = any(isinstance(module, (nn.Tanh, nn.Sigmoid)) for _, module in modules)
         self._hooks = [model.register_forward_hook(self._see_scores)]
