@@ -1,7 +1,7 @@
 """Says what is wrong with a network while it is trained, from a few of its steps: `Health`, an observer.
 
-It looks at the steps 1, 2, 4, 16, 64 and so on of the first epoch and at the last step of every epoch, and judges at the
-end of each epoch, or where the training breaks off. It changes no number of the training.
+It looks at the steps 1, 2, 4, 16, 64 and so on of the first epoch and at the last step of every epoch, and judges at
+the end of each epoch, or where the training breaks off. It changes no number of the training.
 """
 
 from __future__ import annotations
