@@ -92,13 +92,12 @@ BROKEN: dict[str, tuple[Build, dict[str, float], str]] = {
 def train(make_config, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     def train_one(build: Build, recipe: dict[str, float], shuffled: bool = False, raw: bool = False) -> list[Finding]:
         monkeypatch.setattr("tunelab.training.loop.build_network", lambda arch, channels, classes, size: build(classes))
-        config: TrialConfig = make_config(data={"limit_train": None}, **{"batch_size": 16, "lr": 0.05, **recipe})
+        data = {"limit_train": None, "normalise": not raw}
+        config: TrialConfig = make_config(data=data, **{"batch_size": 16, "lr": 0.05, **recipe})
         if shuffled:
             config = dataclasses.replace(config, data=DataConfig(f"npz:{shuffled_digits(tmp_path)}"))
         health = Health(tmp_path / "trial")
         trainer = Trainer(config, device="cpu", threads=1, observers=(health,))
-        if raw:
-            trainer._batches._scale, trainer._batches._shift = torch.tensor(1.0), torch.tensor(0.0)
         try:
             trainer.run_epoch()
         except DivergedError as error:
