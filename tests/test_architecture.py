@@ -42,10 +42,18 @@ ROOMS = [
     Room(
         "tunelab.commands",
         "parse, call, print: a module for each group of commands",
-        "tunelab.tuning.extend tunelab.tuning.runner tunelab.tuning.execute tunelab.tuning.prospect"
+        "tunelab.doctor"
+        " tunelab.tuning.extend tunelab.tuning.runner tunelab.tuning.execute tunelab.tuning.prospect"
         " tunelab.tuning.grid_files tunelab.tuning.memory tunelab.tuning.options tunelab.tuning.profile"
         " tunelab.tuning.progress tunelab.study"
         " tunelab.space tunelab.space_template tunelab.foreign tunelab.records tunelab.config tunelab.shared_options",
+    ),
+    Room(
+        "tunelab.doctor",
+        "is this machine fit: checks that give findings, run in processes that can be given up; nothing is printed",
+        "tunelab.tuning.hardware tunelab.tuning.ray_tune tunelab.models.kernels tunelab.data tunelab.study"
+        " tunelab.journal tunelab.capacity tunelab.config",
+        "torch",
     ),
     Room(
         "tunelab.analysis",

@@ -50,6 +50,7 @@ SURFACE = {
     "predict": "model images --top-k --batch-size --device --out --skip-unreadable --runs-dir --json",
     "export": "model --format --out --runs-dir --json",
     "reproduce": "study trial --runs-dir --json",
+    "doctor": "--data --data-dir --runs-dir --json",
     "report": "study --out --runs-dir --json",
     "list": "--runs-dir --json",
     "show": "study trial --runs-dir --json",

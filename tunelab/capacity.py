@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -14,6 +15,10 @@ _UNITS = {
     "kb": 10**3, "mb": 10**6, "gb": 10**9, "tb": 10**12,
     "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
 }  # fmt: skip
+_MEMORY_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+    2: ("memory.max", "memory.current"),
+}
 
 
 def parse_size(text: str, name: str) -> int:
@@ -43,24 +48,33 @@ def free_memory_mib(root: Path = Path("/")) -> float:
     groups are read, those of all parents included.
     """
     free = psutil.virtual_memory().available
+    for group, version in control_groups("memory", root):
+        left = _left_in(group, *_MEMORY_FILES[version])
+        free = free if left is None else min(free, left)
+    return float(max(0, free)) / 2**20
+
+
+def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, int]]:
+    """The folders of this process's control groups for `controller`, and of their parents, each with its version.
+
+    A folder may be missing: a container does not always see its own.
+    """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         lines = []
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        base, names = root / "sys/fs/cgroup", ("memory.max", "memory.current")
+        base, version = root / "sys/fs/cgroup", 2
         if controllers:
-            if "memory" not in controllers.split(","):
+            if controller not in controllers.split(","):
                 continue
-            base, names = base / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes")
+            base, version = base / controller, 1
         own = base / path.lstrip("/")
         for group in (own, *own.parents):
             if group == base.parent:
                 break
-            left = _left_in(group, *names)
-            free = free if left is None else min(free, left)
-    return float(max(0, free)) / 2**20
+            yield group, version
 
 
 def _left_in(group: Path, limit: str, usage: str) -> int | None:

@@ -21,6 +21,7 @@ _HOMES = {
     "compare": "deciding.compare",
     "describe": "describing.describe",
     "diagnose": "diagnosing.diagnose",
+    "doctor": "checking.doctor",
     "export": "using.export",
     "extend": "searching.extend",
     "importance": "deciding.importance",

@@ -46,7 +46,7 @@ def cache_root() -> tuple[Path, str]:
     Raises:
         TunelabError: neither can be written.
     """
-    wanted = _wanted_root()
+    wanted = wanted_root()
     if _writable(wanted):
         return wanted, ""
     private = Path(tempfile.gettempdir()) / f"tunelab-cache-{os.getuid()}"
@@ -55,7 +55,8 @@ def cache_root() -> tuple[Path, str]:
     return private, f"{wanted} cannot be written, so the decoded images are in {private}"
 
 
-def _wanted_root() -> Path:
+def wanted_root() -> Path:
+    """The folder that the cache is to be in, which may be missing or closed to this user."""
     own, shared = os.environ.get("TUNELAB_CACHE"), os.environ.get("XDG_CACHE_HOME")
     if own:
         return Path(own).expanduser().absolute()

@@ -15,7 +15,7 @@ def test_folders_of_killed_searches_are_removed_and_those_in_use_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(ray_tune, "_LONGEST_TEMPORARY", 1000)
+    monkeypatch.setattr(ray_tune, "LONGEST_TEMPORARY", 1000)
     abandoned = tmp_path / "tunelab-dead"
     abandoned.mkdir()
     (abandoned / "in-use").touch()

@@ -120,6 +120,18 @@ def opened(config: DataConfig, split: str) -> Cached:
     return cached
 
 
+def known(config: DataConfig) -> tuple[Path, Decoded] | None:
+    """Where a data set is decoded and what of it, None where it is not decoded yet: nothing is made.
+
+    Raises:
+        InputError: the data set is unknown, missing or damaged.
+        TunelabError: there is no folder for the cache.
+    """
+    folder = cache_root()[0] / "data" / _folder_name(find_dataset(config), config)
+    decoded = _usable(folder, "test")
+    return None if decoded is None else (folder, decoded)
+
+
 def decoded_images(config: DataConfig, split: str) -> Pixels | None:
     """The images of a split's file as `Cached.images`, None where they are not decoded yet: nothing is made.
 

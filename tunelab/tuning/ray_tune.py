@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +28,7 @@ from typing import Any, Literal, TextIO
 from tunelab.errors import TunelabError
 from tunelab.tuning.engine import Engine
 
-_SETTINGS = {
+SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_memory_monitor_refresh_ms": "0",
     "RAY_enable_metrics_collection": "0",
@@ -46,10 +47,10 @@ _SETTINGS = {
 }
 _TOKEN = secrets.token_hex(32)  # one for the whole process, which keeps the first that it read
 _RETRIES = 2
-_PREFIX = "tunelab-"
-_IN_USE = "in-use"
-_LONGEST_TEMPORARY = 20  # characters; Ray appends up to 85, and the path of a socket ends at 107
-_OBJECT_STORE_BYTES = 80 * 2**20  # nothing but short texts goes through it; Ray's least is 75 MiB
+PREFIX = "tunelab-"
+IN_USE = "in-use"
+LONGEST_TEMPORARY = 20  # characters; Ray appends up to 85, and the path of a socket ends at 107
+OBJECT_STORE_BYTES = 80 * 2**20  # nothing but short texts goes through it; Ray's least is 75 MiB
 
 
 @dataclass(frozen=True)
@@ -163,14 +164,13 @@ def _trial_name(trial: Any) -> str:
 @contextlib.contextmanager
 def _private_folder() -> Iterator[Path]:
     """A short path that only this user can enter: Ray opens its own folder to all, and sockets need short paths."""
-    usual = tempfile.gettempdir()
-    short = usual if len(usual) <= _LONGEST_TEMPORARY or not os.access("/tmp", os.W_OK) else "/tmp"
-    _remove_abandoned(Path(short))
-    folder = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=short))
+    short = temporary_parent()
+    _remove_abandoned(short)
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=short))
     new = folder / "in-use.new"
     lock = os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
-    new.rename(folder / _IN_USE)
+    new.rename(folder / IN_USE)
     try:
         yield folder
     finally:
@@ -178,9 +178,47 @@ def _private_folder() -> Iterator[Path]:
         os.close(lock)
 
 
+def temporary_parent() -> Path:
+    """The temporary folder, or /tmp where the path of a socket in it would be too long.
+
+    Raises:
+        FileNotFoundError: no temporary folder can be written.
+    """
+    usual = tempfile.gettempdir()
+    return Path(usual if len(usual) <= LONGEST_TEMPORARY or not os.access("/tmp", os.W_OK) else "/tmp")
+
+
+def rehearse(folder: Path, log: Path, patience: float) -> tuple[float, float]:
+    """Starts Ray as a search on processors does, has it run a task in a process of its own, and stops it.
+
+    Args:
+        folder: an empty one for Ray's files, this user's alone, with a short path.
+        log: where everything goes that Ray writes to the terminal.
+        patience: seconds that the task may take.
+
+    Returns:
+        Seconds until the task had run, and seconds of the end.
+
+    Raises:
+        TunelabError: Ray does not start, or runs no task.
+    """
+    slots = Slots(concurrent=1, cpus=1, gpus=0.0, device="cpu")
+    begun = time.monotonic()
+    with _environment(folder), _quiet(log):
+        with _ray(slots, folder):
+            import ray
+
+            try:
+                ray.get(ray.remote(lambda: os.getpid()).remote(), timeout=patience)
+            except Exception as error:
+                raise TunelabError(f"Ray runs no task: {_first_line(error)}") from error
+            ran = time.monotonic()
+        return ran - begun, time.monotonic() - ran
+
+
 def _remove_abandoned(parent: Path) -> None:
     """Removes the folders of this user's searches that were killed: nobody holds the lock in them any more."""
-    for in_use in parent.glob(f"{_PREFIX}*/{_IN_USE}"):
+    for in_use in parent.glob(f"{PREFIX}*/{IN_USE}"):
         with contextlib.suppress(OSError):  # held, of another user, or gone already
             lock = os.open(in_use, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
             try:
@@ -197,7 +235,7 @@ def _environment(folder: Path) -> Iterator[None]:
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(_TOKEN, encoding="utf-8")
-    os.environ.update(_SETTINGS)
+    os.environ.update(SETTINGS)
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):  # without a mode, Ray turns its token on for a cluster of its own
         os.environ.pop(name, None)
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
@@ -227,7 +265,7 @@ def _ray(slots: Slots, folder: Path) -> Iterator[None]:
                     log_to_driver=False,
                     configure_logging=True,
                     logging_level=logging.WARNING,
-                    object_store_memory=_OBJECT_STORE_BYTES,
+                    object_store_memory=OBJECT_STORE_BYTES,
                     _temp_dir=str(folder / "ray"),
                     num_gpus=0 if slots.device == "cpu" else None,
                 )

@@ -36,6 +36,15 @@ def usable() -> bool:
     return not _of_a_fork and _modules() is not None
 
 
+def compiled() -> tuple[Path, int]:
+    """The folder of compiled code, made if missing, and how many functions it holds.
+
+    Raises:
+        OSError: there is no folder that can be written.
+    """
+    return _folder(), sum(1 for _ in _folder().rglob("*.nbi"))
+
+
 def run(name: str, sample: Any, *arguments: Any) -> None:
     """Runs a kernel on values like `sample`, with as many threads as torch has, which are its last argument.
 
@@ -97,9 +106,8 @@ def _modules() -> tuple[ModuleType, ...] | None:
     return norms, pooling
 
 
-@functools.cache
-def _folder() -> Path:
-    """Where compiled code is kept.
+def folders() -> tuple[Path, Path]:
+    """Where compiled code of this version may be kept, the usual folder first; neither need exist.
 
     numba looks at the source of the function that it compiled only, not at those of the functions in it.
     """
@@ -107,13 +115,19 @@ def _folder() -> Path:
     version = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()[:16]
     own, shared = os.environ.get("NUMBA_CACHE_DIR"), os.environ.get("XDG_CACHE_HOME")
     usual = Path(own) if own else (Path(shared) if shared else Path.home() / ".cache") / "tunelab"
-    for root in (usual, Path(tempfile.gettempdir()) / f"tunelab-cache-{os.getuid()}"):
-        folder = root / f"kernels-{version}"
+    private = Path(tempfile.gettempdir()) / f"tunelab-cache-{os.getuid()}"
+    return usual / f"kernels-{version}", private / f"kernels-{version}"
+
+
+@functools.cache
+def _folder() -> Path:
+    """Where compiled code is kept: the first of `folders` that can be written."""
+    for folder in folders():
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if os.access(folder, os.W_OK | os.X_OK) and folder.stat().st_uid == os.getuid():
                 return folder
-    raise OSError(f"there is no folder for compiled code: {usual} cannot be written; set NUMBA_CACHE_DIR")
+    raise OSError(f"there is no folder for compiled code: {folders()[0]} cannot be written; set NUMBA_CACHE_DIR")
 
 
 @contextlib.contextmanager
