@@ -177,7 +177,7 @@ def _kernels(_asked: Asked) -> list[MachineFinding]:
     from tunelab.models import kernels
 
     with images.leaving_no_folders(*kernels.folders()):
-        return software.find_kernels(kernels.usable, kernels.compiled, os.environ)
+        return software.find_kernels(kernels.usable, kernels.compiled)
 
 
 def _ray(asked: Asked) -> list[MachineFinding]:

@@ -7,7 +7,7 @@ import platform
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from tunelab.doctor.findings import MachineFinding, error, ok, warning
@@ -84,15 +84,12 @@ def find_torchvision(load: Callable[[], object]) -> list[MachineFinding]:
     return [ok("torchvision", f"{importlib.metadata.version('torchvision')} fits torch")]
 
 
-def find_kernels(
-    usable: Callable[[], bool], compiled: Callable[[], tuple[Path, int]], environ: Mapping[str, str]
-) -> list[MachineFinding]:
+def find_kernels(usable: Callable[[], bool], compiled: Callable[[], tuple[Path, int]]) -> list[MachineFinding]:
     """Whether the kernels for processors run, and are compiled already.
 
     Args:
         usable: as `models.kernels.usable`, which warns of the reason where they are not.
         compiled: as `models.kernels.compiled`.
-        environ: variables.
     """
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")

@@ -1,0 +1,99 @@
+"""The command `doctor`: its report, its JSON, its exit status, and one real run."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tunelab.cli import run
+from tunelab.commands.checking import report
+from tunelab.doctor import examine
+from tunelab.doctor.checks import Asked
+from tunelab.doctor.findings import MachineFinding, error, ok, warning
+
+FOUND = [error("disk", "full " * 30, "free some"), warning("load", "busy", "wait"), ok("clock", "steady")]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[Asked]:
+    """What the checks are asked; they find FOUND."""
+    seen: list[Asked] = []
+
+    def pretend(asked: Asked) -> Sequence[MachineFinding]:
+        seen.append(asked)
+        return FOUND
+
+    monkeypatch.setattr(examine, "examine", pretend)
+    return seen
+
+
+def test_the_report_is_worst_first_with_the_mends() -> None:
+    lines = report(FOUND, 80)
+    assert lines[0] == "a search would not run:"
+    assert [line for line in lines if "->" in line] == ["     -> free some", "     -> wait"]
+    assert lines.index("a search runs, but:") < lines.index("fine:") < lines.index("  clock: steady")
+    assert max(map(len, lines)) <= 80
+    assert "fit" not in lines[-1]
+
+
+def test_the_report_of_a_fit_machine() -> None:
+    assert report(FOUND[2:], 80)[-1] == "This machine is fit for a search."
+    assert report(FOUND[1:], 80)[-1] == "This machine is fit for a search as it is; with the mends it is better."
+
+
+def test_an_error_is_exit_status_1(asked: list[Asked], tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    words = ["doctor", "--data", "digits", "--data", "mnist", "--data-dir", "/d", "--runs-dir", str(tmp_path)]
+    assert run(words) == 1
+    out, err = capfd.readouterr()
+    assert err == "tunelab: a search would not run on this machine (1 error)\n"
+    assert "disk: full" in out
+    assert asked == [Asked(str(tmp_path), ("digits", "mnist"), "/d")]
+
+
+def test_warnings_are_exit_status_0(
+    asked: list[Asked], monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(examine, "examine", lambda _asked: FOUND[1:])
+    assert run(["doctor"]) == 0
+    assert "load: busy" in capfd.readouterr().out
+
+
+def test_json_has_the_findings(asked: list[Asked], capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--json"]) == 1
+    plain = json.loads(capfd.readouterr().out)
+    assert plain["fit"] is False
+    assert [MachineFinding.from_json(one) for one in plain["findings"]] == FOUND
+
+
+@pytest.mark.slow
+def test_a_real_run_starts_ray_and_leaves_nothing(tmp_path: Path) -> None:
+    """A machine under load may take longer than the checks allow: then that is a finding, and still nothing is left."""
+    before = {process.pid for process in psutil.process_iter()}
+    done = subprocess.run(
+        [sys.executable, "-m", "tunelab.cli", "doctor", "--json", "--runs-dir", str(tmp_path / "runs")],
+        capture_output=True,
+        text=True,
+        timeout=200,
+    )
+    plain = json.loads(done.stdout)
+    assert done.returncode == (0 if plain["fit"] else 1), done.stderr
+    by_name = {one["name"]: one for one in plain["findings"]}
+    (ray,) = [one for one in plain["findings"] if one["group"] == "Ray"]
+    assert "started and ran a task" in ray["measured"] or "no answer within" in ray["measured"], ray
+    assert by_name["time zone"]["group"] == "clock"
+    assert list(tmp_path.iterdir()) == []
+    new = [process for process in psutil.process_iter() if process.pid not in before]
+    assert not [process for process in new if _is_ours(process)]
+
+
+def _is_ours(process: psutil.Process) -> bool:
+    try:
+        return "TUNELAB_DOCTOR" in process.environ()
+    except psutil.Error:
+        return False
