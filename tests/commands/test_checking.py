@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -90,6 +92,21 @@ def test_a_real_run_starts_ray_and_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
     new = [process for process in psutil.process_iter() if process.pid not in before]
     assert not [process for process in new if _is_ours(process)]
+
+
+@pytest.mark.slow
+def test_ctrl_c_ends_all_of_it(tmp_path: Path) -> None:
+    begun = [sys.executable, "-m", "tunelab.cli", "doctor", "--runs-dir", str(tmp_path)]
+    process = subprocess.Popen(begun, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until = time.monotonic() + 60
+    while not psutil.Process(process.pid).children():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+    children = psutil.Process(process.pid).children(recursive=True)
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert (process.returncode, out, err.strip()) == (130, "", "tunelab: interrupted")
+    assert psutil.wait_procs(children, timeout=10)[1] == []
 
 
 def _is_ours(process: psutil.Process) -> bool:

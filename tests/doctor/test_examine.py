@@ -16,6 +16,7 @@ from tunelab.doctor.checks import CHECKS, Asked, Check
 from tunelab.doctor.child import run
 from tunelab.doctor.examine import _lanes
 from tunelab.doctor.findings import MachineFinding, ok
+from tunelab.tuning import ray_tune
 
 NAMES = ["clock", "environment", "limits"]
 # A process that answers as `tunelab.doctor.child` does, but for what one of its checks is made to do.
@@ -35,7 +36,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The temporary folder, empty."""
     folder = tmp_path / "t"
     folder.mkdir()
-    monkeypatch.setattr(examine, "temporary_parent", lambda: folder)
+    monkeypatch.setattr(ray_tune, "temporary_parent", lambda: folder)
     return folder
 
 
@@ -92,7 +93,7 @@ def test_no_temporary_folder_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> Non
     def fail() -> Path:
         raise FileNotFoundError
 
-    monkeypatch.setattr(examine, "temporary_parent", fail)
+    monkeypatch.setattr(ray_tune, "temporary_parent", fail)
     assert {one.verdict for one in look("pass").values()} == {"ok"}
 
 
@@ -109,8 +110,9 @@ def test_a_check_that_raises_is_a_finding() -> None:
 
 def test_the_load_is_measured_before_anything_else_runs() -> None:
     lanes = _lanes(list(CHECKS))
-    assert lanes[0] == [["processors"]]
-    assert sorted(name for lane in lanes[1] for name in lane) == sorted(set(CHECKS) - {"processors"})
+    assert lanes[0] == [["processors", "leftovers", "studies"]]
+    assert sorted(name for step in lanes for lane in step for name in lane) == sorted(CHECKS)
+    assert ["ray"] in lanes[1]
     assert _lanes(["limits"]) == [[["limits"]]]
 
 

@@ -65,7 +65,7 @@ def test_no_studies(tmp_path: Path) -> None:
 
 def hold(folder: Path, text: str) -> int:
     """Holds a study's lock, which says `text`."""
-    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT)
+    handle = os.open(folder / "lock", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
     os.write(handle, text.encode())
     fcntl.flock(handle, fcntl.LOCK_EX)
     return handle
@@ -92,6 +92,17 @@ def test_a_study_that_is_held(make_study: MakeStudy, text: str, seen: list[Seen]
     assert all(one.verdict == "warning" for one in found)
     if said:
         assert said in found[0].mend
+
+
+def test_a_search_that_was_killed_can_be_resumed(make_study: MakeStudy) -> None:
+    study = make_study([("COMPLETED", [0.5] * 4), ("RUNNING", [0.5])])
+    (found,) = find_studies(study.path.parent, [])
+    assert (found.verdict, found.measured) == ("ok", f"study: `tunelab resume {study.path}` does it")
+
+
+def test_a_search_that_has_ended_is_not_told(make_study: MakeStudy) -> None:
+    study = make_study([("COMPLETED", [0.5] * 4), ("STOPPED", [0.5])])
+    assert [one.name for one in find_studies(study.path.parent, [])] == ["studies"]
 
 
 def test_a_damaged_study_is_told(make_study: MakeStudy) -> None:

@@ -42,7 +42,7 @@ class Check:
     """What a check is about, seconds that it may take, and the check itself.
 
     `lane`: checks of one lane run one after another in one process, the lanes beside each other; "first" runs alone,
-    before the others, because it measures the load.
+    before the others, because it measures the load and looks for processes that the others would start.
     """
 
     group: str
@@ -202,8 +202,8 @@ CHECKS: dict[str, Check] = {
     "runs": Check("folders", 5.0, "folders", _runs),
     "cache": Check("folders", 5.0, "folders", _cache),
     "temporary": Check("folders", 5.0, "folders", _temporary),
-    "leftovers": Check("leftovers", 5.0, "folders", _leftovers),
-    "studies": Check("leftovers", 5.0, "folders", _studies),
+    "leftovers": Check("leftovers", 5.0, "first", _leftovers),
+    "studies": Check("leftovers", 5.0, "first", _studies),
     "gpus": Check("GPUs", 10.0, "system", _gpus),
     "versions": Check("software", 5.0, "software", _versions),
     "torch": Check("GPUs", 15.0, "software", _torch),

@@ -8,7 +8,6 @@ import json
 import os
 import secrets
 import select
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -16,13 +15,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import psutil
 
 from tunelab.doctor.checks import CHECKS, Asked, Check
 from tunelab.doctor.findings import MachineFinding, error, warning, worst_first
-from tunelab.tuning.ray_tune import temporary_parent
+from tunelab.tuning.ray_tune import claimed_folder
 
 COMMAND = (sys.executable, "-m", "tunelab.doctor.child")
 _START = 10.0  # seconds that a process may take to start, beside the limit of its first check (our choice)
@@ -204,12 +202,9 @@ def _is_marked(process: psutil.Process, mark: str) -> bool:
 @contextlib.contextmanager
 def _scratch() -> Iterator[str]:
     """A folder of this user's alone with a short path, "" where none can be made; removed afterwards."""
-    try:
-        folder = tempfile.mkdtemp(prefix="tunelab-doctor-", dir=temporary_parent())
-    except OSError:  # FileNotFoundError among them: no temporary folder can be written
-        yield ""
-        return
-    try:
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = str(stack.enter_context(claimed_folder()))
+        except OSError:  # FileNotFoundError among them: no temporary folder can be written
+            folder = ""
         yield folder
-    finally:
-        shutil.rmtree(Path(folder), ignore_errors=True)

@@ -163,10 +163,22 @@ def _trial_name(trial: Any) -> str:
 
 @contextlib.contextmanager
 def _private_folder() -> Iterator[Path]:
-    """A short path that only this user can enter: Ray opens its own folder to all, and sockets need short paths."""
-    short = temporary_parent()
-    _remove_abandoned(short)
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=short))
+    """As `claimed_folder`, after those of searches that were killed are gone."""
+    _remove_abandoned(temporary_parent())
+    with claimed_folder() as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def claimed_folder() -> Iterator[Path]:
+    """A short path that only this user can enter: Ray opens its own folder to all, and sockets need short paths.
+
+    It is gone afterwards; the next search removes those of processes that were killed.
+
+    Raises:
+        OSError: no temporary folder can be written.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=temporary_parent()))
     new = folder / "in-use.new"
     lock = os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     fcntl.flock(lock, fcntl.LOCK_EX)
