@@ -49,10 +49,15 @@ def cache_root() -> tuple[Path, str]:
     wanted = wanted_root()
     if _writable(wanted):
         return wanted, ""
-    private = Path(tempfile.gettempdir()) / f"tunelab-cache-{os.getuid()}"
+    private = private_root()
     if not _writable(private) or private.is_symlink() or private.stat().st_uid != os.getuid():
         raise TunelabError(f"neither {wanted} nor {private} can be written; set TUNELAB_CACHE to a folder")
     return private, f"{wanted} cannot be written, so the decoded images are in {private}"
+
+
+def private_root() -> Path:
+    """The folder that the cache is in where the wanted one cannot be written."""
+    return Path(tempfile.gettempdir()) / f"tunelab-cache-{os.getuid()}"
 
 
 def wanted_root() -> Path:

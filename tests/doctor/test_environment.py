@@ -20,7 +20,7 @@ SETTINGS = {"RAY_worker_niceness": "0"}
         ({"RAY_ADDRESS": "10.0.0.1:6379"}, "ok", "a search starts a Ray of its own"),
         ({"RAY_AUTH_MODE": "token"}, "ok", "none that matters"),
         ({"RAY_worker_niceness": "15"}, "ok", "none that matters"),
-        ({"RAY_BACKEND_LOG_LEVEL": "debug", "TUNE_X": "1"}, "warning", "RAY_BACKEND_LOG_LEVEL, TUNE_X"),
+        ({"RAY_BACKEND_LOG_LEVEL": "debug", "TUNE_X": "1"}, "warning", "how Ray works: RAY_BACKEND_LOG_LEVEL, TUNE_X"),
         ({"http_proxy": "http://u:secret@proxy:3128"}, "warning", "http_proxy may come between"),
         ({"HTTPS_PROXY": "http://proxy", "NO_PROXY": "localhost,127.0.0.1"}, "ok", "not for local addresses"),
         ({"ALL_PROXY": "http://proxy", "no_proxy": "*"}, "ok", "not for local addresses"),

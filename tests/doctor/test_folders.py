@@ -136,25 +136,32 @@ def test_the_last_of_two_mounts_on_one_folder_counts() -> None:
 
 
 def test_a_temporary_folder_that_is_fine(tmp_path: Path) -> None:
-    assert [one.verdict for one in find_temporary(500, lambda: tmp_path, [], disk(5000 * MIB))] == ["ok"]
+    assert [one.verdict for one in find_temporary(500, lambda: tmp_path, [], {}, disk(5000 * MIB))] == ["ok"]
 
 
 def test_no_temporary_folder_at_all() -> None:
     def fail() -> Path:
         raise FileNotFoundError
 
-    (found,) = find_temporary(20, fail, [])
+    (found,) = find_temporary(20, fail, [], {})
     assert (found.verdict, "TMPDIR" in found.mend) == ("error", True)
 
 
+def test_a_temporary_folder_that_is_not_the_one_that_was_named(tmp_path: Path) -> None:
+    environ = {"TMPDIR": str(tmp_path / "missing")}
+    found = find_temporary(500, lambda: tmp_path, [], environ, disk(5000 * MIB))
+    assert [one.verdict for one in found] == ["ok", "warning"]
+    assert found[1].measured == f"TMPDIR={tmp_path / 'missing'} cannot be written: {tmp_path} is used"
+
+
 def test_a_path_that_is_too_long_for_sockets(tmp_path: Path) -> None:
-    found = {one.verdict: one for one in find_temporary(20, lambda: tmp_path, [], disk(5000 * MIB))}
+    found = {one.verdict: one for one in find_temporary(20, lambda: tmp_path, [], {}, disk(5000 * MIB))}
     assert f"{len(str(tmp_path))} characters" in found["error"].measured
     assert "TMPDIR" in found["error"].mend
 
 
 def test_a_temporary_folder_that_is_nearly_full(tmp_path: Path) -> None:
-    found = find_temporary(500, lambda: tmp_path, [], disk(2000 * MIB, total=100_000 * MIB))
+    found = find_temporary(500, lambda: tmp_path, [], {}, disk(2000 * MIB, total=100_000 * MIB))
     assert [one.verdict for one in found] == ["ok", "warning"]
     assert "98.0% full" in found[1].measured
 
@@ -162,8 +169,8 @@ def test_a_temporary_folder_that_is_nearly_full(tmp_path: Path) -> None:
 def test_a_temporary_folder_from_which_nothing_runs(tmp_path: Path) -> None:
     mounts = [Mount("/", "ext4", frozenset({"rw", "noexec"}))]
     for found in (
-        find_temporary(500, lambda: tmp_path, mounts, disk(5000 * MIB)),
-        find_temporary(500, lambda: tmp_path, [], disk(5000 * MIB, flag=getattr(os, "ST_NOEXEC", 8))),
+        find_temporary(500, lambda: tmp_path, mounts, {}, disk(5000 * MIB)),
+        find_temporary(500, lambda: tmp_path, [], {}, disk(5000 * MIB, flag=getattr(os, "ST_NOEXEC", 8))),
     ):
         assert "(noexec)" in found[1].measured
         assert "TORCHINDUCTOR_CACHE_DIR" in found[1].mend

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tunelab.config import DataConfig
 from tunelab.data.cache import prepare
-from tunelab.doctor.images import cache_folders, find_data, leaving_no_folders
+from tunelab.doctor.images import find_data
 
 
 def folder_of(root: Path, **counts: int) -> str:
@@ -70,22 +70,3 @@ def test_data_that_would_have_to_be_downloaded(tmp_path: Path) -> None:
     (found,) = find_data("mnist", str(tmp_path))
     assert (found.verdict, "--download" in found.mend) == ("error", True)
     assert list(tmp_path.iterdir()) == []
-
-
-def test_folders_that_were_made_go_and_what_is_in_use_stays(tmp_path: Path) -> None:
-    (tmp_path / "old").mkdir()
-    with leaving_no_folders(tmp_path / "old/data", tmp_path / "a/b", tmp_path / "c/d"):
-        (tmp_path / "old/data").mkdir()
-        (tmp_path / "a/b/deeper").mkdir(parents=True)
-        (tmp_path / "c/d").mkdir(parents=True)
-        (tmp_path / "c/d/file").touch()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["c", "old"]
-    assert (tmp_path / "c/d/file").exists()
-    assert list((tmp_path / "old").iterdir()) == []
-
-
-def test_the_folders_of_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TUNELAB_CACHE", str(tmp_path / "cache"))
-    with leaving_no_folders(*cache_folders()):
-        find_data("digits")
-    assert not (tmp_path / "cache").exists()

@@ -111,16 +111,17 @@ def test_a_kernel_that_promises_nothing_more(tmp_path: Path) -> None:
     assert len(find_swap(machine(tmp_path, {"proc/sys/vm/overcommit_memory": "0\n"}))) == 1
 
 
-def test_a_limited_address_space_is_an_error() -> None:
+@pytest.mark.parametrize(("limit", "verdict"), [(3, "error"), (8, "warning")])
+def test_a_limited_address_space(limit: int, verdict: str) -> None:
     code = (
         "import resource, json; from tunelab.doctor.memory import find_address_space;"
-        "resource.setrlimit(resource.RLIMIT_AS, (8 * 2**30, 8 * 2**30));"
+        f"resource.setrlimit(resource.RLIMIT_AS, ({limit} * 2**30, {limit} * 2**30));"
         "print(json.dumps([one.to_json() for one in find_address_space()]))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
     (found,) = json.loads(done.stdout)
-    assert (found["name"], found["verdict"]) == ("address space", "error")
-    assert (found["measured"], found["mend"]) == ("limited to 8.0 GiB (ulimit -v)", "ulimit -v unlimited")
+    assert (found["name"], found["verdict"]) == ("address space", verdict)
+    assert (found["measured"], found["mend"]) == (f"limited to {limit}.0 GiB (ulimit -v)", "ulimit -v unlimited")
 
 
 def test_no_limit_of_the_address_space_is_no_finding(monkeypatch: pytest.MonkeyPatch) -> None:

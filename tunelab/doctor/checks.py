@@ -13,6 +13,7 @@ from typing import Any
 from tunelab.doctor.findings import MachineFinding
 
 _SAMPLE = 0.5  # seconds in which other programs and the clocks are watched (our choice)
+_GRACE = 2.0  # seconds in which processes may end whose program is gone (our choice)
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def _temporary(_asked: Asked) -> list[MachineFinding]:
     from tunelab.doctor import folders
     from tunelab.tuning.ray_tune import LONGEST_TEMPORARY, temporary_parent
 
-    return folders.find_temporary(LONGEST_TEMPORARY, temporary_parent, folders.read_mounts())
+    return folders.find_temporary(LONGEST_TEMPORARY, temporary_parent, folders.read_mounts(), os.environ)
 
 
 def _leftovers(asked: Asked) -> list[MachineFinding]:
@@ -134,6 +135,10 @@ def _leftovers(asked: Asked) -> list[MachineFinding]:
     from tunelab.tuning.ray_tune import IN_USE, PREFIX, temporary_parent
 
     seen = leftovers.processes()
+    if any(one.verdict != "ok" for one in leftovers.find_processes(seen)):
+        time.sleep(_GRACE)  # workers of a Ray that has just ended are about to follow it
+        known = {one.pid for one in seen}
+        seen = [one for one in leftovers.processes() if one.pid in known]
     return [
         *leftovers.find_processes(seen),
         *leftovers.find_folders(temporary_parent(), PREFIX, IN_USE),
@@ -173,10 +178,10 @@ def _torchvision(_asked: Asked) -> list[MachineFinding]:
 
 
 def _kernels(_asked: Asked) -> list[MachineFinding]:
-    from tunelab.doctor import images, software
+    from tunelab.doctor import software, traces
     from tunelab.models import kernels
 
-    with images.leaving_no_folders(*kernels.folders()):
+    with traces.leaving_no_folders(*kernels.folders()):
         return software.find_kernels(kernels.usable, kernels.compiled)
 
 
@@ -189,8 +194,7 @@ def _ray(asked: Asked) -> list[MachineFinding]:
 def _data(asked: Asked) -> list[MachineFinding]:
     from tunelab.doctor import images
 
-    with images.leaving_no_folders(*images.cache_folders()):
-        return [one for name in asked.data for one in images.find_data(name, asked.data_dir)]
+    return [one for name in asked.data for one in images.find_data(name, asked.data_dir)]
 
 
 CHECKS: dict[str, Check] = {
@@ -209,7 +213,7 @@ CHECKS: dict[str, Check] = {
     "torch": Check("GPUs", 15.0, "software", _torch),
     "torchvision": Check("software", 10.0, "software", _torchvision),
     "kernels": Check("software", 10.0, "software", _kernels),
-    "ray": Check("Ray", 25.0, "ray", _ray),
+    "ray": Check("Ray", 30.0, "ray", _ray),
     "data": Check("data", 15.0, "data", _data),
 }
 """A Ray cluster's nodes are asked for all but "ray", "runs" and "studies", which are the driver's."""

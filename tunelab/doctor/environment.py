@@ -68,7 +68,7 @@ def find_variables(environ: Mapping[str, str], settings: Mapping[str, str]) -> l
     known = {*settings, *_OVERRIDDEN, *_EFFECTS}
     foreign = [name for name in environ if name.startswith(("RAY_", "TUNE_")) and name not in known]
     if foreign:
-        said = f"{', '.join(sorted(foreign))} change how Ray works"
+        said = f"set, and may change how Ray works: {', '.join(sorted(foreign))}"
         found.append(warning("variables of Ray", said, f"unset {' '.join(sorted(foreign))}"))
     found += _proxies(environ)
     if harmless:

@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import psutil
 
+from tunelab.doctor import traces
 from tunelab.doctor.checks import CHECKS, Asked, Check
 from tunelab.doctor.findings import MachineFinding, error, warning, worst_first
 from tunelab.tuning.ray_tune import claimed_folder
@@ -41,7 +42,7 @@ def examine(asked: Asked, names: Sequence[str] | None = None, command: Sequence[
     names = [name for name in names or CHECKS if name != "data" or asked.data]
     mark = secrets.token_hex(8)
     found: list[MachineFinding] = []
-    with _scratch() as folder:
+    with traces.leaving_no_folders(*traces.cache_folders(os.environ)), _scratch() as folder:
         examination = _Examination(dataclasses.replace(asked, scratch=folder), mark, command)
         try:
             for lanes in _lanes(names):

@@ -80,7 +80,10 @@ def find_place(
         return [error(place.name, f"{place.folder}: {wrong.strerror}", f"name another folder with {place.option}")]
     if not there.is_dir():
         return [error(place.name, f"{there} is a file", f"name another folder with {place.option}")]
-    found = [*_room(place, there, size), *_access(place, there), *_file_system(place, there, mounts)]
+    access = list(_access(place, there))
+    if any(one.verdict == "error" for one in access):
+        return access
+    found = [*_room(place, there, size), *access, *_file_system(place, there, mounts)]
     if all(one.verdict == "ok" for one in found):
         return [ok(place.name, "; ".join(one.measured for one in found))]
     return [one for one in found if one.verdict != "ok"]
@@ -198,6 +201,7 @@ def find_temporary(
     longest: int,
     parent: Callable[[], Path],
     mounts: Sequence[Mount],
+    environ: Mapping[str, str],
     statvfs: Callable[[Path], os.statvfs_result] = os.statvfs,
 ) -> list[MachineFinding]:
     """Whether Ray's files fit into the temporary folder: room, path, and what may be run from there.
@@ -206,6 +210,7 @@ def find_temporary(
         longest: characters of a folder's path that leave room for those of Ray's sockets.
         parent: gives the folder, as `ray_tune.temporary_parent`.
         mounts: as `read_mounts` gives them.
+        environ: variables.
         statvfs: of a folder, for tests.
     """
     name = "temporary folder"
@@ -214,6 +219,9 @@ def find_temporary(
     except FileNotFoundError:
         return [error(name, "no folder for temporary files can be written", "export TMPDIR=/a/folder/with/room")]
     found = find_place(Place(name, folder, 2**26, 2**30, "TMPDIR", kept=False), mounts, statvfs)
+    given = environ.get("TMPDIR", "")
+    if given and not os.access(given, os.W_OK | os.X_OK):
+        found.append(warning(name, f"TMPDIR={given} cannot be written: {folder} is used", f"mkdir -p {given}"))
     if len(str(folder)) > longest:
         said = f"{folder} has {len(str(folder))} characters, more than the {longest} that Ray's sockets leave"
         found.append(error(name, said, "export TMPDIR=/tmp, or chmod 1777 /tmp"))

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 
@@ -55,21 +51,3 @@ def find_data(name: str, data_dir: str | None = None) -> list[MachineFinding]:
 def _count(rows: dict[str, int]) -> str:
     parts = ", ".join(f"{count:,} {split}" for split, count in rows.items())
     return f"{sum(rows.values()):,} images ({parts})"
-
-
-@contextlib.contextmanager
-def leaving_no_folders(*wanted: Path) -> Iterator[None]:
-    """Removes, of these folders and those above them, the empty ones that were not there before."""
-    new = {folder for path in wanted for folder in (path, *path.parents) if not folder.exists()}
-    try:
-        yield
-    finally:
-        for top in (folder for folder in new if folder.parent not in new):
-            for folder, _folders, _files in os.walk(top, topdown=False):
-                with contextlib.suppress(OSError):  # it holds something
-                    Path(folder).rmdir()
-
-
-def cache_folders() -> tuple[Path, ...]:
-    """The folders that opening the cache may make."""
-    return wanted_root() / "data", wanted_root() / "raw"

@@ -15,6 +15,7 @@ from tunelab.doctor.findings import MachineFinding, error, ok, warning
 
 _FILES_PER_PROCESS = 64  # descriptors that Ray's processes hold for each worker (our choice)
 _FILES = 512  # of the driver and Ray without workers (our choice)
+_FILES_FOR_RAY = 128  # Ray started with 200 when it was tried (our choice)
 _TASKS = 200  # threads of Ray's own processes (our choice; 100 to 150 were counted)
 _TASKS_PER_TRIAL = 60  # threads of a worker (our choice; 30 to 50 were counted)
 _FILE_BYTES = 2**30  # checkpoints and decoded images are single files (our choice)
@@ -31,7 +32,7 @@ def find_open_files(usable: int) -> list[MachineFinding]:
     within = hard == resource.RLIM_INFINITY or hard >= raised
     mend = f"ulimit -n {raised}" if within else f"raise nofile to {raised} in /etc/security/limits.conf and log in anew"
     said += f"; {usable} trials at once want {wanted}"
-    return [(error if soft < _FILES / 2 else warning)("open files", said, mend)]
+    return [(error if soft < _FILES_FOR_RAY else warning)("open files", said, mend)]
 
 
 def find_processes(usable: int, *, used: int | None = None, root: Path = Path("/")) -> list[MachineFinding]:

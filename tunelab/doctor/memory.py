@@ -15,6 +15,7 @@ _FOR_RAY = 2**30  # bytes of the driver and Ray's own processes (our choice; 0.7
 _PER_TRIAL = 2**29  # bytes of a process with torch and a small network (our choice; 0.3 to 0.5 GiB were measured)
 _LEAST = 2**29  # bytes without which not even one trial starts (our choice)
 _ADDRESSES = 16 * 2**30  # bytes of address space, most of it never used, that torch and Ray may ask for (our choice)
+_FEWEST_ADDRESSES = 4 * 2**30  # bytes without which they do not start; with 8 GiB they did (our choice)
 _PRESSED = 10.0  # percent of the last minute in which something waited for memory (our choice)
 
 
@@ -94,7 +95,8 @@ def find_address_space() -> list[MachineFinding]:
         soft, _hard = resource.getrlimit(which)
         if soft != resource.RLIM_INFINITY and soft < _ADDRESSES:
             said = f"limited to {describe_size(soft)} (ulimit {flag})"
-            found.append(error(name, said, f"ulimit {flag} unlimited"))
+            judge = error if soft < _FEWEST_ADDRESSES else warning
+            found.append(judge(name, said, f"ulimit {flag} unlimited"))
     return found
 
 

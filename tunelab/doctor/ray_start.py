@@ -10,7 +10,7 @@ from tunelab.doctor.findings import MachineFinding, error, ok, warning
 from tunelab.errors import TunelabError
 from tunelab.tuning.ray_tune import rehearse
 
-_PATIENCE = 20.0  # seconds for the first task of a Ray that has started (our choice)
+_PATIENCE = 25.0  # seconds for the first task of a Ray that has started (our choice)
 _SLOW = 10.0  # seconds; 3 to 5 are usual (our choice)
 
 
