@@ -15,7 +15,7 @@ from tunelab.doctor import checks, examine
 from tunelab.doctor.checks import CHECKS, Asked, Check
 from tunelab.doctor.child import run
 from tunelab.doctor.examine import _lanes
-from tunelab.doctor.findings import MachineFinding, ok
+from tunelab.doctor.findings import MachineFinding, error, ok, warning
 from tunelab.tuning import ray_tune
 
 NAMES = ["clock", "environment", "limits"]
@@ -66,6 +66,17 @@ def test_a_check_that_hangs_is_a_finding_and_the_next_goes_on(temporary: Path, m
     assert found["environment"].group == CHECKS["environment"].group
     assert found["environment"].mend
     assert list(temporary.iterdir()) == []
+
+
+def test_a_check_that_takes_long_on_a_busy_machine_is_a_warning(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit(monkeypatch, 1.0)
+    found = look("time.sleep(600)")["environment"]
+    idle, busy = ok("load", "0 of 2"), warning("load", "2 of 2", "end them")
+    broken = error("disk", "full", "free some")
+    assert [one.verdict for one in examine._excused([idle, found, broken])] == ["ok", "error", "error"]
+    assert [one.verdict for one in examine._excused([busy, found, broken])] == ["warning", "warning", "error"]
 
 
 @pytest.mark.parametrize(

@@ -210,9 +210,9 @@ CHECKS: dict[str, Check] = {
     "studies": Check("leftovers", 5.0, "first", _studies),
     "gpus": Check("GPUs", 10.0, "system", _gpus),
     "versions": Check("software", 5.0, "software", _versions),
-    "torch": Check("GPUs", 15.0, "software", _torch),
-    "torchvision": Check("software", 10.0, "software", _torchvision),
-    "kernels": Check("software", 10.0, "software", _kernels),
+    "torch": Check("GPUs", 20.0, "software", _torch),
+    "torchvision": Check("software", 15.0, "software", _torchvision),
+    "kernels": Check("software", 15.0, "software", _kernels),
     "ray": Check("Ray", 30.0, "ray", _ray),
     "data": Check("data", 15.0, "data", _data),
 }

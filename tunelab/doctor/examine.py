@@ -26,13 +26,15 @@ from tunelab.tuning.ray_tune import claimed_folder
 COMMAND = (sys.executable, "-m", "tunelab.doctor.child")
 _START = 10.0  # seconds that a process may take to start, beside the limit of its first check (our choice)
 _MARK = "TUNELAB_DOCTOR"  # a variable that every process of an examination inherits, by which it is found
+_TOO_LATE = "no answer within"
 _GOODBYE = 3.0  # seconds that the last processes of a Ray which was stopped may take to end (our choice)
 
 
 def examine(asked: Asked, names: Sequence[str] | None = None, command: Sequence[str] = COMMAND) -> list[MachineFinding]:
     """What the checks find on this machine, worst first; nothing is printed, and no process or file stays.
 
-    A check that raises, dies or takes longer than its limit is a finding, and the others go on.
+    A check that raises, dies or takes longer than its limit is a finding, and the others go on. The last of these
+    is an error, but a warning where other programs take the processors.
 
     Args:
         asked: what is looked at; `scratch` is filled in here.
@@ -58,7 +60,16 @@ def examine(asked: Asked, names: Sequence[str] | None = None, command: Sequence[
     if left:
         said = f"{', '.join(left)} did not end by themselves within {_GOODBYE:.0f} s and were killed"
         found.append(warning("end of the checks", said, "run tunelab doctor again; searches may leave some, too"))
-    return worst_first(found)
+    return worst_first(_excused(found))
+
+
+def _excused(findings: Sequence[MachineFinding]) -> list[MachineFinding]:
+    """The findings, where other programs take the processors with warnings in place of errors for what came too late."""
+    if not any(one.name == "load" and one.verdict == "warning" for one in findings):
+        return list(findings)
+    return [
+        dataclasses.replace(one, verdict="warning") if one.measured.startswith(_TOO_LATE) else one for one in findings
+    ]
 
 
 def _lanes(names: Sequence[str]) -> list[list[list[str]]]:
@@ -145,7 +156,7 @@ class _Child:
         code = self._process.returncode
         if code is None:
             mend = "run it again when the machine has less to do; if it stays so, look at the disk (dmesg), the driver"
-            finding = error(name, f"no answer within {check.limit:.0f} s", mend)
+            finding = error(name, f"{_TOO_LATE} {check.limit:.0f} s", mend)
         else:
             how = f"signal {-code}" if code < 0 else f"status {code}"
             said = f"the check's process died with {how}{self._last_words()}"
