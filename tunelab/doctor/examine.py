@@ -59,12 +59,13 @@ def examine(asked: Asked, names: Sequence[str] | None = None, command: Sequence[
             left = remove_marked(mark)
     if left:
         said = f"{', '.join(left)} did not end by themselves within {_GOODBYE:.0f} s and were killed"
-        found.append(warning("end of the checks", said, "run tunelab doctor again; searches may leave some, too"))
+        mend = "run tunelab doctor again; searches may leave some, too"
+        found.append(dataclasses.replace(warning("end of the checks", said, mend), group="leftovers"))
     return worst_first(_excused(found))
 
 
 def _excused(findings: Sequence[MachineFinding]) -> list[MachineFinding]:
-    """The findings, where other programs take the processors with warnings in place of errors for what came too late."""
+    """The findings; what came too late is a warning where other programs take the processors."""
     if not any(one.name == "load" and one.verdict == "warning" for one in findings):
         return list(findings)
     return [
