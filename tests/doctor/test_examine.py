@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -117,6 +118,22 @@ def test_a_check_that_raises_is_a_finding() -> None:
     assert found["measured"] == "the check failed: PermissionError: not yours"
     (found,) = run("limits", Check("limits", 1.0, "system", lambda _asked: [ok("a", "b")]), Asked())
     assert found["verdict"] == "ok"
+
+
+def test_a_package_that_is_broken_is_a_finding_of_what_needs_it(tmp_path: Path, temporary: Path) -> None:
+    for name in ("optuna", "ray"):
+        (tmp_path / "site" / name).mkdir(parents=True)
+        (tmp_path / "site" / name / "__init__.py").write_text("raise ImportError('it is broken')\n")
+    code = (
+        "import json; from tunelab.doctor.examine import examine; from tunelab.doctor.checks import Asked;"
+        "print(json.dumps([one.to_json() for one in examine(Asked(), ['versions', 'ray'])]))"
+    )
+    environ = {**os.environ, "PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, env=environ)
+    found = {one["name"]: one for one in json.loads(done.stdout)}
+    assert found["ray"]["verdict"] == "error", done.stderr
+    assert "it is broken" in found["ray"]["measured"]
+    assert found["versions"]["verdict"] == "ok"
 
 
 def test_the_load_is_measured_before_anything_else_runs() -> None:

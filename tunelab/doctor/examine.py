@@ -21,7 +21,6 @@ import psutil
 from tunelab.doctor import traces
 from tunelab.doctor.checks import CHECKS, Asked, Check
 from tunelab.doctor.findings import MachineFinding, error, warning, worst_first
-from tunelab.tuning.ray_tune import claimed_folder
 
 COMMAND = (sys.executable, "-m", "tunelab.doctor.child")
 _START = 10.0  # seconds that a process may take to start, beside the limit of its first check (our choice)
@@ -217,7 +216,9 @@ def _scratch() -> Iterator[str]:
     """A folder of this user's alone with a short path, "" where none can be made; removed afterwards."""
     with contextlib.ExitStack() as stack:
         try:
+            from tunelab.tuning.ray_tune import claimed_folder  # here, so that a broken package is a finding
+
             folder = str(stack.enter_context(claimed_folder()))
-        except OSError:  # FileNotFoundError among them: no temporary folder can be written
+        except (OSError, ImportError):  # FileNotFoundError among them: no temporary folder can be written
             folder = ""
         yield folder
