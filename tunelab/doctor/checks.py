@@ -113,8 +113,8 @@ def _runs(asked: Asked) -> list[MachineFinding]:
 
 
 def _cache(_asked: Asked) -> list[MachineFinding]:
-    from tunelab.files import wanted_root
     from tunelab.doctor import folders
+    from tunelab.files import wanted_root
 
     place = folders.Place("cache folder", wanted_root(), 2**24, 2**30, "TUNELAB_CACHE")
     found = folders.find_place(place, folders.read_mounts())  # a search has another folder where it cannot be written
@@ -130,8 +130,8 @@ def _temporary(_asked: Asked) -> list[MachineFinding]:
 
 
 def _leftovers(asked: Asked) -> list[MachineFinding]:
-    from tunelab.files import wanted_root
     from tunelab.doctor import leftovers
+    from tunelab.files import wanted_root
     from tunelab.tuning.ray_tune import IN_USE, PREFIX, temporary_parent
 
     seen = leftovers.processes()

@@ -11,9 +11,9 @@ from tunelab.config import DataConfig
 from tunelab.data.cache import known
 from tunelab.data.datasets import find_dataset
 from tunelab.data.raw import Meter
-from tunelab.files import cache_root, wanted_root
 from tunelab.doctor.findings import MachineFinding, error, ok, warning
 from tunelab.errors import InputError, TunelabError
+from tunelab.files import cache_root
 
 
 def find_data(name: str, data_dir: str | None = None) -> list[MachineFinding]:

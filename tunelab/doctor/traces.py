@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from tunelab.data.storage import private_root, wanted_root
+from tunelab.files import private_root, wanted_root
 
 
 @contextlib.contextmanager
