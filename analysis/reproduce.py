@@ -59,9 +59,7 @@ def reproduce(study: Study | str | Path, number: int, *, progress: bool = True) 
             f"trial {number} of {opened.path} has no epoch to compare with: it is {trial.status.value.lower()}{why}"
         )
     folder = opened.path / f"reproduce-trial{number:04d}"
-    options, compute = _as_recorded(opened)
-    # What was given up for its health is to be given up again; what was not is to go as far.
-    options["health"] = options.get("health", True) and trial.status is TrialStatus.DIVERGED
+    options, compute = as_recorded(opened, trial)
     wanted = _epochs_to_train(trial)
     runs = run_configs(
         folder,
@@ -186,10 +184,14 @@ def print_reproduced(content: Mapping[str, Any]) -> None:
     out.print(f"files: {content['folder']}")
 
 
-def _as_recorded(study: Study) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options, and how to compute, as the study was computed, as far as this machine can."""
+def as_recorded(study: Study, trial: Trial) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options, and how to compute, as the study was computed, as far as this machine can.
+
+    A trial that diverged may be given up for its health again; one that did not is to go as far as it went.
+    """
     slots = study.info.get("slots", {})
     options = {**study.info["options"], "concurrent": 1, "cpus_per_trial": None, "gpus_per_trial": None}
+    options["health"] = options.get("health", True) and trial.status is TrialStatus.DIVERGED
     device = slots.get("device", options.get("device", "auto"))
     options["device"] = "auto" if device == "cuda" and not count_gpus() else device
     if slots and slots["cpus"] <= usable_cpus():

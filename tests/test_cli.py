@@ -513,6 +513,16 @@ def test_a_search_that_was_stopped_leaves_its_plot(
         (study.path / "pareto.png").unlink()
 
 
+def test_health_is_watched_unless_it_is_said_not_to(
+    capfd: pytest.CaptureFixture[str], started: list[Any], tmp_path: Path
+) -> None:
+    (tmp_path / "options.yaml").write_text("no-health: yes\nhealth-grace: 7\n")
+    for words in ([], ["--no-health", "--health-grace", "5"], ["--config", str(tmp_path / "options.yaml")]):
+        assert Asked(["search", "arch", *words], capfd).status == 0
+    told = [(options.health, options.health_grace) for _, options, *_ in started]
+    assert told == [(True, 3), (False, 5), (False, 7)]
+
+
 def test_an_earlier_study_is_found_by_name_and_counts_once(
     capfd: pytest.CaptureFixture[str], started: list[Any], runs_dir: Path
 ) -> None:

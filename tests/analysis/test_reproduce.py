@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tunelab.analysis.reproduce import DIFFERENT, IDENTICAL, WITHIN_NOISE, compare_epoch, differences, reproduce
+from tunelab.analysis.reproduce import (
+    DIFFERENT,
+    IDENTICAL,
+    WITHIN_NOISE,
+    as_recorded,
+    compare_epoch,
+    differences,
+    reproduce,
+)
 
 import tunelab
 from tunelab.config import ArchSpec, BlockSpec, DataConfig, StemSpec, TrainConfig, TrialConfig, from_json
@@ -246,3 +254,10 @@ def test_a_trial_of_a_real_search_is_the_same_again(tmp_path: Path) -> None:
     content = reproduce(study, 1, progress=False)
     assert (content["verdict"], content["compared"]) == (IDENTICAL, 2), content
     assert {one["what"] for one in content["differences"]} <= {"threads"}
+
+
+def test_only_what_diverged_may_be_given_up_for_its_health_again(make_study: MakeStudy) -> None:
+    study = make_study([("COMPLETED", [0.1] * 4), ("DIVERGED", [0.1])])
+    assert [as_recorded(study, trial)[0]["health"] for trial in study.list_trials()] == [False, True]
+    study.info["options"]["health"] = False
+    assert [as_recorded(study, trial)[0]["health"] for trial in study.list_trials()] == [False, False]
