@@ -72,8 +72,9 @@ def trained(path: Path, epochs: int = 3, stop_after: int | None = None, **train:
     recipe: dict[str, Any] = {"epochs": epochs, "batch_size": 32, **train}
     options = SearchOptions(epochs=epochs, data=DATA, device="cpu", cpus_per_trial=1)
     configs = [TrialConfig(ARCH, TrainConfig(**recipe), DATA, seed=5)]
+    about = {"space": {"name": "arch", "source": "arch", "version": 1}}
     return run_configs(
-        path, configs, options, kind="search", title="", about={}, stop_after=stop_after, show_progress=False
+        path, configs, options, kind="search", title="", about=about, stop_after=stop_after, show_progress=False
     )
 
 
