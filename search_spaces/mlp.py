@@ -77,8 +77,11 @@ STARTERS: Final[tuple[tuple[Mapping[str, Any], ...], ...]] = (
 )
 
 # "table", 28 rows. Rows 1 to 21: each of the three layouts with each of the seven initialisations, with the recipe of
-# the baseline. Rows 22 to 28 change one thing of a good one of these, the baseline: its first rate, halved and doubled;
-# its batches, halved and doubled; its schedule, with longer periods, a gentler factor, and none at all.
+# the baseline. Rows 22 to 28 change one thing of the best of these, as it was in a run of 8 epochs on MNIST (98.23%;
+# the 18 that train at all came to 97.8% and more): its first rate, halved and doubled; its batches, halved and doubled;
+# its schedule, with longer periods, a gentler factor, and none at all.
+_BEST: Final[Mapping[str, Any]] = {**_PLAIN, "init": "xavier_normal"}
+
 _CHANGES: Final[tuple[Mapping[str, Any], ...]] = (
     {"lr": 0.025},
     {"lr": 0.1},
@@ -92,6 +95,6 @@ _CHANGES: Final[tuple[Mapping[str, Any], ...]] = (
 GRIDS: Final[Mapping[str, tuple[Mapping[str, Any], ...]]] = {
     "table": (
         *({**_PLAIN, "layout": layout, "init": init} for layout in LAYOUTS for init in INITS),
-        *({**_PLAIN, **change} for change in _CHANGES),
+        *({**_BEST, **change} for change in _CHANGES),
     ),
 }
