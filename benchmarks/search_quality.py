@@ -321,6 +321,7 @@ class _Drawn(TrialConfig):
 
     def __init__(self, params: Mapping[str, Any]) -> None:
         object.__setattr__(self, "params", params)
+        object.__setattr__(self, "arch", _NETWORK)
 
 
 class _NoJournal:

@@ -273,13 +273,14 @@ def test_the_folder_of_a_study(finished: subprocess.CompletedProcess[str]) -> No
         "lock",
         "optuna.journal",
         "ray.log",
+        "runs_summary.csv",
         "study.json",
         "trials",
         "trials.csv",
         "trials.jsonl",
     }
     assert [stat.S_IMODE(folder.stat().st_mode) & 0o077 for folder in (path, path / "trials")] == [0, 0]
-    assert {file.name for file in (path / "trials" / "0000").iterdir()} == {"checkpoint", "events"}
+    assert {file.name for file in (path / "trials" / "0000").iterdir()} == {"checkpoint", "events", "experiment_template.json", "health.json"}
     assert {file.name for file in (path / "trials" / "0000" / "checkpoint").iterdir()} == {"best.pt", "last.pt"}
     failed = next(trial.number for trial in load(path).list_trials() if trial.status is TrialStatus.FAILED)
     assert "Traceback" in (path / "trials" / f"{failed:04d}" / "error.txt").read_text()
