@@ -269,3 +269,14 @@ def test_a_factory_is_settled_and_allowed_by_a_draw(tmp_path: Path, monkeypatch:
     write(tmp_path / "net.py", "raise OSError")
     second = draw_config(space, optuna.trial.FixedTrial({"width": 4})).arch
     assert second == dataclasses.replace(first, arguments={"width": 4})
+
+
+def test_a_study_of_somebody_else_allows_no_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A search fills in the hash of a factory; a record without one would pass for a spec that the space made."""
+    monkeypatch.setenv("TUNELAB_CACHE", str(tmp_path / "cache"))
+    net = write(tmp_path / "net.py", "raise OSError('it was run')\n")
+    file = write(tmp_path / "rates.py", FROM)
+    for factory in (str(net), "net.py"):
+        with pytest.raises(InputError, match=r"net\.py:build comes without the hash of its file"):
+            load_space(str(file), TrialConfig(CustomSpec(f"{factory}:build")))
+    assert not (tmp_path / "cache" / "trusted.txt").exists()

@@ -93,14 +93,16 @@ def load_space(source: str, base: TrialConfig | None = None) -> SearchSpace:
     A file given as a path is Python code and is run. A space that needs a base and has none cannot draw.
 
     Raises:
-        InputError: there is no such space, its file cannot be imported, it lacks one of the four names, or it has no
-            use for a base.
+        InputError: there is no such space, its file cannot be imported, it lacks one of the four names, it has no use
+            for a base, or the base names a factory without the hash of its file.
     """
     space = _find_space(source)
     if base is None:
         return space
     if space.baselines_from is None:
         raise InputError(f"the space {space.name!r} begins with no study; leave out --from (the space recipe needs it)")
+    if isinstance(base.arch, CustomSpec) and not base.arch.sha256:  # a draw would take it for the space's, and allow it
+        raise InputError(f"the factory {base.arch.factory} comes without the hash of its file; every search notes that")
     draw = functools.partial(space.draw, base=base)
     try:
         given = space.baselines_from(base)
