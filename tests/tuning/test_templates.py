@@ -150,6 +150,28 @@ def test_templates_that_differ_in_an_option_need_it_said(written: Study, tmp_pat
     assert taken(file, "epochs")[0]["epochs"] == 30
 
 
+def test_what_a_template_leaves_out_is_as_the_others_have_it(written: Study, space: Path) -> None:
+    one, other = template(written, 1), template(written, 2)
+    file = space.with_name("some.json")
+    for left, right in ((one, other), (other, one)):
+        bare = {name: value for name, value in left.items() if name != "options"}
+        for pair in ([bare, right], [right, bare], [{**left, "options": {"max_params": 1000}}, right]):
+            file.write_text(json.dumps(pair))
+            given = ["max_params"]
+            options, data, _ = options_of_templates(file, {"epochs": 30}, {"limit_train": None}, given)
+            assert (options["epochs"], data["limit_train"]) == (9, 100)
+
+
+def test_a_template_may_have_any_character(written: Study, space: Path) -> None:
+    """JSON writes characters beyond 16 bits as two halves."""
+    content = template(written, 1)
+    content["options"]["data"]["name"] = "folder:/data/\U0001f426 \u00e9"
+    content["config"]["data"]["name"] = content["options"]["data"]["name"]
+    file = space.with_name("birds.json")
+    file.write_text(json.dumps(content))
+    assert options_of_templates(file, {}, {}, ())[1]["name"] == "folder:/data/\U0001f426 \u00e9"
+
+
 def test_a_search_writes_a_summary_at_a_pause_and_at_its_end(played: Played, space: Path) -> None:
     from tunelab.tuning.runner import PausedError, resume
 

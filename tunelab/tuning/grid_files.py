@@ -140,7 +140,7 @@ def _read_yaml(path: Path) -> Any:
 
     def plain(node: yaml.Node | None) -> Any:
         if isinstance(node, yaml.ScalarNode):
-            return str(node.value)
+            return _whole(str(node.value))
         if not isinstance(node, yaml.CollectionNode):
             return None
         if id(node) not in made:
@@ -161,13 +161,18 @@ def _read_yaml(path: Path) -> Any:
                 raise InputError(f"{where}: a name must be one word, not a list or a mapping")
             if key.value in found:
                 raise InputError(f"{where}: {key.value!r} is given twice")
-            found[str(key.value)] = plain(value)
+            found[_whole(str(key.value))] = plain(value)
         return found
 
     try:
         return plain(node)
     except RecursionError:
         raise InputError(f"{path} is nested too deeply") from None
+
+
+def _whole(text: str) -> str:
+    """The text with surrogate pairs as characters: JSON writes those beyond 16 bits so, which YAML does not know."""
+    return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
 
 class _Unfinished:

@@ -54,6 +54,8 @@ def take_options(
 ) -> tuple[dict[str, Any], dict[str, Any], list[str]]:
     """The options of a search with those of its templates where they are not given, and which these are, in words.
 
+    What some of the templates leave out is as the others have it.
+
     Args:
         entries: of a file; nothing is taken where not all of them are templates.
         values: the options so far.
@@ -68,8 +70,8 @@ def take_options(
         return dict(values), dict(data), []
     asked = [_options(entry, f"{where}, entry {place}") for place, entry in enumerate(entries, start=1)]
     taken: dict[str, Any] = {}
-    for name in asked[0]:
-        found = [one[name] for one in asked]
+    for name in dict.fromkeys(name for one in asked for name in one):
+        found = [one[name] for one in asked if name in one]
         if name not in given and any(one != found[0] for one in found):
             raise InputError(f"{where}: the templates differ in {_spoken(name)} ({found[0]} and others); say which")
         if name not in given:
@@ -95,7 +97,7 @@ def _options(entry: Mapping[str, Any], where: str) -> dict[str, Any]:
     data = {name: value for name, value in options.get("data", {}).items() if value != "null"}
     numbers = {name: _number(options[name], f"{where}: {name}") for name in OPTIONS if name in options}
     try:
-        return {**numbers, **to_json(from_json(DataConfig, data))}
+        return {**numbers, **(to_json(from_json(DataConfig, data)) if data else {})}
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 
