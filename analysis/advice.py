@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from tunelab.errors import NothingToDrawError
-from tunelab.noise import CONFIDENCE, LAST_EPOCHS, Noise, binomial_error, counted_epochs, half_width
+from tunelab.noise import CONFIDENCE, LAST_EPOCHS, Noise, binomial_error, counted_epochs, full_length, half_width
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.standings import Standing, on_new_data
 from tunelab.study import Study, proposed
@@ -96,7 +96,7 @@ def still_rising(study: Study, trials: Sequence[Trial], shown: Mapping[str, Any]
     error = statistics.stdev(slopes) / math.sqrt(len(slopes))
     if mean < RISING or mean < 2 * error:
         return []
-    epochs = len(_best(trials)[0].epochs)
+    epochs = full_length(_best(trials)[0])
     told = (
         f"the scores of the {len(slopes)} best trials still rise by {100 * mean:.2f} percentage points per epoch in "
         f"the {LAST_EPOCHS} epochs before the last of {epochs}: train longer (`tunelab extend --epochs {3 * epochs}`)"

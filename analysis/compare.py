@@ -127,9 +127,14 @@ def _course(study: Study, trials: Sequence[Trial], epochs: int) -> list[Step]:
     """How a study went: a step for each epoch that any trial was trained for, in the order of the record.
 
     The best score is of configurations that are part of the search now, each in the trial that it was proposed in: a
-    second run of the same is another try of luck. The epochs of all trials are counted.
+    second run of the same is another try of luck. Early stopping leaves a trial its last score. The epochs of all
+    trials are counted.
     """
-    counted = {trial.number for trial in proposed(current(study.info, trials))}
+    last = {
+        trial.number: min(len(trial.epochs), epochs)
+        for trial in proposed(current(study.info, trials))
+        if counted_epochs(trial) >= epochs
+    }
     steps: list[Step] = []
     seconds, best = 0.0, None
     for event in read_journal(study.path / "journal.jsonl"):
@@ -137,7 +142,7 @@ def _course(study: Study, trials: Sequence[Trial], epochs: int) -> list[Step]:
             continue
         metrics = EpochMetrics(**event["metrics"])
         seconds += metrics.seconds
-        if event["trial"] in counted and metrics.epoch == epochs:
+        if last.get(event["trial"]) == metrics.epoch:
             best = metrics.score if best is None else max(best, metrics.score)
         steps.append(((len(steps) + 1, seconds), best))
     return steps
@@ -161,19 +166,23 @@ def _best_by(course: Sequence[Step], unit: int, budget: float) -> float | None:
 
 def _winner(study: Study, trials: Sequence[Trial], epochs: int) -> Place | None:
     """The first of the ranking after so many epochs; None if no trial has come so far."""
-    cut = [
-        dataclasses.replace(
-            trial,
-            epochs=trial.epochs[:epochs],
-            status=TrialStatus.COMPLETED
-            if counted_epochs(trial) >= epochs and trial.status not in (TrialStatus.DIVERGED, TrialStatus.FAILED)
-            else TrialStatus.STOPPED
-            if trial.status is TrialStatus.COMPLETED
-            else trial.status,
-        )
-        for trial in current(study.info, trials)
-    ]
+    cut = [_cut(trial, epochs) for trial in current(study.info, trials)]
     return next((place for place in study.places_of(cut) if place.epochs == epochs), None)
+
+
+def _cut(trial: Trial, epochs: int) -> Trial:
+    """The trial as it was after so many epochs; one that early stopping had ended by then keeps its last score."""
+    has_come = counted_epochs(trial) >= epochs
+    known = trial.epochs[:epochs]
+    if has_come:
+        known += [dataclasses.replace(known[-1], epoch=epoch) for epoch in range(len(known) + 1, epochs + 1)]
+    status = trial.status
+    if has_come and status not in (TrialStatus.DIVERGED, TrialStatus.FAILED):
+        status = TrialStatus.COMPLETED
+    elif status is TrialStatus.COMPLETED:
+        status = TrialStatus.STOPPED
+    train = {**trial.config.get("train", {}), "patience": None}  # which says of a part of the epochs what it did of all
+    return dataclasses.replace(trial, epochs=known, status=status, config={**trial.config, "train": train})
 
 
 def _side_by_side(winners: Sequence[tuple[str, Place | None]]) -> list[dict[str, Any]]:

@@ -214,3 +214,13 @@ def test_a_run_that_ended_early_counts_with_its_last_score() -> None:
     assert noise_at([whole, stopped], 4, 0).repeats == 0
     guess = noise_at([whole], 4, 0)
     assert found.sd == pytest.approx(measured([[0.8, 0.6]], guess).sd)
+
+
+def test_where_all_runs_ended_early_the_noise_is_guessed_as_elsewhere() -> None:
+    patient = {"train": {"epochs": 12, "patience": 0.25}}
+    early = [Trial(0, patient, epochs=trial(0, [0.5, 0.7, 0.6, 0.65]).epochs), Trial(1, patient, epochs=[])]
+    assert [counted_epochs(one) for one in early] == [12, 0]
+    found = noise_at(early, 12, 25)
+    assert found == noise_at([trial(0, [0.5, 0.7, 0.6, 0.65])], 4, 25)
+    assert found.sd > 0.09
+    assert found.source in ("the binomial error of 25 validation images", "the jitter between epochs")

@@ -64,10 +64,9 @@ def noise_at(trials: Iterable[Trial], epoch: int, val_images: int) -> Noise:
     groups: dict[tuple[int, int], list[float]] = {}
     for trial in trials:
         there = len(trial.epochs)
-        if there >= epoch:
-            reached.append(trial)
-        elif counted_epochs(trial) < epoch:
+        if there < epoch and counted_epochs(trial) < epoch:
             continue
+        reached.append(trial)
         last = trial.epochs[min(there, epoch) - 1]
         groups.setdefault((configuration_of(trial), full_length(trial)), []).append(last.score)
     return measured(groups.values(), _guess(reached, epoch, val_images))
@@ -198,14 +197,14 @@ def jitter(scores: Sequence[float]) -> float:
 
 def _guess(reached: Sequence[Trial], epoch: int, val_images: int) -> Noise:
     """What the noise is taken for without repeats, from the better half of the trials that came so far."""
-    ordered = sorted(reached, key=lambda trial: trial.epochs[epoch - 1].score, reverse=True)
-    better = ordered[: min((len(ordered) + 1) // 2, JITTER_TRIALS)]
+    histories = sorted((trial.epochs[:epoch] for trial in reached), key=lambda epochs: epochs[-1].score, reverse=True)
+    better = histories[: min((len(histories) + 1) // 2, JITTER_TRIALS)]
     guesses: list[tuple[float, str]] = []
-    if better and val_images > 0 and all(trial.epochs[epoch - 1].val_accuracy is not None for trial in better):
-        accuracy = statistics.median(trial.epochs[epoch - 1].score for trial in better)
+    if better and val_images > 0 and all(epochs[-1].val_accuracy is not None for epochs in better):
+        accuracy = statistics.median(epochs[-1].score for epochs in better)
         guesses.append((binomial_error(accuracy, val_images), f"the binomial error of {val_images} validation images"))
-    if better and epoch >= 4:
-        curves = [[one.score for one in trial.epochs[max(0, epoch - LAST_EPOCHS) : epoch]] for trial in better]
+    curves = [[one.score for one in epochs[-LAST_EPOCHS:]] for epochs in better if len(epochs) >= 4]
+    if curves:
         guesses.append((statistics.median(jitter(curve) for curve in curves), "the jitter between epochs"))
     sd, source = max(guesses, default=(0.0, ""))
     return Noise(sd, PRIOR_DEGREES, source) if sd > 0 else Noise(UNKNOWN, PRIOR_DEGREES, "nothing")

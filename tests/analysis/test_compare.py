@@ -9,6 +9,7 @@ from tunelab.analysis.compare import compare
 from tunelab.analysis.compare_text import print_comparison
 
 from tunelab.cli import run
+from tunelab.config import LeNetSpec, TrainConfig, TrialConfig
 from tunelab.errors import InputError
 from tunelab.journal import Journal
 from tunelab.study import Study
@@ -171,3 +172,30 @@ def test_the_command(make: Any, capfd: pytest.CaptureFixture[str]) -> None:
     assert "is better than every other" in capfd.readouterr().out
     assert run(["compare", "one"]) == 2
     assert capfd.readouterr().err == "tunelab: two studies or more can be compared; given: 1\n"
+
+
+def test_early_stopping_leaves_a_trial_its_last_score(make_study: MakeStudy, tmp_path: Path) -> None:
+    """Also where the other study is shorter, so that it had not ended its full length by then in any case."""
+
+    def made(name: str, epochs: int, trials: list[tuple[str, list[float]]]) -> Study:
+        train = TrainConfig(epochs=epochs, patience=0.4)
+        config = TrialConfig(LeNetSpec(), train)
+        options = {"trials": len(trials), "epochs": epochs, "device": "cpu"}
+        info = {"data": DIGITS, "options": options}
+        return make_study(trials, path=tmp_path / "runs" / name, config=config, info=info)
+
+    early = made("early", 5, [("COMPLETED", [0.5, 0.9, 0.8, 0.85]), full(0.4)])
+    other = made("other", 5, [("COMPLETED", [0.1, 0.2, 0.3, 0.4, 0.45])])
+    longer = made("longer", 10, [("COMPLETED", [0.2, 0.7, 0.6, 0.6, 0.6, 0.6]), ("STOPPED", [0.1] * 2)])
+    shown = compare([early, other])
+    assert shown["epochs"] == 5
+    assert [one["scores"] for one in shown["by_epochs"]] == [[None, None]] * 3 + [[0.85, None], [0.85, 0.45]]
+    assert [(one["study"], one["trial"], one["score"]) for one in shown["winners"]] == [
+        ("early", 0, 0.85),
+        ("other", 0, 0.45),
+    ]
+    shorter = made("shorter", 8, [("COMPLETED", [0.1, 0.2, 0.3, 0.4, 0.5, 0.51, 0.52, 0.53])])
+    assert {one["study"]: one["score"] for one in compare([longer, shorter])["winners"]} == {
+        "longer": 0.6,
+        "shorter": 0.53,
+    }
