@@ -310,3 +310,16 @@ def test_a_line_that_is_being_written_is_no_damage(tmp_path: Path) -> None:
     with path.open("ab") as stream:
         stream.write(second[10:] + third)
     assert [event["number"] for event in reading] in ([], [1, 2])
+
+
+def test_a_text_with_the_name_of_an_odd_file_is_read_back(tmp_path: Path) -> None:
+    """What is no UTF-8 in a name is half a character in Python, which not every reader of JSON takes."""
+    name = os.fsdecode(b"/data/caf\xe9")
+    journal = Journal.open(tmp_path)
+    journal.append({"event": "result", "notes": [f"{name} was passed over"]})
+    journal.append({"event": "ended"})
+    journal.close()
+    assert [event.get("notes") for event in read_journal(tmp_path / "journal.jsonl")] == [
+        [f"{name} was passed over"],
+        None,
+    ]

@@ -99,6 +99,10 @@ def test_scores_that_still_rise(study: Study) -> None:
     assert numbers["per_epoch"] == pytest.approx(0.02)
     assert "2.00 percentage points per epoch" in text
     assert "--epochs 27" in text
+    early = [trial(number, [one.score for one in rising[number].epochs]) for number in range(8)]
+    for one in early:  # which early stopping ended by the loss: more is asked for than the study has
+        one.config = {"train": {"epochs": 30, "patience": 0.2}}
+    assert "--epochs 90" in advice.still_rising(study, early, NOTHING)[0][0]
     assert advice.still_rising(study, [trial(number) for number in range(3)], NOTHING) == []
     luck = random.Random(0)
     flat = [trial(number, [luck.gauss(0.5, 0.02) for _ in range(9)]) for number in range(40)]
