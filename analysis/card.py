@@ -271,7 +271,10 @@ def _changes(own: Mapping[str, Any] | None, recipe: Mapping[str, Any] | None) ->
     if own is None or recipe is None:
         return {}
     dropped: dict[str, Any] = {name: [] if name == "stages" else None for name in own if name not in recipe}
-    return dropped | {name: value for name, value in recipe.items() if name != "epochs" and own.get(name) != value}
+    changed = {name: value for name, value in recipe.items() if name != "epochs" and own.get(name) != value}
+    if "schedule" in changed:  # which leaves by_norm out where it is not used
+        changed["schedule"] = {"by_norm": False, **changed["schedule"]}
+    return dropped | changed
 
 
 def _limits(metrics: Mapping[str, Any], description: Mapping[str, Any]) -> list[str]:

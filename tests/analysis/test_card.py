@@ -16,7 +16,17 @@ from tunelab.analysis.intervals import of_images
 from tunelab.analysis.latency import measure_latency
 from tunelab.analysis.retrain import changed
 
-from tunelab.config import ArchSpec, AveragingConfig, DataConfig, StemSpec, TrainConfig, TrialConfig, from_json, to_json
+from tunelab.config import (
+    ArchSpec,
+    AveragingConfig,
+    DataConfig,
+    ScheduleConfig,
+    StemSpec,
+    TrainConfig,
+    TrialConfig,
+    from_json,
+    to_json,
+)
 from tunelab.errors import InputError
 from tunelab.study import Study
 from tunelab.training.model_files import find_model, open_model
@@ -178,8 +188,15 @@ def test_a_card_says_what_it_cannot_know() -> None:
 
 
 def test_a_changed_recipe_is_part_of_how_to_train_it_again(tmp_path: Path) -> None:
-    own = to_json(TrainConfig(averaging=AveragingConfig("ema"), weight_decay=1e-5))
-    changes = {"stages": [{"begin": 0.5, "optimizer": "adam", "lr": 2e-05}], "augment": {"flip": True}, "lr": 0.03}
+    schedule = ScheduleConfig("plateau", by_norm=True)
+    own = to_json(TrainConfig(averaging=AveragingConfig("ema"), weight_decay=1e-5, schedule=schedule, patience=0.5))
+    changes = {
+        "schedule": {"by_norm": False},
+        "patience": None,
+        "stages": [{"begin": 0.5, "optimizer": "adam", "lr": 2e-05}],
+        "augment": {"flip": True},
+        "lr": 0.03,
+    }
     for made in (changed(from_json(TrainConfig, own), changes, "none"), from_json(TrainConfig, own)):
         recipe = to_json(dataclasses.replace(made, epochs=150))
         text = card(metrics([0.75], recipe=recipe), DESCRIPTION, INFO, {**SEARCH, "recipe": own}, LATENCY)
