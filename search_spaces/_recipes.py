@@ -68,7 +68,7 @@ def draw_recipe(suggest: Suggest, own: TrainConfig | None = None) -> TrainConfig
         else plain.momentum,
         nesterov=suggest.suggest_categorical("nesterov", (False, True)) if optimizer == "sgd" else plain.nesterov,
         label_smoothing=draw_number(suggest, "label_smoothing", LABEL_SMOOTHING, _known(own, "label_smoothing")),
-        schedule=_draw_schedule(suggest, _known(own, "schedule")),
+        schedule=_of(mine, _draw_schedule(suggest, _known(own, "schedule"))),
         augment=_draw_augment(suggest, _known(own, "augment")),
     )
 
@@ -134,6 +134,11 @@ def _draw_schedule(suggest: Suggest, own: ScheduleConfig | None) -> ScheduleConf
         low, high = CYCLES if mine is None else (min(CYCLES[0], mine.cycles), max(CYCLES[1], mine.cycles))
         drawn["cycles"] = suggest.suggest_int(f"cycles_{name}", low, high)
     return dataclasses.replace(own or ScheduleConfig(), **drawn)
+
+
+def _of(mine: TrainConfig | None, schedule: ScheduleConfig) -> ScheduleConfig:
+    """The schedule; only the rate of one's own optimizer is one that a norm divides: others are drawn as they are."""
+    return schedule if mine is not None else dataclasses.replace(schedule, by_norm=False)
 
 
 def _draw_augment(suggest: Suggest, own: AugmentConfig | None) -> AugmentConfig:

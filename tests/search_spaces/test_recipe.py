@@ -45,6 +45,7 @@ RECIPES = [
     TrainConfig(schedule=ScheduleConfig("one_cycle", 0.3), patience=0.3, precision="float32"),
     TrainConfig(stages=(StageSpec(0.2, "adam", 0.1), StageSpec(0.3, "sgd", 0.1, 0.0, 0.0))),
     TrainConfig(averaging=AveragingConfig("ema", 0.1, 0.5)),
+    TrainConfig(lr=4.0, schedule=ScheduleConfig("constant", by_norm=True)),
 ]
 BASES = [TrialConfig(arch, train, DataConfig("mnist"), 5) for arch in ARCHS for train in RECIPES]
 
@@ -119,6 +120,14 @@ def test_no_decay_at_all_is_only_drawn_where_it_was() -> None:
     some = [space.draw_from(Draw(random.Random(seed)), TrialConfig(BLOCKS, PLAIN)).train for seed in range(200)]
     assert 0.0 in {train.weight_decay for train in none}
     assert 0.0 not in {train.weight_decay for train in some}
+
+
+def test_only_the_rate_of_its_own_optimizer_is_divided_by_the_norm() -> None:
+    """Those of others are drawn from the ranges of rates that nothing divides, 30 times smaller."""
+    base = TrialConfig(MLPSpec((9,)), RECIPES[-1])
+    drawn = [space.draw_from(Draw(random.Random(number)), base).train for number in range(40)]
+    assert {one.optimizer for one in drawn if one.schedule.by_norm} == {"sgd"}
+    assert all(one.schedule.by_norm for one in drawn if one.optimizer == "sgd")
 
 
 def test_the_space_is_found_by_its_name() -> None:
