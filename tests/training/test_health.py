@@ -181,3 +181,20 @@ def test_no_healthy_draw_is_called_broken_or_given_up(make_config) -> None:
         train(config, health).close()
         assert [finding.what for finding in health.findings if finding.name not in REMARKS] == [], config
         assert health.hopeless == ""
+
+
+@pytest.mark.parametrize("factor", [math.nan, 1e30])
+def test_weights_that_are_drawn_beyond_all_numbers_are_written_down(make_config, tmp_path: Path, factor: float) -> None:
+    health = Health(tmp_path)
+    trainer = Trainer(make_config(arch={"norm": "none"}), device="cpu", threads=1, observers=(health,))
+    with torch.no_grad():
+        for weight in trainer.model.parameters():
+            weight.mul_(factor)
+    trainer._tell_observers()
+    with pytest.raises(DivergedError) as error:
+        trainer.run_epoch()
+    trainer.close()
+    health.broke_off(str(error.value))
+    assert "not finite" in [finding.name for finding in health.findings]
+    layers, _ = from_json(json.loads((tmp_path / FILE).read_text()))
+    assert not all(math.isfinite(layer.gain) for layer in layers)

@@ -290,3 +290,13 @@ def test_numbers_of_a_finding_are_plain() -> None:
     assert finding == Finding(**finding.to_json())
     assert finding.evidence["probability"] == 0.9123
     assert finding.what == "dropout too high in drop (probability 0.912, train accuracy 0.5, val accuracy 0.6)"
+
+
+def test_a_loss_that_is_not_finite_before_the_first_update_is_not_of_the_rate() -> None:
+    drawn = (LAYERS[0], dataclasses.replace(LAYERS[1], gain=math.nan), LAYERS[2])
+    given = case(signs(1, loss=math.nan), epoch=None, layers=drawn, broke_off="the training loss became nan")
+    one = found(given, NOT_FINITE)
+    assert (one.layer, one.step) == ("two", 1)
+    assert "rate" not in one.suggestion
+    later = case(signs(1), signs(2, loss=math.nan), epoch=None, layers=drawn, broke_off="the training loss became nan")
+    assert "rate" in found(later, NOT_FINITE).suggestion

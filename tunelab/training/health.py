@@ -206,7 +206,7 @@ def to_json(
     return {
         "findings": [finding.to_json() for finding in findings],
         "hopeless": why_hopeless,
-        "start": [asdict(layer) for layer in layers],
+        "start": [{**asdict(layer), "gain": _plain(layer.gain)} for layer in layers],
         "layers": [layer.name for layer in signs[-1].layers] if signs else [],
         "looks": [_look_to_json(one) for one in signs],
     }

@@ -311,9 +311,16 @@ def _relative(layer: LayerSigns) -> float:
 
 
 def _not_finite(case: Case) -> Iterator[Finding]:
-    if case.broke_off:
-        evidence: dict[str, float | str] = {"steps_seen": case.steps}
-        yield _finding(case, NOT_FINITE, evidence, "lower the learning rate", at=None)
+    if not case.broke_off:
+        return
+    evidence: dict[str, float | str] = {"steps_seen": case.steps}
+    first = case.signs[0]
+    if first.steps_done > 1 or math.isfinite(first.loss):
+        yield _finding(case, NOT_FINITE, evidence, "lower the learning rate")
+        return
+    drawn = next((layer.name for layer in case.layers if not math.isfinite(layer.gain)), "")
+    advice = "look at how the weights are drawn, and at what forward computes: the loss was so before the first update"
+    yield _finding(case, NOT_FINITE, evidence, advice, drawn, first)
 
 
 def _diverging(case: Case) -> Iterator[Finding]:
