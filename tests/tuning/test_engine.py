@@ -356,11 +356,13 @@ def test_findings_are_recorded_once_and_read_again() -> None:
     engine.next_trial()
     engine.report(0, epoch(1), findings=[DEAD])
     engine.report(0, epoch(2), findings=[DEAD, FLAT])
-    engine.end(0, TrialStatus.DIVERGED, "the loss became nan", [DEAD, FLAT, dataclasses.replace(FLAT, epoch=3)])
+    rounded = dataclasses.replace(DEAD, evidence={"dead_share": 0.999})  # as after a restart
+    hopeless = dataclasses.replace(FLAT, epoch=3, hopeless=True)
+    engine.end(0, TrialStatus.DIVERGED, "the loss became nan", [rounded, FLAT, hopeless])
     assert [len(event.get("findings", ())) for event in journal.events] == [0, 1, 1, 1]
     (trial,) = replay(json.loads(json.dumps(journal.events)))
-    assert trial.findings == engine.trials[0].findings == [DEAD, FLAT, dataclasses.replace(FLAT, epoch=3)]
-    assert trial.diagnosis == DEAD
+    assert trial.findings == engine.trials[0].findings == [DEAD, FLAT, hopeless]
+    assert trial.diagnosis == hopeless
 
 
 def test_a_hopeless_trial_ends_when_its_grace_is_over() -> None:

@@ -208,7 +208,8 @@ class Engine:
 
     def _take_findings(self, trial: Trial, findings: Sequence[Finding]) -> dict[str, Any]:
         """What the record is told of those that it does not hold yet, which become the trial's."""
-        new = [finding for finding in findings if finding not in trial.findings]
+        known = {(finding.name, finding.hopeless) for finding in trial.findings}  # seen again, numbers may be rounded
+        new = [finding for finding in findings if (finding.name, finding.hopeless) not in known]
         trial.findings += new
         return {"findings": [finding.to_json() for finding in new]} if new else {}
 
