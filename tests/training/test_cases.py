@@ -69,6 +69,11 @@ def test_what_is_not() -> None:
     slow = [dataclasses.replace(one, steps=10, step=10) for one in case(10).signs]
     assert slow[-1].steps_done < MANY_STEPS
     assert hopeless(case(10, signs=slow)) == "", "few steps"
+    alone = dataclasses.replace(TASK, images=STEPS)
+    assert case(10).long_enough
+    assert hopeless(case(10, task=alone)) == "", "batches of one image"
+    rare = dataclasses.replace(TASK, classes=2, entropy=0.2, val_entropy=0.2)
+    assert hopeless(case(LONG_EPOCHS, loss=0.7, task=rare)) == "", "as a fresh network"
     learns = dataclasses.replace(case(1, gradients=(0.0, 0.1)).epochs[0], train_accuracy=0.2)
     assert hopeless(dataclasses.replace(case(1, gradients=(0.0, 0.1)), epochs=[learns])) == ""
     assert hopeless(case(0)) == ""

@@ -300,3 +300,49 @@ def test_a_loss_that_is_not_finite_before_the_first_update_is_not_of_the_rate() 
     assert "rate" not in one.suggestion
     later = case(signs(1), signs(2, loss=math.nan), epoch=None, layers=drawn, broke_off="the training loss became nan")
     assert "rate" in found(later, NOT_FINITE).suggestion
+
+
+def test_a_rare_class_is_no_loss_that_diverges() -> None:
+    """A fresh network begins at log(2), which is more than twice the loss of naming the frequent class."""
+    rare = dataclasses.replace(TASK, classes=2, guess=0.95, entropy=0.2, val_guess=0.95, val_entropy=0.2)
+    first = dataclasses.replace(GUESSES, train_loss=0.5, train_accuracy=0.95, val_loss=0.21, val_accuracy=0.95)
+    assert names(case(epoch=first, task=rare)) == []
+    assert names(case(epoch=dataclasses.replace(first, train_loss=1.5), task=rare)) == ["loss diverging"]
+
+
+def test_a_rate_that_throws_everything_away_is_named_after_few_steps() -> None:
+    thrown = [layer(name, update=BIG_STEP) for name in ("one", "two", "three")]
+    lost = dataclasses.replace(GUESSES, train_loss=1e6, val_loss=1e6)
+    few = case(signs(1, thrown, steps=8), signs(8, steps=8), epoch=lost)
+    assert names(few) == ["learning rate too high", "loss diverging"]
+    better = dataclasses.replace(lost, train_accuracy=0.2)
+    assert names(case(signs(1, thrown), signs(100), epoch=better)) == ["learning rate too high"]
+    assert names(case(signs(1, thrown), signs(100), epoch=dataclasses.replace(better, val_loss=1.0))) == []
+
+
+def test_labels_are_judged_at_the_end_of_a_schedule_too() -> None:
+    slow = [layer(name, update=1e-9) for name in ("one", "two", "three")]
+    assert names(case(signs(1), signs(2), signs(100, slow), informative=lambda: 0.0)) == ["labels without information"]
+
+
+def test_normalised_images_are_so_whatever_the_first_batch_says() -> None:
+    task = dataclasses.replace(TASK, normalised=True)
+    assert names(case(signs(1, inputs=(9.0, 0.0)), signs(100), task=task)) == [], "a batch of one white image"
+
+
+def test_zeros_that_wait_for_dead_units_are_not_the_cause() -> None:
+    zero = (LAYERS[0], dataclasses.replace(LAYERS[1], alike=True, zero=True, gain=0.0), LAYERS[2])
+    dead = [layer("one", dead=1.0, gradient=0.0), layer("two", gradient=0.0, update=0.0), layer("three")]
+    seen = [signs(step, dead, alike=("two",)) for step in (1, 100)]
+    assert names(case(*seen, layers=zero))[0] == "dead units"
+    alive = [layer(name) for name in ("one", "two", "three")]
+    assert names(case(signs(1), signs(100, alive, alike=("two",)), layers=zero)) == ["zero initialisation"]
+
+
+def test_a_network_of_which_no_layer_has_a_gradient_is_cut() -> None:
+    cut = [layer(name, gradient=None, update=0.0) for name in ("one", "two", "three")]
+    assert names(case(signs(1, cut), signs(100, cut))) == ["gradient cut"]
+
+
+def test_a_training_that_was_not_looked_at_and_breaks_off_says_so() -> None:
+    assert names(Case(TASK, (), {}, (), (LEARNS,), "the training loss became nan")) == [NOT_FINITE]

@@ -54,7 +54,7 @@ def test_units_are_alike_up_to_rounding() -> None:
 
 
 def test_dead_units_are_those_of_the_layer_before_the_relu() -> None:
-    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 5), nn.ReLU(), nn.Linear(5, 2))
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(inplace=True), nn.Linear(8, 9), nn.ReLU(), nn.Linear(9, 2))
     with torch.no_grad():
         model[0].bias[:6] = -100.0
     found = by_name(signs_of(model, images()))
@@ -79,6 +79,7 @@ def test_what_dropout_drops_is_not_dead() -> None:
 @pytest.mark.parametrize("kind", [nn.Tanh, nn.Sigmoid])
 def test_saturated_values(kind: Callable[[], nn.Module]) -> None:
     model = nn.Sequential(nn.Linear(6, 8), kind(), nn.Linear(8, 2))
+    nn.init.constant_(model[0].weight, 0.01)
     assert by_name(signs_of(model, images()))["0"].saturated == 0.0
     with torch.no_grad():
         model[0].bias[:4] = 100.0
@@ -159,3 +160,56 @@ def test_the_networks_of_blocks_compute_the_same_while_they_are_looked_at(norm: 
     known = [layer.dead for layer in signs.layers if layer.dead is not None]
     assert len(known) >= len(signs.layers) // 2
     assert all(0 <= share <= 1 for share in known)
+
+
+def test_a_few_units_of_one_value_per_image_may_all_be_0_by_chance() -> None:
+    """As the two hidden units of squeeze and excitation in a narrow network."""
+    model = nn.Sequential(nn.Linear(6, 2), nn.ReLU(), nn.Linear(2, 2))
+    maps = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 2, 3))
+    for one in (model, maps):
+        torch.nn.init.constant_(one[0].bias, -100.0)
+    assert by_name(signs_of(model, images()))["0"].dead is None
+    model = nn.Sequential(maps, nn.Flatten(), nn.Linear(32, 2))
+    assert by_name(signs_of(model, images(4, 1, 8, 8)))["0.0"].dead == 1.0, "maps have many values"
+
+
+def test_a_gate_of_one_number_is_no_layer() -> None:
+    class Gated(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.gate, self.sigmoid = nn.Linear(6, 2), nn.Parameter(torch.tensor(9.0)), nn.Sigmoid()
+
+        def forward(self, values: Tensor) -> Tensor:
+            scores: Tensor = self.layer(values) * self.sigmoid(self.gate)
+            return scores
+
+    assert by_name(signs_of(Gated(), images()))["layer"].saturated is None
+
+
+def test_what_is_added_and_what_scales_is_no_layer_that_multiplies() -> None:
+    model = nn.Sequential(nn.Linear(6, 2), nn.LayerNorm([2, 3]), nn.Embedding(5, 900))
+    model.place = nn.Parameter(torch.randn(1, 64, 64))  # embeddings of places are often drawn so
+    model.scale = nn.Parameter(torch.ones(4, 1, 1))
+    found = {layer.name: layer for layer in begin_of(model)}
+    assert list(found) == ["place", "scale", "0", "2"]
+    assert (found["place"].gain, found["2"].gain) == (0.0, 0.0)
+    assert found["0"].gain > 0.1
+    assert not any(layer.alike or layer.zero for layer in found.values())
+
+
+@pytest.mark.parametrize(("least", "after"), [(0.0, "relu"), (-100.0, "")])
+def test_scores_that_are_cut_off_at_0_come_out_of_a_relu(least: float, after: str) -> None:
+    class Clamped(nn.Linear):
+        def forward(self, values: Tensor) -> Tensor:
+            return super().forward(values).clamp(min=least)
+
+    scores = signs_of(Clamped(6, 3), images()).scores
+    assert scores is not None
+    assert scores.after == after
+
+
+def test_complex_weights_are_looked_at() -> None:
+    weight = torch.ones(3, 4, dtype=torch.complex64)
+    assert units_alike(weight)
+    weight[1] *= 1j
+    assert not units_alike(weight)

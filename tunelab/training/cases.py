@@ -16,8 +16,12 @@ LEARNT = 0.02
 FEW_STEPS, MANY_STEPS = 32, 500
 """Steps before which it is no wonder that nothing is learnt: with other evidence, and without any. Our choice: of
 random draws of `arch`, some with much augmentation and small rates still guess after 160 steps."""
+MANY_IMAGES = 4000
+"""So many images, again and again, `MANY_STEPS` have seen at least: batches of 1 to 4 learn later; our choice."""
 WORSE = 2.0
 """A loss of so many times that of guessing is diverging; our choice."""
+LOST = 10.0
+"""A loss of so many times that of guessing says so whatever the number of steps; our choice."""
 LONG_EPOCHS = 3
 """Epochs in a row of learning nothing that are many (`hopeless`); our choice."""
 
@@ -26,7 +30,8 @@ LONG_EPOCHS = 3
 class Task:
     """What there is to learn. `guess` is the accuracy of always naming the most frequent class, `entropy` (in nats) the
     loss of knowing how frequent each class is, as the training loss has it, with its smoothing; `val_guess` and
-    `val_entropy` are those of the validation images, of which there are `val_images`. An epoch trains `images`.
+    `val_entropy` are those of the validation images, of which there are `val_images`. An epoch trains `images`, which
+    have mean 0 and variance 1 if they are `normalised`.
     """
 
     classes: int
@@ -38,7 +43,12 @@ class Task:
     val_entropy: float
     epochs: int
     peak_lr: float
-    mixed: bool = False
+    normalised: bool = False
+
+    @property
+    def blind(self) -> float:
+        """The loss of equal scores for all classes: where classes are not as frequent, a fresh network begins here."""
+        return math.log(max(self.classes, 2))
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,21 @@ class Case:
     def steps(self) -> int:
         """The steps done, as far as was looked at."""
         return self.signs[-1].steps_done if self.signs else 0
+
+    @property
+    def long_enough(self) -> bool:
+        """True after so many steps that something should have been learnt, whatever the network."""
+        if not self.signs or self.steps < MANY_STEPS:
+            return False
+        return self.steps * self.task.images >= MANY_IMAGES * self.signs[-1].steps
+
+    @property
+    def lost(self) -> bool:
+        """True if the losses of the last epoch are far beyond those of guessing."""
+        if not self.epochs:
+            return False
+        last, blind = self.epochs[-1], self.task.blind
+        return last.train_loss > LOST * blind and (last.val_loss is None or last.val_loss > WORSE * blind)
 
     @property
     def rate_reached(self) -> bool:
@@ -129,8 +154,8 @@ def hopeless(case: Case) -> str:
     if len(layers) > 1 and sum(layer.gradient != 0 for layer in layers) <= 1:
         return "no gradient reaches any layer but the last"
     recent = [epoch.train_loss for epoch in case.epochs[-LONG_EPOCHS:]]
-    if count >= LONG_EPOCHS and min(recent) > WORSE * case.task.entropy and recent[-1] >= recent[0]:
+    if count >= LONG_EPOCHS and min(recent) > WORSE * case.task.blind and recent[-1] >= recent[0]:
         return f"the loss is far above that of guessing for {LONG_EPOCHS} epochs and does not fall"
-    if count >= max(LONG_EPOCHS, case.task.epochs / 3) and case.steps >= MANY_STEPS and case.rate_reached:
+    if count >= max(LONG_EPOCHS, case.task.epochs / 3) and case.long_enough and case.rate_reached:
         return f"nothing was learnt in {count} epochs"
     return ""

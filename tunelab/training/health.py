@@ -178,6 +178,7 @@ def task_of(scene: Scene) -> Task:
         val_entropy=_entropy(val_shares),
         epochs=train.epochs,
         peak_lr=max(train.lr, *(stage.lr for stage in train.stages)) if train.stages else train.lr,
+        normalised=scene.config.data.normalise,
     )
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from statistics import median
 
 from tunelab.records import Finding
-from tunelab.training.cases import CHANCE, FEW_STEPS, LEARNT, MANY_STEPS, WORSE, Case, above_chance
+from tunelab.training.cases import CHANCE, FEW_STEPS, LEARNT, WORSE, Case, above_chance
 from tunelab.training.fitness import fitting
 from tunelab.training.vital_signs import LayerSigns, Signs
 
@@ -47,7 +47,7 @@ _ALIKE_STEPS = 4  # after which units that began alike should differ: zeros in t
 def judge(case: Case) -> list[Finding]:
     """All findings on a training at the end of an epoch, or where it broke off; what causes others comes first."""
     if not case.signs:
-        return []
+        return list(_not_finite(case))
     found = [finding for rule in _RULES for finding in rule(case)]
     first: dict[str, Finding] = {}
     for finding in found:
@@ -94,7 +94,7 @@ def _normed(signs: Signs) -> bool:
 
 def _inputs(case: Case) -> Iterator[Finding]:
     first = case.signs[0]
-    if first.inputs is None:
+    if first.inputs is None or case.task.normalised:
         return
     mean, std = first.inputs
     if abs(mean) > FAR_OFF[0] or std > FAR_OFF[1] or std < FAR_OFF[2]:
@@ -107,6 +107,10 @@ def _alike(case: Case) -> Iterator[Finding]:
     last = case.signs[-1]
     all_zero = bool(case.layers) and all(layer.zero for layer in case.layers)
     still = [layer for layer in case.layers if layer.name in last.alike and layer.trained]
+    dead = next(_dead_at_start(case), None)
+    if dead is not None and not any(layer.alike for layer in case.layers if layer.name == dead.layer):
+        moved = {layer.name for layer in last.layers if layer.gradient}  # the others may wait for what is dead
+        still = [layer for layer in still if layer.name in moved]
     if not all_zero and (last.steps_done < _ALIKE_STEPS or not still):
         return
     told = still or list(case.layers)
@@ -172,7 +176,7 @@ def _cut(case: Case) -> Iterator[Finding]:
         for place, layer in enumerate(case.signs[-1].layers)
         if layer.name in to_train and all(one.layers[place].gradient is None for one in case.signs)
     ]
-    if without and any(layer.gradient for layer in case.signs[-1].layers):
+    if without:
         advice = (
             "look for detach(), no_grad() or .data between this layer and the loss, or for a layer that is not used"
         )
@@ -220,7 +224,7 @@ def _rate_too_high(case: Case) -> Iterator[Finding]:
     """Steps that replace the weights in place of adjusting them; the first of them, for it leads to the others."""
     zero = {layer.name for layer in case.layers if layer.alike}
     at = next((signs for signs in case.signs if _step_size(signs, zero) >= BIG_STEP), None)
-    if not case.stuck or at is None:
+    if not (case.stuck or case.lost) or at is None:
         return
     size = _step_size(at, zero)
     evidence: dict[str, float | str] = {"lr": at.lr, "change_of_the_weights": size}
@@ -251,8 +255,9 @@ def _step_size(signs: Signs, left_out: set[str]) -> float:
 
 def _labels(case: Case) -> Iterator[Finding]:
     """The network learns nothing though its weights move, and neither does a simple classifier of the pixels."""
-    last = case.signs[-1]
-    moves = _step_size(last, set()) > 1e-6 and any(layer.gradient for layer in last.layers)
+    moves = any(  # at the end of a schedule steps are small
+        _step_size(signs, set()) > 1e-6 and any(layer.gradient for layer in signs.layers) for signs in case.signs
+    )
     if case.broke_off or case.steps < FEW_STEPS or not moves or not case.epochs:
         return
     epoch, task = case.epochs[-1], case.task
@@ -314,8 +319,8 @@ def _not_finite(case: Case) -> Iterator[Finding]:
     if not case.broke_off:
         return
     evidence: dict[str, float | str] = {"steps_seen": case.steps}
-    first = case.signs[0]
-    if first.steps_done > 1 or math.isfinite(first.loss):
+    first = case.signs[0] if case.signs else None
+    if first is None or first.steps_done > 1 or math.isfinite(first.loss):
         yield _finding(case, NOT_FINITE, evidence, "lower the learning rate")
         return
     drawn = next((layer.name for layer in case.layers if not math.isfinite(layer.gain)), "")
@@ -325,17 +330,18 @@ def _not_finite(case: Case) -> Iterator[Finding]:
 
 def _diverging(case: Case) -> Iterator[Finding]:
     """The loss of what is trained on is far worse than that of guessing, or was far lower before."""
-    if case.broke_off or not case.epochs or case.steps < FEW_STEPS:
+    if case.broke_off or not case.epochs:
         return
     epoch = case.epochs[-1]
     lowest = min(one.train_loss for one in case.epochs)
-    if epoch.train_loss > WORSE * case.task.entropy and case.guesses(epoch):
+    far = case.steps >= FEW_STEPS and epoch.train_loss > WORSE * case.task.blind
+    if case.guesses(epoch) and (far or case.lost):
         evidence: dict[str, float | str] = {"loss": epoch.train_loss, "loss_of_guessing": case.task.entropy}
         yield _finding(case, "loss diverging", {**evidence, "lowest": lowest}, "lower the learning rate")
 
 
 def _guessing(case: Case) -> Iterator[Finding]:
-    if case.stuck and not case.broke_off and case.steps >= MANY_STEPS and case.rate_reached:
+    if case.stuck and not case.broke_off and case.long_enough and case.rate_reached:
         epoch = case.epochs[-1]
         evidence: dict[str, float | str] = {"accuracy": epoch.score, "of_guessing": case.task.guess}
         evidence |= {"loss": epoch.train_loss, "entropy_of_the_labels": case.task.entropy, "steps": case.steps}

@@ -19,6 +19,7 @@ from tunelab.training.observe import Look
 
 _SEEN = 2**17  # values of an activation that are looked at, those of the first images of the batch; our choice
 _LEAST_IMAGES = 16  # that are looked at in any case; our choice
+_FEW_UNITS = 8  # of one value per image may all be 0 by chance, as in squeeze and excitation; our choice
 _TANH, _SIGMOID = 0.97, 0.47
 """|tanh| and |sigmoid - 1/2| above which a unit is saturated: there the slope is below 6% of tanh's largest and 12% of
 the sigmoid's; our choice (Glorot & Bengio 2010, section 3, look at units near their asymptotes)."""
@@ -36,6 +37,9 @@ _OPERATIONS = {
     "SigmoidBackward0": "sigmoid",
     "TanhBackward0": "tanh",
     "SoftplusBackward0": "softplus",
+    "ClampMinBackward0": "clamp",
+    "ClampBackward0": "clamp",
+    "ClampBackward1": "clamp",
 }
 """Activations, and what autograd calls them. Not log_softmax: of its output it is the identity."""
 _PASSED_ON = {"ToCopyBackward0", "ViewBackward0", "ReshapeAliasBackward0", "CloneBackward0", "AliasBackward0"}
@@ -44,8 +48,9 @@ _PASSED_ON = {"ToCopyBackward0", "ViewBackward0", "ReshapeAliasBackward0", "Clon
 @dataclass(frozen=True)
 class LayerStart:
     """A layer before the first step. `units` are its outputs; `gain` is the root mean square of its weights times the
-    square root of its inputs: 1 keeps the variance of what it is fed, He's initialisation has 1.4. `alike`: all units
-    have the same weights; `zero`: these are 0. Not `trained`: it is not to be.
+    square root of its inputs: 1 keeps the variance of what it is fed, He's initialisation has 1.4. Of weights that are
+    added to something, such as embeddings of places, it is 0. `alike`: all units have the same weights; `zero`: these
+    are 0. Not `trained`: it is not to be.
     """
 
     name: str
@@ -106,33 +111,44 @@ class Signs:
 
 
 def weights_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The weights with two or more dimensions, by the name of their layer."""
+    """The weights with two or more dimensions, by the name of their layer; those of norms are none."""
+    norms = {id(one) for norm in model.modules() if isinstance(norm, nn.LayerNorm) for one in norm.parameters()}
     return {
         name.removesuffix(".weight"): weight
         for name, weight in model.named_parameters()
-        if weight.ndim >= 2 and weight.numel()
+        if weight.ndim >= 2 and weight.numel() and id(weight) not in norms
     }
 
 
 @torch.no_grad()
 def begin_of(model: nn.Module) -> tuple[LayerStart, ...]:
     """The layers as they are drawn."""
+    embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    named = {id(weight) for name, weight in model.named_parameters() if name.endswith("weight")}
     found = []
     for name, weight in weights_of(model).items():
-        rows = weight.detach().float().flatten(1)
-        gain = float(rows.norm()) / math.sqrt(rows.shape[0])
+        rows = _real(weight).flatten(1)
+        size = float(rows.norm()) / math.sqrt(rows.shape[0])
+        multiplies = id(weight) not in embeddings and (id(weight) in named or len(rows) > 1)
         alike = units_alike(weight)
-        found.append(LayerStart(name, len(rows), gain, alike, alike and gain == 0.0, weight.requires_grad))
+        gain = size if multiplies else 0.0
+        found.append(LayerStart(name, len(rows), gain, alike, alike and size == 0.0, weight.requires_grad))
     return tuple(found)
 
 
 @torch.no_grad()
 def units_alike(weight: Tensor) -> bool:
-    """True if all of several units of a layer have the same weights."""
-    if len(weight) < 2:
+    """True if all of several units of a layer have the same weights; one weight for each unit is a scale."""
+    rows = _real(weight).flatten(1)
+    if len(rows) < 2 or rows.shape[1] < 2:
         return False
-    rows = weight.detach().float().flatten(1)
     return bool((rows - rows[0]).abs().max() <= _SAME * rows.abs().max())
+
+
+def _real(weight: Tensor) -> Tensor:
+    """Complex numbers as pairs."""
+    values = weight.detach()
+    return torch.view_as_real(values).float() if values.is_complex() else values.float()
 
 
 def dropout_of(model: nn.Module) -> dict[str, float]:
@@ -234,7 +250,8 @@ class Sensors:
         values = _some(values)
         unit = 1 if channels_first else values.ndim - 1
         others = [dimension for dimension in range(values.ndim) if dimension != unit]
-        if values.ndim > 1 and values.numel():
+        units = values.shape[unit] if values.ndim > 1 else 0
+        if values.numel() and (units >= _FEW_UNITS or values[0].numel() > units > 0):
             sums = values.abs().sum(others)  # many times faster than their maxima
             self._seen.dead[self._before] = (sums == 0).float().mean()
         if not self._by_module:
@@ -244,7 +261,7 @@ class Sensors:
 
     @torch.no_grad()
     def _see_saturation(self, module: nn.Module, given: Any, found: Tensor) -> None:
-        if self._before:
+        if self._before and found.ndim > 1:  # a gate of one number is no layer's
             kind = "tanh" if isinstance(module, nn.Tanh) else "sigmoid"
             self._seen.saturated.setdefault(self._before, _saturated(_some(found), kind))
 
@@ -278,4 +295,6 @@ def _operation(found: Tensor) -> str:
 def _judge_scores(after: str, scores: Tensor) -> ScoreSigns:
     lowest, highest = float(scores.min()), float(scores.max())
     off = float((scores.sum(1) - 1).abs().max())
+    if after == "clamp":  # at another border it may keep scores in bounds
+        after = "relu" if lowest == 0 else ""
     return ScoreSigns(after, lowest, highest, float((scores == 0).float().mean()), lowest >= 0 and off < 0.02)
