@@ -69,3 +69,22 @@ def test_the_rate_reaches_every_group():
 def test_an_unknown_name_is_refused():
     with pytest.raises(InputError, match=r"optimizer 'lion' is unknown; allowed are sgd, adam, adamw, rmsprop"):
         build_optimizer(network(), TrainConfig(optimizer="lion"))
+
+
+def test_a_layer_that_is_left_out_of_the_first_steps_begins_later() -> None:
+    """Its first step is as that of any other weight: the momentum begins with the first gradient."""
+    early, late, alone = (nn.Parameter(torch.ones(2, 2)) for _ in range(3))
+    model = nn.Module()
+    model.early, model.late = early, late
+    train = TrainConfig(optimizer="sgd", lr=0.1, weight_decay=0.0)
+    optimizer = build_optimizer(model, train)
+    for step in range(3):
+        early.grad = torch.ones(2, 2)
+        late.grad = torch.ones(2, 2) if step == 1 else None
+        optimizer.step()
+    model = nn.Module()
+    model.alone = alone
+    alone.grad = torch.ones(2, 2)
+    build_optimizer(model, train).step()
+    assert torch.equal(late, alone)
+    assert not torch.equal(early, alone)

@@ -18,7 +18,24 @@ Builder = Callable[[Groups, TrainConfig], torch.optim.Optimizer]
 def sgd(groups: Groups, train: TrainConfig) -> torch.optim.Optimizer:
     """SGD with momentum, in Nesterov's form if asked (Sutskever et al., ICML 2013, section 2, as torch writes it)."""
     nesterov = train.nesterov and train.momentum > 0.0
-    return torch.optim.SGD(groups, train.lr, momentum=train.momentum, nesterov=nesterov, fused=True)
+    optimizer = torch.optim.SGD(groups, train.lr, momentum=train.momentum, nesterov=nesterov, fused=True)
+    if train.momentum > 0.0:
+        optimizer.register_step_pre_hook(_begin_late)
+    return optimizer
+
+
+def _begin_late(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    """Weights that get their first gradient after others, as in a network that leaves layers out at random.
+
+    torch's fused step takes momenta of all weights or of none. From 0 they become the first gradient, as torch has it.
+    """
+    state = optimizer.state
+    for group in optimizer.param_groups:
+        weights = [weight for weight in group["params"] if weight.grad is not None]
+        late = [weight for weight in weights if state[weight].get("momentum_buffer") is None]
+        if 0 < len(late) < len(weights):
+            for weight in late:
+                state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
 
 def adam(groups: Groups, train: TrainConfig) -> torch.optim.Optimizer:
