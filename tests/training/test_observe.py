@@ -201,3 +201,10 @@ def test_the_norm_of_weights_that_are_not_finite_is_refused() -> None:
     with torch.no_grad():
         model.bias[0] = 3e30  # its square is no number of float32
     assert math.isfinite(weight_norm(model))
+
+
+def test_complex_weights_have_a_norm() -> None:
+    model = nn.Linear(2, 2, dtype=torch.complex64)
+    with torch.no_grad():
+        model.weight.fill_(3 + 4j)
+    assert weight_norm(model) == pytest.approx(10.0)

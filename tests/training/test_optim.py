@@ -88,3 +88,13 @@ def test_a_layer_that_is_left_out_of_the_first_steps_begins_later() -> None:
     build_optimizer(model, train).step()
     assert torch.equal(late, alone)
     assert not torch.equal(early, alone)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_complex_weights_are_trained(name):
+    model = nn.Linear(3, 2, dtype=torch.complex64)
+    before = model.weight.detach().clone()
+    optimizer = build_optimizer(model, TrainConfig(optimizer=name, lr=0.1))
+    model(torch.ones(4, 3, dtype=torch.complex64)).abs().sum().backward()
+    optimizer.step()
+    assert not torch.equal(model.weight, before)

@@ -318,6 +318,7 @@ def test_a_rate_that_throws_everything_away_is_named_after_few_steps() -> None:
     better = dataclasses.replace(lost, train_accuracy=0.2)
     assert names(case(signs(1, thrown), signs(100), epoch=better)) == ["learning rate too high"]
     assert names(case(signs(1, thrown), signs(100), epoch=dataclasses.replace(better, val_loss=1.0))) == []
+    assert names(case(signs(1, thrown), signs(100), epoch=dataclasses.replace(better, val_accuracy=0.6))) == []
 
 
 def test_labels_are_judged_at_the_end_of_a_schedule_too() -> None:

@@ -213,3 +213,18 @@ def test_complex_weights_are_looked_at() -> None:
     assert units_alike(weight)
     weight[1] *= 1j
     assert not units_alike(weight)
+
+
+def test_layers_inside_of_vmap_are_left_alone() -> None:
+    class Mapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+
+        def forward(self, values: Tensor) -> Tensor:
+            scores: Tensor = torch.func.vmap(self.layers)(values)
+            return scores
+
+    for shape in ((6,), (3, 6)):
+        signs = signs_of(Mapped(), images(20, *shape))
+        assert [(layer.dead, layer.saturated) for layer in signs.layers] == [(None, None)] * 2

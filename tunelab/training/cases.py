@@ -87,10 +87,12 @@ class Case:
 
     @property
     def lost(self) -> bool:
-        """True if the losses of the last epoch are far beyond those of guessing."""
+        """True if the losses of the last epoch are far beyond those of guessing, and more than half of it is wrong."""
         if not self.epochs:
             return False
         last, blind = self.epochs[-1], self.task.blind
+        if 1 - last.score < 0.5 * (1 - self.task.guess):
+            return False
         return last.train_loss > LOST * blind and (last.val_loss is None or last.val_loss > WORSE * blind)
 
     @property

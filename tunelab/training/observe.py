@@ -191,7 +191,9 @@ def weight_norm(model: nn.Module) -> float:
     Raises:
         ValueError: a weight, or a statistic of a norm, is no longer finite.
     """
-    state = {name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point()}
+    state = {
+        name: tensor for name, tensor in model.state_dict().items() if tensor.is_floating_point() or tensor.is_complex()
+    }
     norms = norms_of(state)
     finite = all(map(math.isfinite, norms.values()))
     if not finite and not all(bool(tensor.isfinite().all()) for tensor in state.values()):

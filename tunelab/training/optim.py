@@ -18,7 +18,7 @@ Builder = Callable[[Groups, TrainConfig], torch.optim.Optimizer]
 def sgd(groups: Groups, train: TrainConfig) -> torch.optim.Optimizer:
     """SGD with momentum, in Nesterov's form if asked (Sutskever et al., ICML 2013, section 2, as torch writes it)."""
     nesterov = train.nesterov and train.momentum > 0.0
-    optimizer = torch.optim.SGD(groups, train.lr, momentum=train.momentum, nesterov=nesterov, fused=True)
+    optimizer = torch.optim.SGD(groups, train.lr, momentum=train.momentum, nesterov=nesterov, fused=_fused(groups))
     if train.momentum > 0.0:
         optimizer.register_step_pre_hook(_begin_late)
     return optimizer
@@ -38,12 +38,17 @@ def _begin_late(optimizer: torch.optim.Optimizer, *_: Any) -> None:
                 state[weight]["momentum_buffer"] = torch.zeros_like(weight)
 
 
+def _fused(groups: Groups) -> bool:
+    """Torch's fused steps do not know complex weights."""
+    return not any(weight.is_complex() for group in groups for weight in group["params"])
+
+
 def adam(groups: Groups, train: TrainConfig) -> torch.optim.Optimizer:
     """Adam with betas 0.9 and 0.999 and eps 1e-8 (Kingma & Ba, arXiv 1412.6980, algorithm 1).
 
     The weight decay is an L2 term of the gradient.
     """
-    return torch.optim.Adam(groups, train.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    return torch.optim.Adam(groups, train.lr, betas=(0.9, 0.999), eps=1e-8, fused=_fused(groups))
 
 
 def adamw(groups: Groups, train: TrainConfig) -> torch.optim.Optimizer:
@@ -51,7 +56,7 @@ def adamw(groups: Groups, train: TrainConfig) -> torch.optim.Optimizer:
 
     As in torch, the decay of a step is `lr * weight_decay`.
     """
-    return torch.optim.AdamW(groups, train.lr, betas=(0.9, 0.999), eps=1e-8, fused=True)
+    return torch.optim.AdamW(groups, train.lr, betas=(0.9, 0.999), eps=1e-8, fused=_fused(groups))
 
 
 def rmsprop(groups: Groups, train: TrainConfig) -> torch.optim.Optimizer:

@@ -231,7 +231,7 @@ class Sensors:
 
     def _layer_hook(self, name: str) -> Any:
         def see(module: nn.Module, given: tuple[Any, ...]) -> None:
-            if given and isinstance(given[0], Tensor):
+            if given and isinstance(given[0], Tensor) and _lies_somewhere(given[0]):
                 self._see_units(given[0], channels_first=not isinstance(module, nn.Linear))
             self._before = name
 
@@ -261,7 +261,8 @@ class Sensors:
 
     @torch.no_grad()
     def _see_saturation(self, module: nn.Module, given: Any, found: Tensor) -> None:
-        if self._before and found.ndim > 1:  # a gate of one number is no layer's
+        # A gate of one number is no layer's.
+        if self._before and found.ndim > 1 and _lies_somewhere(found):
             kind = "tanh" if isinstance(module, nn.Tanh) else "sigmoid"
             self._seen.saturated.setdefault(self._before, _saturated(_some(found), kind))
 
@@ -271,6 +272,15 @@ class Sensors:
     def _see_scores(self, module: nn.Module, given: Any, found: Any) -> None:
         if isinstance(found, Tensor) and found.ndim == 2:
             self._seen.scores = _operation(found), found.detach().float()
+
+
+def _lies_somewhere(values: Tensor) -> bool:
+    """False for what exists only inside of `torch.func.vmap`, say, and cannot be read outside."""
+    try:
+        values.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return False
+    return True
 
 
 def _some(values: Tensor) -> Tensor:
