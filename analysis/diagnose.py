@@ -12,6 +12,7 @@ from tunelab.study import Study
 
 FILE = "health.json"
 _UNKNOWN = "a loss or a weight was not finite"  # why trials diverged in studies that have no findings
+_LOST = (TrialStatus.DIVERGED, TrialStatus.FAILED)
 _FLAT = 0.02  # of the first loss: a curve that has moved less is flat; our choice
 
 
@@ -25,7 +26,7 @@ def diagnose_trial(study: Study, trial: Trial) -> dict[str, Any]:
     """
     looks, names = _looks(study, trial)
     findings = [finding for finding in trial.findings if not finding.is_remark]
-    watched = bool(looks) or _watched(trial)
+    watched = bool(looks) or not _unwatched(trial)
     last = looks[-1] if looks else None
     return {
         "study": str(study.path),
@@ -34,7 +35,7 @@ def diagnose_trial(study: Study, trial: Trial) -> dict[str, Any]:
         "reason": trial.reason,
         "curve": describe_curve(trial.epochs),
         "watched": watched,
-        "healthy": watched and not findings and trial.status is not TrialStatus.DIVERGED,
+        "healthy": bool(trial.epochs) and watched and not findings and trial.status not in _LOST,
         "findings": [_told(finding) for finding in findings],
         "remarks": [_told(finding) for finding in trial.findings if finding.is_remark],
         "change": list(dict.fromkeys(finding.suggestion for finding in findings))[:1],
@@ -70,7 +71,7 @@ def diagnose_study(study: Study) -> dict[str, Any]:
         "findings": rows,
         "diverged": divergence(trials),
         "well": [trial.number for trial in trials if _is_well(trial)],
-        "unknown": [trial.number for trial in trials if not _watched(trial)],
+        "unknown": [trial.number for trial in trials if _unwatched(trial)],
     }
 
 
@@ -115,13 +116,19 @@ def _accuracy(epoch: EpochMetrics) -> str:
 
 
 def _watched(trial: Trial) -> bool:
-    """True if it was looked at while it was trained; a version of tunelab that did not left no norms either."""
+    """True if it was looked at while it was trained; a version of tunelab that did not left no norms either.
+
+    Of a trial without an epoch nobody knows, and it is not said.
+    """
     return bool(trial.findings) or any(epoch.update_ratio is not None for epoch in trial.epochs)
 
 
+def _unwatched(trial: Trial) -> bool:
+    return bool(trial.epochs) and not _watched(trial)
+
+
 def _is_well(trial: Trial) -> bool:
-    lost = trial.status in (TrialStatus.DIVERGED, TrialStatus.FAILED)
-    return _watched(trial) and trial.diagnosis is None and not lost
+    return _watched(trial) and trial.diagnosis is None and trial.status not in _LOST
 
 
 def _told(finding: Finding) -> dict[str, Any]:

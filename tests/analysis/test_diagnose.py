@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -123,6 +124,23 @@ def test_the_findings_of_a_study(study: Study, capsys: pytest.CaptureFixture[str
     assert "nothing is wrong with 1 of 5 trials" in said
     assert "not looked at while they were trained: 0" in said
     assert "over-fitting (remark)" in said
+
+
+@pytest.mark.parametrize("status", [TrialStatus.RUNNING, TrialStatus.FAILED])
+def test_a_trial_without_an_epoch_is_neither_well_nor_unseen(
+    study: Study, capsys: pytest.CaptureFixture[str], status: TrialStatus
+) -> None:
+    trial = dataclasses.replace(study.trial(0), number=9, status=status, epochs=[], findings=[])
+    shown = diagnose_trial(study, trial)
+    print_trial_diagnosis(shown)
+    said = capsys.readouterr().out
+    assert "no epoch was trained to its end" in said
+    assert "nothing is wrong" not in said
+    assert "without being looked at" not in said
+
+
+def test_a_trial_that_failed_is_not_called_well(study: Study) -> None:
+    assert not diagnose_trial(study, dataclasses.replace(study.trial(4), status=TrialStatus.FAILED))["healthy"]
 
 
 def test_an_old_study_can_be_read(make_study: MakeStudy, capsys: pytest.CaptureFixture[str]) -> None:
