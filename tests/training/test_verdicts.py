@@ -347,3 +347,12 @@ def test_a_network_of_which_no_layer_has_a_gradient_is_cut() -> None:
 
 def test_a_training_that_was_not_looked_at_and_breaks_off_says_so() -> None:
     assert names(Case(TASK, (), {}, (), (LEARNS,), "the training loss became nan")) == [NOT_FINITE]
+
+
+def test_a_layer_that_is_left_out_of_steps_at_random_is_not_cut_off() -> None:
+    """As in stochastic depth: without a gradient where it did not run."""
+    without = [layer("one", gradient=None, update=0.0), layer("two"), layer("three")]
+    idle = [signs(step, without, idle=("one",)) for step in (1, 2, 4, 16, 64, 100)]
+    assert names(case(*idle, epoch=LEARNS)) == []
+    assert names(case(*idle, *idle, epoch=LEARNS)) == ["gradient cut"], "it is never used"
+    assert names(case(signs(1, without), signs(2, without), *idle, epoch=LEARNS)) == ["gradient cut"]

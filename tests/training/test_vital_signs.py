@@ -228,3 +228,16 @@ def test_layers_inside_of_vmap_are_left_alone() -> None:
     for shape in ((6,), (3, 6)):
         signs = signs_of(Mapped(), images(20, *shape))
         assert [(layer.dead, layer.saturated) for layer in signs.layers] == [(None, None)] * 2
+
+
+def test_layers_that_a_step_leaves_out_are_idle() -> None:
+    class Deep(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second = nn.Linear(6, 2), nn.Linear(6, 2)
+
+        def forward(self, values: Tensor) -> Tensor:
+            scores: Tensor = self.first(values)
+            return scores
+
+    assert signs_of(Deep(), images()).idle == ("second",)

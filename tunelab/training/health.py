@@ -231,7 +231,8 @@ def from_json(content: Mapping[str, Any]) -> tuple[tuple[LayerStart, ...], list[
         scores = None if look["scores"] is None else ScoreSigns(**look["scores"])
         inputs = None if look["inputs"] is None else (_number(look["inputs"][0]), _number(look["inputs"][1]))
         place, rate, loss = (look["epoch"], look["step"], look["steps"]), _number(look["lr"]), _number(look["loss"])
-        signs.append(Signs(*place, rate, loss, layers, scores, inputs, tuple(look["alike"])))
+        unmoved = tuple(look["alike"]), tuple(look.get("idle", ()))
+        signs.append(Signs(*place, rate, loss, layers, scores, inputs, *unmoved))
     return tuple(LayerStart(**{**one, "gain": _number(one["gain"])}) for one in content["start"]), signs
 
 
@@ -247,6 +248,7 @@ def _look_to_json(signs: Signs) -> dict[str, Any]:
         if signs.scores is None
         else {name: _plain(value) if isinstance(value, float) else value for name, value in vars(signs.scores).items()},
         "alike": list(signs.alike),
+        "idle": list(signs.idle),
         "layers": {name: [_plain(getattr(layer, name)) for layer in signs.layers] for name in _COLUMNS},
     }
 

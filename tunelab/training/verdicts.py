@@ -40,7 +40,8 @@ EXPLODED = 1000.0
 """The norm of all gradients together from which they explode; our choice: 1 to 10 is usual at the start."""
 _VANISHED_LAYERS = 0.25  # the share of layers, the first among them: a dead part beside others is something else
 _SEEN_TO_MOVE = 1e-5  # of a weight: a smaller step is lost in the rounding of float32
-_CUT_LOOKS = 2  # without any gradient before it is called cut: a layer may be left out of a step at random; our choice
+_CUT_LOOKS = 2  # at a layer that ran without any gradient before it is called cut; our choice
+_IDLE_LOOKS = 8  # at a layer that did not run: it may be left out of steps at random (Huang et al. 2016); our choice
 _ALIKE_STEPS = 4  # after which units that began alike should differ: zeros in the right places differ after 3
 
 
@@ -174,7 +175,9 @@ def _cut(case: Case) -> Iterator[Finding]:
     without = [
         layer.name
         for place, layer in enumerate(case.signs[-1].layers)
-        if layer.name in to_train and all(one.layers[place].gradient is None for one in case.signs)
+        if layer.name in to_train
+        and all(one.layers[place].gradient is None for one in case.signs)
+        and (len(case.signs) >= _IDLE_LOOKS or sum(layer.name not in one.idle for one in case.signs) >= _CUT_LOOKS)
     ]
     if without:
         advice = (

@@ -91,7 +91,8 @@ class ScoreSigns:
 @dataclass(frozen=True)
 class Signs:
     """A network in one step: `step` counts from 1. `inputs` are mean and standard deviation of the images of the batch;
-    `alike` names the layers whose units still have the same weights, as they had at the start.
+    `alike` names the layers whose units still have the same weights, as they had at the start, `idle` those that the
+    step did not run.
     """
 
     epoch: int
@@ -103,6 +104,7 @@ class Signs:
     scores: ScoreSigns | None = None
     inputs: tuple[float, float] | None = None
     alike: tuple[str, ...] = ()
+    idle: tuple[str, ...] = ()
 
     @property
     def steps_done(self) -> int:
@@ -175,6 +177,7 @@ class Sensors:
 
     def __init__(self, model: nn.Module, images: Tensor, *, with_inputs: bool = True) -> None:
         self._seen = _Seen()
+        self._idle: dict[str, None] = {}  # the layers that have not worked yet, in order
         self._before = ""  # the last layer that has worked
         self._fed: dict[
             int, Tensor
@@ -190,6 +193,7 @@ class Sensors:
         self._hooks = [model.register_forward_hook(self._see_scores)]
         for name, module in modules:
             if isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+                self._idle[name] = None
                 self._hooks.append(module.register_forward_pre_hook(self._layer_hook(name)))
             elif isinstance(module, (nn.Tanh, nn.Sigmoid)):
                 self._hooks.append(module.register_forward_hook(self._see_saturation))
@@ -227,10 +231,12 @@ class Sensors:
         inputs = None if seen.inputs is None else (float(seen.inputs[0]), float(seen.inputs[1]))
         alike = tuple(name for name, weight in watched.items() if units_alike(weight))
         scores = None if seen.scores is None else _judge_scores(*seen.scores)
-        return Signs(look.epoch, look.step + 1, look.steps, look.lr, look.loss, layers, scores, inputs, alike)
+        at = look.epoch, look.step + 1, look.steps, look.lr
+        return Signs(*at, look.loss, layers, scores, inputs, alike, tuple(self._idle))
 
     def _layer_hook(self, name: str) -> Any:
         def see(module: nn.Module, given: tuple[Any, ...]) -> None:
+            self._idle.pop(name, None)
             if given and isinstance(given[0], Tensor) and _lies_somewhere(given[0]):
                 self._see_units(given[0], channels_first=not isinstance(module, nn.Linear))
             self._before = name
