@@ -80,7 +80,7 @@ def test_every_documented_option_exists() -> None:
     there = option_names(command_line) | {"--help"}
     for command in command_line.commands.values():
         there |= option_names(command)
-    others = {"--check", "--logdir", "--shm-size"}  # of ruff, tensorboard and docker
+    others = {"--check", "--dist", "--logdir", "--shm-size"}  # of ruff, pytest, tensorboard and docker
     written = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
     assert written - others <= there, sorted(written - others - there)
 

@@ -28,6 +28,13 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     sync_folder(path.parent)
 
 
+def make_private(folder: Path) -> None:
+    """Makes a folder, and those above it that are missing, for this user alone; what there is stays as it is."""
+    if not folder.is_dir():
+        make_private(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
 def sync_folder(folder: Path) -> None:
     """Puts the names in a folder on the disk: a new or renamed file can be lost in a power cut without."""
     handle = os.open(folder, os.O_RDONLY)

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tunelab.files import make_private
 from tunelab.records import Trial
 from tunelab.study import Study, write_csv
 
@@ -38,7 +39,7 @@ def write_summary(study: Study) -> None:
     for trial in trials:
         file = study.trial_folder(trial.number) / TEMPLATE
         if not file.exists():
-            file.parent.mkdir(parents=True, exist_ok=True)
+            make_private(file.parent)
             temporary = file.with_name(f".{TEMPLATE}.tmp")  # not synced: it is made anew where it is lost
             temporary.write_text(json.dumps(template(study, trial), indent=2) + "\n", encoding="utf-8")
             temporary.replace(file)

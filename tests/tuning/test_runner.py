@@ -244,7 +244,7 @@ def test_the_options_of_python_are_those_of_the_command() -> None:
     values = command_line.commands["search"].make_context("search", ["arch"]).params
     values["health"] = not values["no_health"]
     for name, parameter in inspect.signature(search).parameters.items():
-        if name not in ("space", "progress", "runs_dir"):
+        if name not in ("space", "progress", "runs_dir", "data"):  # where data is not given, that of `from_study`
             assert values[name] == parameter.default, name
 
 

@@ -280,7 +280,12 @@ def test_the_folder_of_a_study(finished: subprocess.CompletedProcess[str]) -> No
         "trials.jsonl",
     }
     assert [stat.S_IMODE(folder.stat().st_mode) & 0o077 for folder in (path, path / "trials")] == [0, 0]
-    assert {file.name for file in (path / "trials" / "0000").iterdir()} == {"checkpoint", "events", "experiment_template.json", "health.json"}
+    assert {file.name for file in (path / "trials" / "0000").iterdir()} == {
+        "checkpoint",
+        "events",
+        "experiment_template.json",
+        "health.json",
+    }
     assert {file.name for file in (path / "trials" / "0000" / "checkpoint").iterdir()} == {"best.pt", "last.pt"}
     failed = next(trial.number for trial in load(path).list_trials() if trial.status is TrialStatus.FAILED)
     assert "Traceback" in (path / "trials" / f"{failed:04d}" / "error.txt").read_text()
@@ -400,7 +405,8 @@ def test_a_search_survives_kills_signals_and_a_deadline(machine: Machine, tmp_pa
     assert "5 of 5 trials begun" in out
     first, *others = check_books(path, 5, 12)
     assert (first.status, first.reason) == (TrialStatus.FAILED, "the trial's process died 3 times")
-    assert {trial.status for trial in others} <= {TrialStatus.COMPLETED, TrialStatus.STOPPED}
+    # DIVERGED: at a rate of 0.4 nothing is learnt of two images at a time.
+    assert {trial.status for trial in others} <= {TrialStatus.COMPLETED, TrialStatus.STOPPED, TrialStatus.DIVERGED}
     assert {number: checkpoints_of_ended(path)[number] for number in ended} == ended, "none is trained a second time"
     machine.assert_nothing_runs()
     left = [folder for folder in machine.temporary.iterdir() if folder.name.startswith("tunelab-")]

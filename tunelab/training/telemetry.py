@@ -23,6 +23,7 @@ from tensorboard.compat.proto.graph_pb2 import GraphDef
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from tunelab.files import make_private
 from tunelab.records import EpochMetrics
 
 SCALAR_EPOCHS = 1000
@@ -102,7 +103,7 @@ def write_aside(folder: Path, kind: str, values: Iterable[Summary.Value]) -> Non
     Raises:
         OSError: it could not be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private(folder)
     content = io.BytesIO()
     records = RecordWriter(content)
     records.write(_version().SerializeToString())
