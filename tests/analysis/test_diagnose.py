@@ -139,6 +139,12 @@ def test_a_trial_without_an_epoch_is_neither_well_nor_unseen(
     assert "without being looked at" not in said
 
 
+def test_of_equally_frequent_findings_the_cause_comes_first(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    trial = dataclasses.replace(study.trial(1), findings=[RATE, DEAD])  # by their names it would be the other order
+    monkeypatch.setattr(type(study), "list_trials", lambda self: [trial])
+    assert [row["finding"] for row in diagnose_study(study)["findings"]] == ["learning rate too high", "dead units"]
+
+
 def test_a_trial_that_failed_is_not_called_well(study: Study) -> None:
     assert not diagnose_trial(study, dataclasses.replace(study.trial(4), status=TrialStatus.FAILED))["healthy"]
 
