@@ -56,7 +56,7 @@ space, study = sys.argv[1:]
 real = Engine.report
 
 
-def report(engine, number, metrics, notes=()):
+def report(engine, number, metrics, *_more):
     told = dataclasses.replace(metrics, val_accuracy=engine.trials[number].params["score"])
     goes_on = real(engine, number, told)
     if space and number == 8:
