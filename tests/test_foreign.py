@@ -74,6 +74,23 @@ def test_code_that_has_changed_or_is_missing_is_named(tmp_path: Path, spec: Cust
             use(spec)
 
 
+def test_what_runs_is_the_text_that_was_hashed(
+    tmp_path: Path, spec: CustomSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file that is put back as it was while it is looked at does not lend its hash to what was read before."""
+    trust(spec)
+    (tmp_path / "net.py").write_text(f"import pathlib; pathlib.Path({str(tmp_path / 'ran')!r}).touch()\n{CODE}")
+
+    def put_back(_: CustomSpec) -> bool:
+        (tmp_path / "net.py").write_text(CODE)
+        return True
+
+    monkeypatch.setattr(foreign, "_is_trusted", put_back)
+    with pytest.raises(InputError, match="has changed since it was recorded"):
+        load_factory(spec)
+    assert not (tmp_path / "ran").exists()
+
+
 def test_what_runs_is_the_text_of_the_file_and_no_compiled_copy(tmp_path: Path) -> None:
     """Python believes a compiled copy if the time and the size of the file are those that it was compiled from."""
     file = tmp_path / "space.py"

@@ -116,22 +116,29 @@ def load_factory(spec: CustomSpec) -> Callable[..., Any]:
         InputError: the file is missing or has changed, it is not allowed or raises, or it has no such function.
     """
     source, _, function = spec.factory.rpartition(":")
-    is_file = source.endswith(".py")
-    text = read_source(Path(source), "file of a factory") if is_file else b""
+    path = Path(source) if source.endswith(".py") else None
+    text = b"" if path is None else read_source(path, "file of a factory")
     if not _is_trusted(spec):
         raise InputError(
             f"the network is made by {spec.factory}, which is code that you have not allowed yet; read it, then "
             f"`tunelab trust {spec.factory}` allows it"
         )
-    require_unchanged(spec)
-    return _load(spec.factory, spec.sha256, Path(source) if is_file else None, text, function)
+    if path is None:
+        require_unchanged(spec)
+    else:
+        _require_hash(spec, path, text)  # of what is run, not of what the file is by then
+    return _load(spec.factory, spec.sha256, path, text, function)
 
 
 def require_unchanged(spec: CustomSpec) -> None:
-    """Raises InputError if the factory's file is missing, or not as it was recorded; no code is run."""
+    """Raises InputError if the factory's file is missing, or not as it was recorded; the factory is not run."""
     source = spec.factory.rpartition(":")[0]
     path = Path(source) if source.endswith(".py") else _file_of(source)
-    now = _digest(read_source(path, "file of a factory"))
+    _require_hash(spec, path, read_source(path, "file of a factory"))
+
+
+def _require_hash(spec: CustomSpec, path: Path, text: bytes) -> None:
+    now = _digest(text)
     if now != spec.sha256:
         raise InputError(
             f"{path}, which makes the network, has changed since it was recorded (sha256 {spec.sha256[:8]}..., now "
