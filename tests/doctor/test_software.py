@@ -18,9 +18,13 @@ from tunelab.errors import InputError
         ("ray[tune]<3,>=2.60", "2.59.9", "error"),
         ("ray[tune]<3,>=2.60", "3.0.0", "error"),
         ("torch>=2.10", "2.13.0+cpu", "ok"),
+        ("torch>=2.10", "2.10.0a0+b4e4ee8", "ok"),
+        ("optuna!=5.1.*,>=5.0", "5.1.2", "error"),
         ("torch (>=2.10)", "2.9.1", "error"),
         ("numpy>=1.26", "2", "ok"),
         ('onnx>=1.16; extra == "onnx"', "0.1", "ok"),
+        ('tomli>=2; python_version < "3"', "0.1", "ok"),
+        ('tomli>=2; python_version >= "3"', "0.1", "error"),
         ("click", "0.0.1", "ok"),
     ],
 )

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-import re
 import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from packaging.requirements import Requirement
+from packaging.version import Version
+
 from tunelab.doctor.findings import MachineFinding, error, ok, warning
 from tunelab.errors import InputError
 
 _SHOWN = ("ray", "optuna", "torch", "torchvision", "numba")
-_REQUIREMENT = re.compile(r"^([A-Za-z0-9_.-]+)(?:\[[^\]]*\])?\s*([^;]*)(;.*)?$")
 
 
 def find_versions(
@@ -29,45 +30,22 @@ def find_versions(
     required = (importlib.metadata.requires("tunelab") or []) if required is None else required
     versions: dict[str, str] = {}
     found = []
-    for line in required:
-        name, wanted, marker = _parse(line)
-        if marker:  # of an extra
-            continue
+    for requirement in map(Requirement, required):
+        if requirement.marker is not None and not requirement.marker.evaluate({"extra": ""}):
+            continue  # of an extra, or of another Python
+        name = requirement.name
+        wanted = ",".join(sorted(map(str, requirement.specifier), reverse=True))
         try:
             versions[name] = installed(name)
         except importlib.metadata.PackageNotFoundError:
             found.append(error("packages", f"{name} is missing", f"pip install '{name}{wanted}'"))
             continue
-        if not _fits(versions[name], wanted):
+        release = Version(versions[name]).base_version  # NVIDIA's containers have a torch that is 2.10.0a0+b4e4ee8
+        if not requirement.specifier.contains(release):
             said = f"{name} is {versions[name]}, tunelab works with {name}{wanted}"
             found.append(error("packages", said, f"pip install '{name}{wanted}'"))
     shown = ", ".join(f"{name} {versions[name]}" for name in _SHOWN if name in versions)
     return found or [ok("versions", f"Python {platform.python_version()}, {shown}")]
-
-
-def _parse(line: str) -> tuple[str, str, str]:
-    """Name, range of versions and marker of a requirement."""
-    match = _REQUIREMENT.match(line.strip())
-    assert match is not None, line
-    return match[1], ",".join(sorted(match[2].replace(" ", "").strip("()").split(","), reverse=True)), match[3] or ""
-
-
-def _fits(version: str, wanted: str) -> bool:
-    """True if a version is within `>=1.2,<3`."""
-    own = _numbers(version)
-    for part in filter(None, wanted.split(",")):
-        sign, bound = part.rstrip("0123456789.*abrcdevpost+"), _numbers(part.lstrip("<>=!~"))
-        width = max(len(own), len(bound))
-        left, right = own + (0,) * (width - len(own)), bound + (0,) * (width - len(bound))
-        if not {">=": left >= right, "<": left < right, "<=": left <= right, ">": left > right}.get(sign, True):
-            return False
-    return True
-
-
-def _numbers(version: str) -> tuple[int, ...]:
-    """The numbers at the front of a version: `2.13.0+cpu` is (2, 13, 0)."""
-    match = re.match(r"\d+(\.\d+)*", version)
-    return tuple(int(number) for number in match[0].split(".")) if match else ()
 
 
 def find_torchvision(load: Callable[[], object]) -> list[MachineFinding]:
