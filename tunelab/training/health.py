@@ -7,13 +7,12 @@ the end of each epoch, or where the training breaks off. It changes no number of
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import json
 import math
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -92,9 +91,7 @@ class Health:
     def after(self, look: Look) -> None:
         """Takes them off and keeps what they saw."""
         assert self._sensors is not None
-        if self._wanted(look):
-            self._signs.append(self._sensors.read(look, self._alike))
-        self._sensors.off()
+        self._signs.append(self._sensors.read(look, self._alike))
         self._sensors = None
 
     def epoch_ended(self, metrics: EpochMetrics, evaluation: Evaluation | None, model: nn.Module) -> None:
@@ -115,10 +112,6 @@ class Health:
         if self._sensors is not None:
             self._sensors.off()
         self._conclude(reason)
-
-    def _wanted(self, look: Look) -> bool:
-        """False for a step that only others wanted to see."""
-        return self.wants(look.epoch, look.step, look.steps)
 
     def _conclude(self, broke_off: str) -> None:
         case = Case(self._task, self._layers, self._dropout, self._signs, self._history, broke_off, self._informative)
@@ -157,7 +150,7 @@ def _marked(found: Sequence[Finding], new: Sequence[Finding]) -> list[Finding]:
     first = next((finding for finding in found if not finding.is_remark), None)
     if first is None:
         return list(new)
-    return [dataclasses.replace(first, hopeless=True), *(finding for finding in new if finding is not first)]
+    return [replace(first, hopeless=True), *(finding for finding in new if finding is not first)]
 
 
 def task_of(scene: Scene) -> Task:

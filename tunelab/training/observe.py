@@ -85,7 +85,8 @@ class Observer(Protocol):
 
     Forward hooks may be put on any module but norms and activations, which are one operation only while nobody waits
     for the parts: on an activation those that `tunelab.models.fused.reads_output` marks, on a norm none.
-    `after` and `epoch_ended` may raise a DivergedError, which ends the training.
+    `before` and `after` are told of the steps that it wants alone. `after` and `epoch_ended` may raise a DivergedError,
+    which ends the training.
     """
 
     def begin(self, scene: Scene) -> None:
@@ -167,10 +168,9 @@ class LastStep:
 
     def after(self, look: Look) -> None:
         """Keeps the norms; what is not finite, or no number of the record, is None."""
-        if look.step + 1 == look.steps:
-            self.grad_norm, self.update_ratio = (
-                value if math.isfinite(value) else None for value in (look.grad_norm, look.update_ratio)
-            )
+        self.grad_norm, self.update_ratio = (
+            value if math.isfinite(value) else None for value in (look.grad_norm, look.update_ratio)
+        )
 
     def epoch_ended(self, metrics: EpochMetrics, evaluation: Evaluation | None, model: nn.Module) -> None:
         """Nothing."""

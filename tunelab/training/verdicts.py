@@ -72,13 +72,12 @@ def _told(value: float) -> float | str:
 
 def _scores(case: Case) -> Iterator[Finding]:
     """What comes before the loss; the loss itself takes the softmax."""
-    seen = [signs for signs in case.signs if signs.scores is not None]
-    numeric = [signs for signs in seen if signs.scores is not None and signs.steps_done > 1]
-    for signs in seen:
-        scores = signs.scores
-        assert scores is not None
+    seen = [(signs, signs.scores) for signs in case.signs if signs.scores is not None]
+    later = [scores for signs, scores in seen if signs.steps_done > 1]
+    stay_normed = len(later) > 1 and all(scores.normed for scores in later)
+    for signs, scores in seen:
         evidence: dict[str, float | str] = {"lowest_score": scores.lowest, "highest_score": scores.highest}
-        if scores.after == "softmax" or (scores.normed and len(numeric) > 1 and all(_normed(one) for one in numeric)):
+        if scores.after == "softmax" or (scores.normed and stay_normed):
             advice = "leave the softmax out: the loss takes scores and has a softmax of its own"
             yield _finding(case, "softmax before the loss", evidence, advice, at=signs)
             return
@@ -87,10 +86,6 @@ def _scores(case: Case) -> Iterator[Finding]:
             evidence = {"activation": scores.after, **evidence, "share_of_zeros": scores.zeros}
             yield _finding(case, "activation before the loss", evidence, advice, at=signs)
             return
-
-
-def _normed(signs: Signs) -> bool:
-    return signs.scores is not None and signs.scores.normed
 
 
 def _inputs(case: Case) -> Iterator[Finding]:
@@ -332,7 +327,7 @@ def _not_finite(case: Case) -> Iterator[Finding]:
 
 
 def _diverging(case: Case) -> Iterator[Finding]:
-    """The loss of what is trained on is far worse than that of guessing, or was far lower before."""
+    """The network guesses, and the loss of what is trained on is far worse than that of guessing."""
     if case.broke_off or not case.epochs:
         return
     epoch = case.epochs[-1]
