@@ -33,9 +33,9 @@ from typing import Any
 import tunelab
 from tunelab.records import EpochMetrics
 from tunelab.study import load
-from tunelab.tuning import ray_tune, worker
+from tunelab.tuning import ray_home, worker
 from tunelab.tuning.engine import Engine
-from tunelab.tuning.ray_tune import Slots
+from tunelab.tuning.slots import Slots
 
 TARGET_MS = 20.0
 TARGET_KB = 100.0
@@ -154,10 +154,10 @@ def run_plain(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     slots = Slots(options.concurrent, 1, 0.0, "cpu")
     watch = Watch(len(lengths))
     with (
-        ray_tune._private_folder() as place,
-        ray_tune._environment(place),
-        ray_tune._quiet(folder / "plain.log"),
-        ray_tune._ray(slots, place),
+        ray_home.private_folder() as place,
+        ray_home.environment(place),
+        ray_home.quiet(folder / "plain.log"),
+        ray_home.started(slots, place),
     ):
         fit_plain(place, slots, lengths, watch)
     return watch.figures(len(lengths))

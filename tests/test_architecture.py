@@ -51,7 +51,7 @@ ROOMS = [
     Room(
         "tunelab.doctor",
         "is this machine fit: checks that give findings, run in processes that can be given up; nothing is printed",
-        "tunelab.tuning.hardware tunelab.tuning.ray_tune tunelab.models.kernels tunelab.data tunelab.study"
+        "tunelab.tuning.hardware tunelab.tuning.ray_home tunelab.models.kernels tunelab.data tunelab.study"
         " tunelab.journal tunelab.capacity tunelab.config",
         "torch",
     ),
@@ -83,7 +83,7 @@ ROOMS = [
         "tunelab.tuning.packing tunelab.tuning.lineage tunelab.tuning.memory tunelab.tuning.grid"
         " tunelab.tuning.execute"
         " tunelab.tuning.prospect tunelab.tuning.preflight tunelab.tuning.progress tunelab.tuning.forecast"
-        " tunelab.tuning.hardware tunelab.tuning.ray_tune tunelab.tuning.deadline tunelab.tuning.repeats"
+        " tunelab.tuning.hardware tunelab.tuning.slots tunelab.tuning.deadline tunelab.tuning.repeats"
         " tunelab.tuning.searcher tunelab.tuning.sources tunelab.tuning.stopping tunelab.tuning.options"
         " tunelab.study tunelab.journal tunelab.space tunelab.models.check tunelab.data tunelab.records"
         " tunelab.config",
@@ -92,21 +92,22 @@ ROOMS = [
         "tunelab.tuning.packing",
         "how a list of trainings shares the machine, measured where there is a choice",
         "tunelab.tuning.prospect tunelab.tuning.calibrate tunelab.tuning.quota tunelab.tuning.probes"
-        " tunelab.tuning.hardware tunelab.tuning.ray_tune tunelab.tuning.options tunelab.study tunelab.records"
+        " tunelab.tuning.hardware tunelab.tuning.slots tunelab.tuning.options tunelab.study tunelab.records"
         " tunelab.capacity",
     ),
     Room(
         "tunelab.tuning.profile",
         "what one training takes with other batch sizes, devices and threads, each in a process of its own",
         "tunelab.tuning.prospect tunelab.tuning.preflight tunelab.tuning.probes tunelab.tuning.hardware"
-        " tunelab.tuning.ray_tune tunelab.tuning.options tunelab.study tunelab.space tunelab.data tunelab.records"
+        " tunelab.tuning.slots tunelab.tuning.options tunelab.study tunelab.space tunelab.data tunelab.records"
         " tunelab.config"
         " tunelab.capacity",
     ),
     Room(
         "tunelab.tuning.execute",
         "one run of an engine on Ray, from what is planned to its end or a pause",
-        "tunelab.tuning.progress tunelab.tuning.forecast tunelab.tuning.ray_tune tunelab.tuning.engine"
+        "tunelab.tuning.progress tunelab.tuning.forecast tunelab.tuning.ray_tune tunelab.tuning.ray_home"
+        " tunelab.tuning.slots tunelab.tuning.losses tunelab.tuning.listeners tunelab.tuning.engine"
         " tunelab.tuning.sessions"
         " tunelab.tuning.repeats tunelab.tuning.deadline tunelab.tuning.stopping tunelab.tuning.searcher"
         " tunelab.tuning.sources tunelab.tuning.options tunelab.summary tunelab.study tunelab.journal",
@@ -124,7 +125,7 @@ ROOMS = [
         "what is known of a search before it starts: how it shares the machine, how long it takes",
         "tunelab.tuning.compute tunelab.tuning.preflight tunelab.tuning.progress tunelab.tuning.forecast"
         " tunelab.tuning.simulation tunelab.tuning.calibrate tunelab.tuning.quota tunelab.tuning.probes"
-        " tunelab.tuning.speed tunelab.tuning.hardware tunelab.tuning.ray_tune tunelab.tuning.repeats"
+        " tunelab.tuning.speed tunelab.tuning.hardware tunelab.tuning.slots tunelab.tuning.repeats"
         " tunelab.tuning.searcher tunelab.tuning.sources"
         " tunelab.tuning.stopping tunelab.tuning.memory tunelab.tuning.model_sampler tunelab.tuning.grid"
         " tunelab.tuning.grid_files"
@@ -179,38 +180,44 @@ ROOMS = [
     Room(
         "tunelab.tuning.compute",
         "in which precision and memory order this machine computes fastest, measured once and kept",
-        "tunelab.tuning.calibrate tunelab.tuning.probes tunelab.tuning.hardware tunelab.tuning.ray_tune tunelab.space"
+        "tunelab.tuning.calibrate tunelab.tuning.probes tunelab.tuning.hardware tunelab.tuning.slots tunelab.space"
         " tunelab.data tunelab.config",
     ),
     Room(
         "tunelab.tuning.calibrate",
         "how many trials at once are fastest and fit, by measurement",
-        "tunelab.tuning.quota tunelab.tuning.probes tunelab.tuning.ray_tune tunelab.tuning.speed",
+        "tunelab.tuning.quota tunelab.tuning.probes tunelab.tuning.slots tunelab.tuning.speed",
     ),
     Room(
         "tunelab.tuning.quota",
         "what a bound on memory leaves for a search, its trials and their images; plain arithmetic",
-        "tunelab.tuning.ray_tune tunelab.capacity",
+        "tunelab.tuning.slots tunelab.capacity",
     ),
     Room("tunelab.tuning.probes", "the processes that measure, started, asked together, and never left behind"),
     Room("tunelab.tuning.speed", "seconds per epoch of a configuration; plain arithmetic"),
     Room(
         "tunelab.tuning.hardware",
         "what this machine has, and the ways to divide it among trials",
-        "tunelab.tuning.ray_tune tunelab.tuning.options tunelab.training",
+        "tunelab.tuning.slots tunelab.tuning.options tunelab.training",
         "torch",
     ),
     Room(
         "tunelab.tuning.ray_tune",
-        "starts and stops Ray, and runs an engine's trials on it",
-        "tunelab.tuning.ray_pieces tunelab.tuning.worker tunelab.tuning.engine tunelab.tuning.options tunelab.records"
-        " tunelab.config",
+        "runs an engine's trials on Ray Tune",
+        "tunelab.tuning.ray_pieces tunelab.tuning.ray_home tunelab.tuning.worker tunelab.tuning.engine"
+        " tunelab.tuning.losses tunelab.tuning.slots",
+        "ray",
+    ),
+    Room(
+        "tunelab.tuning.ray_home",
+        "where Ray lives while a search runs: its start and end, its private folder, its settings",
+        "tunelab.tuning.slots",
         "ray",
     ),
     Room(
         "tunelab.tuning.ray_pieces",
         "the searcher, scheduler and stopper that Ray Tune asks, each passing the question on to the engine",
-        "tunelab.tuning.engine tunelab.records",
+        "tunelab.tuning.engine tunelab.tuning.losses tunelab.records",
         "ray",
     ),
     Room(
@@ -223,10 +230,18 @@ ROOMS = [
         "tunelab.tuning.engine",
         "what happens next in a search, without Ray: proposals, results and ends, each recorded before it is acted on",
         "tunelab.tuning.repeats tunelab.tuning.searcher tunelab.tuning.sources tunelab.tuning.stopping"
-        " tunelab.tuning.deadline tunelab.tuning.options tunelab.tuning.objectives tunelab.study tunelab.journal"
+        " tunelab.tuning.losses tunelab.tuning.listeners tunelab.tuning.deadline"
+        " tunelab.tuning.options tunelab.tuning.objectives tunelab.study tunelab.journal"
         " tunelab.noise"
         " tunelab.records tunelab.config",
     ),
+    Room(
+        "tunelab.tuning.losses",
+        "what becomes of a trial whose process is gone, and of a search in which trials fail",
+        "tunelab.records",
+    ),
+    Room("tunelab.tuning.listeners", "who is told of what happens in a search", "tunelab.records"),
+    Room("tunelab.tuning.slots", "how the machine is shared: trials at once, and what each of them is given"),
     Room(
         "tunelab.tuning.searcher",
         "where configurations come from: a space sampled by Optuna, or a list",
@@ -271,7 +286,7 @@ ROOMS = [
     Room(
         "tunelab.tuning.repeats",
         "when a configuration is trained again with another seed",
-        "tunelab.tuning.race tunelab.noise tunelab.records",
+        "tunelab.tuning.race tunelab.noise tunelab.records tunelab.config",
     ),
     Room("tunelab.tuning.stopping", "when a trial stops early; plain arithmetic"),
     Room(

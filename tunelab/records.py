@@ -152,7 +152,9 @@ class Trial:
     where the configuration came from ("baseline", "starter", "sampler", ...). A trial with `repeat_of` trains the
     configuration of that trial again with another seed, to measure noise; it is no configuration of its own. `notes`
     say what went differently from plan while it was trained, `findings` what is wrong with it, in the order in which it
-    was found, causes before what they lead to.
+    was found, causes before what they lead to. Each of its batches is computed in `split` parts, more than one where
+    the memory did not suffice. `retries` tell of each time when it was lost and went on: `cause`, `why`, `epoch`,
+    `split`, and `fewer` if only with fewer trials beside it.
     """
 
     number: int
@@ -168,12 +170,19 @@ class Trial:
     repeat_of: int | None = None
     notes: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    split: int = 1
+    retries: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def diagnosis(self) -> Finding | None:
         """The cause of what is wrong, None if nothing is: the finding that left no hope, else the first."""
         wrong = [finding for finding in self.findings if not finding.is_remark]
         return next((finding for finding in wrong if finding.hopeless), next(iter(wrong), None))
+
+    def lacking(self, findings: Sequence[Finding]) -> list[Finding]:
+        """Those of these findings that the trial does not have yet; seen again, their numbers may be rounded."""
+        known = {(finding.name, finding.hopeless) for finding in self.findings}
+        return [finding for finding in findings if (finding.name, finding.hopeless) not in known]
 
     @property
     def score(self) -> float | None:
@@ -197,4 +206,6 @@ class Trial:
             "decisions": self.decisions,
             "notes": self.notes,
             "findings": [finding.to_json() for finding in self.findings],
+            "split": self.split,
+            "retries": self.retries,
         }

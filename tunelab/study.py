@@ -270,6 +270,7 @@ def replay(events: Iterable[Mapping[str, Any]]) -> list[Trial]:
                 arch_id=event["arch_id"],
                 origin=event.get("origin", ""),
                 repeat_of=event.get("repeat_of"),
+                split=event.get("split", 1),
             )
         elif kind == "result":
             trials[event["trial"]].epochs.append(EpochMetrics(**event["metrics"]))
@@ -278,6 +279,10 @@ def replay(events: Iterable[Mapping[str, Any]]) -> list[Trial]:
                 trials[event["trial"]].findings += [Finding(**plain) for plain in event["findings"]]
         elif kind == "decision":
             trials[event["trial"]].decisions.append(dict(event["decision"]))
+        elif kind == "retried":
+            known = ("event", "trial", "time", "crc")
+            trials[event["trial"]].retries.append({name: value for name, value in event.items() if name not in known})
+            trials[event["trial"]].split = event["split"]
         elif kind == "ended":
             trials[event["trial"]].status = TrialStatus(event["status"])
             trials[event["trial"]].reason = event["reason"]

@@ -30,6 +30,7 @@ from tunelab.tuning import ray_tune
 from tunelab.tuning.engine import Engine
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.runner import PausedError, run_configs
+from tunelab.tuning.slots import Slots
 
 if TYPE_CHECKING:
     from tests.conftest import MakeStudy
@@ -39,11 +40,11 @@ DATA = DataConfig(limit_train=100)
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ray_tune.Slots]]:
+def here(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Slots]]:
     """Trials train in this process, one after another: the epochs that were trained, and with what."""
-    trained: list[tuple[int, ray_tune.Slots]] = []
+    trained: list[tuple[int, Slots]] = []
 
-    def run(engine: Engine, slots: ray_tune.Slots, *, folder_of: Any, **_more: object) -> None:
+    def run(engine: Engine, slots: Slots, *, folder_of: Any, **_more: object) -> None:
         from tunelab.config import ComputeConfig
 
         while (trial := engine.next_trial()) is not None:
@@ -79,7 +80,7 @@ def trained(path: Path, epochs: int = 3, stop_after: int | None = None, **train:
 
 
 def test_nothing_has_changed_so_every_bit_is_the_same(
-    here: list[tuple[int, ray_tune.Slots]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    here: list[tuple[int, Slots]], tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     study = trained(tmp_path / "study")
     content = reproduce(study, 0, progress=False)
@@ -96,9 +97,7 @@ def test_nothing_has_changed_so_every_bit_is_the_same(
     assert again.trial(0).config == study.trial(0).config
 
 
-def test_a_trial_that_was_stopped_is_trained_as_far_as_it_came(
-    here: list[tuple[int, ray_tune.Slots]], tmp_path: Path
-) -> None:
+def test_a_trial_that_was_stopped_is_trained_as_far_as_it_came(here: list[tuple[int, Slots]], tmp_path: Path) -> None:
     study = trained(tmp_path / "study", epochs=5, stop_after=2)
     assert (study.trial(0).status, len(study.trial(0).epochs)) == (TrialStatus.STOPPED, 2)
     assert study.trial(0).epochs[-1].lr > 0.04, "the schedule is that of five epochs"
@@ -108,7 +107,7 @@ def test_a_trial_that_was_stopped_is_trained_as_far_as_it_came(
 
 
 def test_a_trial_that_diverged_is_followed_to_where_it_did(
-    here: list[tuple[int, ray_tune.Slots]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: list[tuple[int, Slots]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run_epoch = Trainer.run_epoch
 
@@ -130,7 +129,7 @@ def test_a_trial_that_diverged_is_followed_to_where_it_did(
 
 
 def test_it_computes_as_the_study_did_on_any_machine(
-    here: list[tuple[int, ray_tune.Slots]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: list[tuple[int, Slots]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = trained(tmp_path / "study")
     slots = {**study.info["slots"], "precision": "float32", "channels_last": False}
@@ -147,7 +146,7 @@ def test_it_computes_as_the_study_did_on_any_machine(
     ]
 
 
-def test_threads_that_are_not_here_are_named(here: list[tuple[int, ray_tune.Slots]], tmp_path: Path) -> None:
+def test_threads_that_are_not_here_are_named(here: list[tuple[int, Slots]], tmp_path: Path) -> None:
     study = trained(tmp_path / "study")
     study.update(lambda info: {"slots": {**info["slots"], "cpus": 4096}})
     content = reproduce(study, 0, progress=False)
@@ -155,9 +154,7 @@ def test_threads_that_are_not_here_are_named(here: list[tuple[int, ray_tune.Slot
     assert (one["what"], one["then"], one["now"]) == ("threads", 4096, here[-1][1].cpus)
 
 
-def test_another_result_is_judged_by_the_noise_of_runs(
-    here: list[tuple[int, ray_tune.Slots]], make_study: MakeStudy
-) -> None:
+def test_another_result_is_judged_by_the_noise_of_runs(here: list[tuple[int, Slots]], make_study: MakeStudy) -> None:
     config = TrialConfig(ARCH, TrainConfig(epochs=2, batch_size=32), DATA, seed=5)
     info = {"data": prepare(DATA).to_json()}
     study = make_study([("COMPLETED", [0.999, 1.0])], config=config, info=info)
@@ -216,7 +213,7 @@ def test_a_trial_without_an_epoch_cannot_be_compared(make_study: MakeStudy) -> N
 
 
 def test_one_that_was_interrupted_goes_on(
-    here: list[tuple[int, ray_tune.Slots]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    here: list[tuple[int, Slots]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     study = trained(tmp_path / "study")
     run = ray_tune.run

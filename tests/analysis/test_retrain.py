@@ -46,8 +46,8 @@ from tunelab.training.fitting import fit
 from tunelab.training.loop import Trainer
 from tunelab.tuning import ray_tune
 from tunelab.tuning.engine import Engine
-from tunelab.tuning.ray_tune import Slots
 from tunelab.tuning.runner import PausedError
+from tunelab.tuning.slots import Slots
 
 if TYPE_CHECKING:
     from tests.conftest import MakeStudy
@@ -429,7 +429,7 @@ def test_a_retraining_may_be_compiled_and_says_what_came_of_it(
     told: list[str] = []
     in_order, run_epoch = ray_tune.run, Trainer.run_epoch
 
-    def run(engine: Engine, slots: ray_tune.Slots, **more: Any) -> None:
+    def run(engine: Engine, slots: Slots, **more: Any) -> None:
         told.append(slots.compute["compile"])
         in_order(engine, slots, **more)
 
@@ -451,7 +451,7 @@ def test_a_retraining_writes_what_it_is_asked_to_for_tensorboard(
     told: list[str] = []
     in_order = ray_tune.run
 
-    def run(engine: Engine, slots: ray_tune.Slots, **more: Any) -> None:
+    def run(engine: Engine, slots: Slots, **more: Any) -> None:
         told.append(more["telemetry"])
         in_order(engine, slots, **more)
 

@@ -17,7 +17,7 @@ from tunelab.doctor.checks import CHECKS, Asked, Check
 from tunelab.doctor.child import run
 from tunelab.doctor.examine import _lanes
 from tunelab.doctor.findings import MachineFinding, error, ok, warning
-from tunelab.tuning import ray_tune
+from tunelab.tuning import ray_home
 
 NAMES = ["clock", "environment", "limits"]
 # A process that answers as `tunelab.doctor.child` does, but for what one of its checks is made to do.
@@ -37,7 +37,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The temporary folder, empty."""
     folder = tmp_path / "t"
     folder.mkdir()
-    monkeypatch.setattr(ray_tune, "temporary_parent", lambda: folder)
+    monkeypatch.setattr(ray_home, "temporary_parent", lambda: folder)
     return folder
 
 
@@ -105,7 +105,7 @@ def test_no_temporary_folder_is_no_crash(monkeypatch: pytest.MonkeyPatch) -> Non
     def fail() -> Path:
         raise FileNotFoundError
 
-    monkeypatch.setattr(ray_tune, "temporary_parent", fail)
+    monkeypatch.setattr(ray_home, "temporary_parent", fail)
     assert {one.verdict for one in look("pass").values()} == {"ok"}
 
 

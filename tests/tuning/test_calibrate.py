@@ -22,7 +22,7 @@ from tunelab.tuning.calibrate import (
     within,
 )
 from tunelab.tuning.probes import ProbeError, Probes, TooSlowError
-from tunelab.tuning.ray_tune import Slots
+from tunelab.tuning.slots import Slots
 from tunelab.tuning.speed import Load, Point
 
 TWO = [Slots(2, 1, 0.0, "cpu"), Slots(1, 2, 0.0, "cpu")]

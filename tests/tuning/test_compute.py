@@ -16,7 +16,7 @@ from tunelab.tuning.calibrate import Sample
 from tunelab.tuning.compute import FILE, Choice, apply, choices, describe, fastest, recall, remember
 from tunelab.tuning.hardware import precisions
 from tunelab.tuning.probes import ProbeError, Probes
-from tunelab.tuning.ray_tune import Slots
+from tunelab.tuning.slots import Slots
 
 SLOTS = Slots(2, 1, 0.0, "cpu")
 BOTH = choices(("bfloat16", "float32"))

@@ -17,7 +17,8 @@ from tunelab.errors import InputError, TunelabError
 from tunelab.records import EpochMetrics, Finding, Trial, TrialStatus
 from tunelab.study import replay
 from tunelab.tuning.deadline import Deadline
-from tunelab.tuning.engine import FAILURES_IN_A_ROW, Engine
+from tunelab.tuning.engine import Engine
+from tunelab.tuning.losses import FAILURES_IN_A_ROW, LATEST, FewerBeside, Loss
 from tunelab.tuning.repeats import NoRepeats
 from tunelab.tuning.sources import FixedSource, Proposal
 from tunelab.tuning.stopping import Decision, NeverStop, SuccessiveHalving
@@ -66,6 +67,9 @@ class LoggingListener:
 
     def reported(self, trial: Trial) -> None:
         self.log.said.append(f"reported {trial.number} {len(trial.epochs)}")
+
+    def retried(self, trial: Trial, why: str) -> None:
+        self.log.said.append(f"retried {trial.number}: {why}")
 
     def ended(self, trial: Trial) -> None:
         self.log.said.append(f"ended {trial.number} {trial.status.value}")
@@ -285,14 +289,148 @@ def test_five_failures_in_a_row_with_one_cause_end_the_search() -> None:
 
 def test_failures_of_several_causes_or_with_others_between_them_do_not() -> None:
     engine, _, _ = make_engine(20)
+    engine.next_trial()
+    engine.report(0, epoch(1))
     for number in range(8):
         fail(engine, f"cause {number % 2}")
     for _ in range(3):
         fail(engine, "no data")
-        fail(engine, "no data")
-        fail(engine, "no data")
+        fail(engine, "the loss became nan", TrialStatus.DIVERGED)
         fail(engine, "the loss became nan", TrialStatus.DIVERGED)
     assert not engine.should_halt
+
+
+def test_the_first_five_failures_end_the_search_whatever_their_causes() -> None:
+    engine, _, _ = make_engine(20)
+    for number in range(FAILURES_IN_A_ROW):
+        assert not engine.should_halt
+        fail(engine, f"cause {number}: more of it")
+    assert str(engine.error) == "the first 5 trials all failed, the last with: cause 4: more of it"
+
+
+def test_a_search_of_which_more_than_half_fails_ends() -> None:
+    engine, _, _ = make_engine(40)
+    engine.next_trial()
+    engine.report(0, epoch(1))
+    for number in range(LATEST + 1):
+        assert not engine.should_halt
+        if number % 5 > 2:
+            fail(engine, "the loss became nan", TrialStatus.DIVERGED)
+        else:
+            fail(engine, f"cause {number % 5}: no {number}")
+    assert str(engine.error) == "12 of the last 20 trials failed, 4 of them with: cause 1"
+
+
+def test_failures_of_an_earlier_start_do_not_count_and_its_success_does() -> None:
+    """What was wrong may have been mended before the search is resumed."""
+    failed = [Trial(number, {"train": {"epochs": 3}}, status=TrialStatus.FAILED, reason="no data") for number in (0, 1)]
+    done = Trial(2, {"train": {"epochs": 3}}, status=TrialStatus.COMPLETED, epochs=[epoch(1), epoch(2), epoch(3)])
+    engine, _, _ = make_engine(30, known=[*failed, done])
+    for number in range(FAILURES_IN_A_ROW + 1):
+        fail(engine, f"cause {number}")
+    assert not engine.should_halt
+
+
+# What becomes of a trial whose process is gone.
+
+
+def test_a_lost_trial_goes_on_twice_and_then_has_failed() -> None:
+    engine, journal, said = make_engine(2)
+    engine.next_trial()
+    engine.report(0, epoch(1))
+    for _ in range(2):
+        engine.lose(0, Loss("lost", "killed by signal 9"))
+        again = engine.next_trial()
+        assert again is not None
+        assert (again.number, again.split, len(again.epochs)) == (0, 1, 1), "before anything new is begun"
+    engine.lose(0, Loss("lost", "killed by signal 9"))
+    assert engine.trials[0].status is TrialStatus.FAILED
+    assert engine.trials[0].reason == "the trial's process died 3 times: killed by signal 9"
+    assert [event["event"] for event in journal.events].count("retried") == 2
+    assert "retried 0: the trial's process died: killed by signal 9; it goes on after epoch 1" in said
+    assert said.index("record retried 0") < said.index(next(line for line in said if line.startswith("retried 0")))
+    assert replay(journal.events)[0].retries == engine.trials[0].retries
+
+
+def test_a_hung_trial_goes_on_once() -> None:
+    engine, _, said = make_engine(1)
+    engine.next_trial()
+    engine.lose(0, Loss("hung", "no step for 60 s"))
+    assert engine.next_trial() is engine.trials[0]
+    engine.lose(0, Loss("hung", "no step for 60 s"))
+    assert engine.trials[0].reason == "the trial hung 2 times: no step for 60 s"
+    assert "retried 0: the trial hung: no step for 60 s; it begins again" in said
+
+
+def test_out_of_memory_means_smaller_parts_then_fewer_trials_beside_then_failure() -> None:
+    engine, _, said = make_engine(6, places=FewerBeside(4))
+    for _ in range(4):
+        engine.next_trial()
+    batch = engine.trials[0].config["train"]["batch_size"]
+    engine.lose(0, Loss("memory", "900 MiB of 800 MiB"))
+    assert engine.next_trial() is engine.trials[0]
+    assert engine.trials[0].split == 4
+    engine.lose(0, Loss("memory", "900 MiB of 800 MiB"))
+    assert engine.trials[0].split == min(16, batch)
+    for number in (1, 2):
+        assert engine.next_trial() is None, "it waits until only half as many run, and nothing new begins before"
+        assert engine.waits
+        engine.end(number, TrialStatus.STOPPED, "")
+    assert engine.next_trial() is engine.trials[0]
+    assert engine.next_trial() is None
+    engine.lose(0, Loss("memory", "900 MiB of 800 MiB"))
+    assert engine.trials[0].reason == "out of memory 3 times: 900 MiB of 800 MiB"
+    assert len([engine.next_trial(), engine.next_trial(), engine.next_trial()]) == 3
+    assert any("with batches in 16 parts and fewer trials beside it" in line for line in said)
+
+
+def test_what_was_lost_counts_over_all_starts() -> None:
+    engine, journal, _ = make_engine(1)
+    engine.next_trial()
+    for _ in range(2):
+        engine.lose(0, Loss("lost", "killed"))
+        engine.next_trial()
+    resumed, _, _ = make_engine(1, known=replay(journal.events))
+    assert resumed.next_trial() is not None
+    resumed.lose(0, Loss("lost", "killed"))
+    assert resumed.trials[0].status is TrialStatus.FAILED
+
+
+def test_what_a_halt_ends_is_not_lost_and_storage_halts() -> None:
+    engine, journal, _ = make_engine(2)
+    engine.next_trial()
+    engine.lose(0, Loss("storage", "No space left on device"))
+    assert engine.halted == "the trials' storage: No space left on device"
+    engine.lose(0, Loss("lost", "killed"))
+    assert [event["event"] for event in journal.events] == ["proposed"]
+    assert not engine.trials[0].status.ended
+
+
+def test_a_repeat_is_computed_in_the_parts_of_its_first_training() -> None:
+    engine, journal, _ = make_engine(1, repeats=Once())
+    engine.next_trial()
+    engine.lose(0, Loss("memory", "no room"))
+    engine.next_trial()
+    for number in (1, 2, 3):
+        engine.report(0, epoch(number))
+    again = engine.next_trial()
+    assert again is not None
+    assert (again.repeat_of, again.split, again.retries) == (0, 4, [])
+    assert [trial.split for trial in replay(journal.events)] == [4, 4]
+
+
+def test_while_held_nothing_new_begins_and_what_runs_goes_on() -> None:
+    engine, _, _ = make_engine(3)
+    engine.next_trial()
+    engine.hold("little room on the disk")
+    assert engine.next_trial() is None
+    assert engine.report(0, epoch(1))
+    engine.end(0, TrialStatus.STOPPED, "")
+    assert engine.next_trial() is None
+    assert engine.waits, "nobody runs, and it is not over"
+    assert not engine.halted
+    engine.hold("")
+    assert engine.next_trial() is engine.trials[1]
 
 
 @pytest.mark.parametrize("at", ["proposed", "result", "ended"])

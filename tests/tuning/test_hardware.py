@@ -19,7 +19,7 @@ from tunelab.tuning.hardware import (
     usable_cpus,
 )
 from tunelab.tuning.options import SearchOptions
-from tunelab.tuning.ray_tune import Slots
+from tunelab.tuning.slots import Slots
 
 
 @pytest.fixture

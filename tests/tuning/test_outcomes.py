@@ -60,12 +60,22 @@ def test_an_early_trial_that_went_on_by_chance_is_no_better_for_having_come_far(
     assert found.expected.argmin() == 0
 
 
-def test_a_diverged_trial_is_the_worst_and_a_failed_one_tells_nothing() -> None:
-    diverged = trial(2, [0.9], TrialStatus.DIVERGED)
-    found = outcomes(of(complete(0, 0.8), complete(1, 0.6), diverged, trial(3, [], TrialStatus.FAILED)), EPOCHS)
-    assert found.numbers == (0, 1, 2)
-    assert found.expected[2] == found.expected.min()
+def test_what_diverges_or_fails_at_once_is_the_worst() -> None:
+    diverged, failed = trial(2, [0.9], TrialStatus.DIVERGED), trial(3, [], TrialStatus.FAILED)
+    found = outcomes(of(complete(0, 0.8), complete(1, 0.6), diverged, failed), EPOCHS)
+    assert found.numbers == (0, 1, 2, 3)
+    assert found.expected[2] == found.expected[3] == found.expected.min()
     assert outcomes(of(trial(0, [], TrialStatus.DIVERGED)), EPOCHS).numbers == (0,)
+
+
+def test_what_fails_later_counts_by_what_it_was() -> None:
+    """Its process was killed, say: the configuration is no worse for that."""
+    late = trial(2, [0.5, 0.6], TrialStatus.FAILED)
+    stopped = trial(2, [0.5, 0.6], TrialStatus.STOPPED)
+    others = complete(0, 0.8), complete(1, 0.6)
+    assert outcomes(of(*others, late), EPOCHS).expected == pytest.approx(
+        outcomes(of(*others, stopped), EPOCHS).expected
+    )
 
 
 def test_normal_scores_follow_the_ranks_and_share_ties() -> None:

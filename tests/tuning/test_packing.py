@@ -16,7 +16,7 @@ from tunelab.study import Study
 from tunelab.tuning import calibrate, hardware, packing, prospect
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.packing import filled, pack
-from tunelab.tuning.ray_tune import Slots
+from tunelab.tuning.slots import Slots
 from tunelab.tuning.speed import Point
 
 TWO_BY_ONE, ONE_BY_TWO = Slots(2, 1, 0.0, "cpu"), Slots(1, 2, 0.0, "cpu")

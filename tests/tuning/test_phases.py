@@ -40,6 +40,9 @@ class Record:
     def reported(self, trial: Trial) -> None:
         pass
 
+    def retried(self, trial: Trial, why: str) -> None:
+        pass
+
     def ended(self, trial: Trial) -> None:
         self.said.append(f"ended {trial.number} {trial.status.value}")
 

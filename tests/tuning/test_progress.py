@@ -10,7 +10,8 @@ import pytest
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.tuning import progress as module
 from tunelab.tuning.forecast import Range
-from tunelab.tuning.progress import MeasuringLine, Progress, Silent, Told, duration, percent
+from tunelab.tuning.listeners import Told
+from tunelab.tuning.progress import MeasuringLine, Progress, Silent, duration, percent
 
 
 class Terminal(io.StringIO):
@@ -157,14 +158,20 @@ def test_several_listeners_are_told() -> None:
         def reported(self, trial: Trial) -> None:
             heard.append(f"{self.name} {trial.number} reported")
 
+        def retried(self, trial: Trial, why: str) -> None:
+            heard.append(f"{self.name} {trial.number} {why}")
+
         def ended(self, trial: Trial) -> None:
             heard.append(f"{self.name} {trial.number} ended")
 
     told = Told(Ear("left"), Ear("right"))
     told.started(trial(3))
     told.reported(trial(3))
+    told.retried(trial(3), "lost")
     told.ended(trial(3))
-    assert heard == [f"{ear} 3 {what}" for what in ("started", "reported", "ended") for ear in ("left", "right")]
+    assert heard == [
+        f"{ear} 3 {what}" for what in ("started", "reported", "lost", "ended") for ear in ("left", "right")
+    ]
 
 
 def test_a_trial_that_waits_is_not_shown_as_running(clock: Clock) -> None:

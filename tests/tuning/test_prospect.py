@@ -33,7 +33,7 @@ from tunelab.tuning.prospect import (
     seconds_to,
     slots_for,
 )
-from tunelab.tuning.ray_tune import Slots
+from tunelab.tuning.slots import Slots
 from tunelab.tuning.sources import FixedSource
 from tunelab.tuning.speed import Load, Point
 

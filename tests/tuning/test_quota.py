@@ -6,7 +6,7 @@ import pytest
 
 from tunelab.errors import InputError
 from tunelab.tuning.quota import RAY_MIB, capped, in_words, share_memory
-from tunelab.tuning.ray_tune import Slots
+from tunelab.tuning.slots import Slots
 
 MIB = 2**20
 FOUR = Slots(4, 1, 0.0, "cpu")

@@ -14,6 +14,7 @@ from ray.tune.search import Searcher
 from tunelab.config import ArchSpec, BlockSpec, StemSpec, TrainConfig, TrialConfig, to_json
 from tunelab.records import EpochMetrics, Finding, TrialStatus
 from tunelab.tuning.engine import Engine
+from tunelab.tuning.losses import Loss
 from tunelab.tuning.progress import Silent
 from tunelab.tuning.ray_pieces import EngineCallback, EngineScheduler, EngineSearcher, EngineStopper, bridge
 from tunelab.tuning.sources import FixedSource
@@ -59,7 +60,14 @@ def test_a_search_is_finished_only_when_nothing_runs(key: str, engine: Engine) -
     assert [one["number"] for one in given] == [0, 1]
     assert json.loads(given[1]["trial_config"]) == to_json(CONFIGS[1])
     del given[1]["trial_config"]
-    assert given[1] == {"number": 1, "folder": "/trials/1", "known_epochs": 0, "device": "cpu", "threads": 1}
+    assert given[1] == {
+        "number": 1,
+        "folder": "/trials/1",
+        "known_epochs": 0,
+        "split": 1,
+        "device": "cpu",
+        "threads": 1,
+    }
     assert searcher.suggest("c") is None
     assert [tell(key, 0, metrics=epoch(number)) for number in (1, 2)] == ["CONTINUE", "STOP"]
     assert searcher.suggest("c") is None
@@ -95,12 +103,28 @@ def test_a_halted_search_is_finished_and_stops_all(key: str, engine: Engine) -> 
     assert engine.halted == "the trials' storage: No space left on device"
 
 
-def test_a_trial_that_ray_gives_up_has_failed(key: str, engine: Engine) -> None:
+class Told:
+    """A witness that knows of one trial."""
+
+    def testify(self, number: int) -> Loss | None:
+        return Loss("memory", "killed by the kernel") if number == 1 else None
+
+
+def test_the_engine_hears_why_a_process_is_gone(engine: Engine) -> None:
+    with bridge(engine, lambda number: Path("/"), {}, [Told()]) as key:
+        assert [EngineSearcher(key).suggest("a")["number"] for _ in range(2)] == [0, 1]
+        for number in (0, 1):
+            died: Any = SimpleNamespace(config={"number": number})
+            EngineCallback(key).on_trial_error(1, [], died)
+    assert [trial.retries[0]["cause"] for trial in engine.trials.values()] == ["lost", "memory"]
+    assert [trial.split for trial in engine.trials.values()] == [1, 4]
+
+
+def test_a_trial_that_cannot_go_on_is_handed_out_again(key: str, engine: Engine) -> None:
     EngineSearcher(key).suggest("a")
-    trial: Any = SimpleNamespace(config={"number": 0}, run_metadata=SimpleNamespace(num_failures=3))
-    EngineCallback(key).on_trial_error(1, [], trial)
-    assert engine.trials[0].status is TrialStatus.FAILED
-    assert engine.trials[0].reason == "the trial's process died 3 times"
+    assert tell(key, 0, lost={"cause": "memory", "why": "no room"}) == "STOP"
+    given = EngineSearcher(key).suggest("b")
+    assert (given["number"], given["split"]) == (0, 4)
 
 
 def test_findings_and_lost_hope_reach_the_engine(key: str, engine: Engine) -> None:

@@ -29,8 +29,8 @@ from tunelab.training.loop import Trainer
 from tunelab.tuning import preflight, ray_tune
 from tunelab.tuning.engine import Engine
 from tunelab.tuning.options import SearchOptions
-from tunelab.tuning.ray_tune import Slots
 from tunelab.tuning.runner import PausedError, resume, run_configs, search, start_search
+from tunelab.tuning.slots import Slots
 
 pytestmark = pytest.mark.usefixtures("no_calibration")
 

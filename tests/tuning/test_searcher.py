@@ -420,11 +420,10 @@ def share_above(source: OptunaSource, status: TrialStatus) -> float:
     return sum(trial.params["x"] > 0.5 for trial in run.trials[30:]) / 30
 
 
-def test_where_trials_diverge_fewer_are_proposed() -> None:
-    shares = [share_above(make_source(seed=seed), TrialStatus.DIVERGED) for seed in range(4)]
-    ignored = [share_above(make_source(seed=seed), TrialStatus.FAILED) for seed in range(4)]
+@pytest.mark.parametrize("status", [TrialStatus.DIVERGED, TrialStatus.FAILED])
+def test_where_trials_diverge_or_fail_fewer_are_proposed(status: TrialStatus) -> None:
+    shares = [share_above(make_source(seed=seed), status) for seed in range(4)]
     assert sum(shares) / 4 < 0.2
-    assert sum(shares) < sum(ignored) / 2, "a failure says nothing about the region"
 
 
 def test_good_regions_are_proposed_more_often() -> None:

@@ -100,7 +100,7 @@ def _clock(_asked: Asked) -> list[MachineFinding]:
 
 def _environment(_asked: Asked) -> list[MachineFinding]:
     from tunelab.doctor import environment
-    from tunelab.tuning.ray_tune import SETTINGS
+    from tunelab.tuning.ray_home import SETTINGS
 
     return environment.find_variables(os.environ, SETTINGS)
 
@@ -124,7 +124,7 @@ def _cache(_asked: Asked) -> list[MachineFinding]:
 
 def _temporary(_asked: Asked) -> list[MachineFinding]:
     from tunelab.doctor import folders
-    from tunelab.tuning.ray_tune import LONGEST_TEMPORARY, temporary_parent
+    from tunelab.tuning.ray_home import LONGEST_TEMPORARY, temporary_parent
 
     return folders.find_temporary(LONGEST_TEMPORARY, temporary_parent, folders.read_mounts(), os.environ)
 
@@ -132,7 +132,7 @@ def _temporary(_asked: Asked) -> list[MachineFinding]:
 def _leftovers(asked: Asked) -> list[MachineFinding]:
     from tunelab.doctor import leftovers
     from tunelab.files import wanted_root
-    from tunelab.tuning.ray_tune import IN_USE, PREFIX, temporary_parent
+    from tunelab.tuning.ray_home import IN_USE, PREFIX, temporary_parent
 
     seen = leftovers.processes()
     if any(one.verdict != "ok" for one in leftovers.find_processes(seen)):

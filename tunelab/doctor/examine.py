@@ -216,7 +216,7 @@ def _scratch() -> Iterator[str]:
     """A folder of this user's alone with a short path, "" where none can be made; removed afterwards."""
     with contextlib.ExitStack() as stack:
         try:
-            from tunelab.tuning.ray_tune import claimed_folder  # here, so that a broken package is a finding
+            from tunelab.tuning.ray_home import claimed_folder  # here, so that a broken package is a finding
 
             folder = str(stack.enter_context(claimed_folder()))
         except (OSError, ImportError):  # FileNotFoundError among them: no temporary folder can be written

@@ -208,7 +208,7 @@ def find_temporary(
 
     Args:
         longest: characters of a folder's path that leave room for those of Ray's sockets.
-        parent: gives the folder, as `ray_tune.temporary_parent`.
+        parent: gives the folder, as `ray_home.temporary_parent`.
         mounts: as `read_mounts` gives them.
         environ: variables.
         statvfs: of a folder, for tests.

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from tunelab.capacity import control_groups, describe_size, free_memory_mib
 from tunelab.doctor.findings import MachineFinding, error, ok, warning
-from tunelab.tuning.ray_tune import OBJECT_STORE_BYTES
+from tunelab.tuning.ray_home import OBJECT_STORE_BYTES
 
 _FOR_RAY = 2**30  # bytes of the driver and Ray's own processes (our choice; 0.7 GiB were measured)
 _PER_TRIAL = 2**29  # bytes of a process with torch and a small network (our choice; 0.3 to 0.5 GiB were measured)

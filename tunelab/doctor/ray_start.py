@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tunelab.doctor.findings import MachineFinding, error, ok, warning
 from tunelab.errors import TunelabError
-from tunelab.tuning.ray_tune import rehearse
+from tunelab.tuning.ray_home import rehearse
 
 _PATIENCE = 25.0  # seconds for the first task of a Ray that has started (our choice)
 _SLOW = 10.0  # seconds; 3 to 5 are usual (our choice)
@@ -21,7 +21,7 @@ def find_ray(
 
     Args:
         scratch: an empty folder for its files, "" if there is none.
-        start: as `ray_tune.rehearse`.
+        start: as `ray_home.rehearse`.
     """
     if not scratch:
         return [error("Ray", "not started: there is no temporary folder", "export TMPDIR=/a/folder/with/room")]

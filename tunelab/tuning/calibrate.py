@@ -18,7 +18,7 @@ from typing import Any
 from tunelab.errors import TunelabError
 from tunelab.tuning.probes import PATIENCE, ProbeError, Probes, TooSlowError
 from tunelab.tuning.quota import PROCESS_MIB, RAY_MIB, WORKER_MIB, in_words, share_memory
-from tunelab.tuning.ray_tune import Slots
+from tunelab.tuning.slots import Slots
 from tunelab.tuning.speed import Load, Point, guess_step, load_of
 
 _LAYOUT_SECONDS = 1.5  # for timing all layouts together; our choice

@@ -24,7 +24,7 @@ from tunelab.space import SearchSpace
 from tunelab.tuning.calibrate import Sample, processes_for, shrink
 from tunelab.tuning.hardware import describe_hardware, precisions, torch_version
 from tunelab.tuning.probes import ProbeError, Probes
-from tunelab.tuning.ray_tune import Slots
+from tunelab.tuning.slots import Slots
 
 FILE = "machine.json"
 _WINDOW = 0.2  # seconds in which a configuration is timed; our choice

@@ -12,34 +12,23 @@ import sys
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
-from tunelab.config import arch_id, derive_seed, to_json
+from tunelab.config import arch_id, to_json
 from tunelab.errors import ExhaustedError, TunelabError
 from tunelab.journal import Journal
 from tunelab.noise import ended_early, full_length
 from tunelab.records import EpochMetrics, Finding, Trial, TrialStatus
 from tunelab.tuning.deadline import Deadline, Pace
+from tunelab.tuning.listeners import Listener
+from tunelab.tuning.losses import Failures, FewerBeside, Loss, Places, given_up, next_attempt
 from tunelab.tuning.objectives import costs_of
-from tunelab.tuning.repeats import NoRepeats, Repeats
+from tunelab.tuning.repeats import NoRepeats, Repeats, once_more
 from tunelab.tuning.sources import Source
 from tunelab.tuning.stopping import Decision, Stopping
 
-FAILURES_IN_A_ROW = 5
-"""So many failures of one kind, without a success between them, end a search (our choice)."""
-
-
-class Listener(Protocol):
-    """Who wants to know what happens, to show it."""
-
-    def started(self, trial: Trial) -> None:
-        """A trial was handed out."""
-
-    def reported(self, trial: Trial) -> None:
-        """A trial has one more epoch."""
-
-    def ended(self, trial: Trial) -> None:
-        """A trial will not go on."""
+_PROPOSED = ("arch_id", "params", "stats", "config", "origin", "repeat_of")
+"""What the record is told of a trial when it is proposed."""
 
 
 class Engine:
@@ -60,6 +49,7 @@ class Engine:
             and are not compared with others.
         in_full: trials of these origins run their full length whatever the rungs and their health say.
         grace: after so many epochs a trial ends of which nothing can come any more; None: none does.
+        places: which trials may run beside each other.
     """
 
     def __init__(
@@ -78,6 +68,7 @@ class Engine:
         history: Mapping[int, str] | None = None,
         in_full: Collection[str] = (),
         grace: int | None = None,
+        places: Places | None = None,
     ) -> None:
         self.trials = {trial.number: trial for trial in known}
         self._current = {trial.number: trial for trial in known if trial.number not in (history or {})}
@@ -102,7 +93,9 @@ class Engine:
         self._nothing_since = -1
         self._events = 0
         self._waiting = deque(trial.number for trial in self._current.values() if not trial.status.ended)
-        self._causes: list[str] = []
+        self._failures = Failures(known)
+        self._places = places or FewerBeside(sys.maxsize)
+        self._held = ""
         self._restore(known, history or {})
 
     @property
@@ -131,19 +124,24 @@ class Engine:
 
     @property
     def waits(self) -> bool:
-        """True while trials are running: what they come to may make more to do."""
-        return bool(self._running) and not self.halted
+        """True while trials are running, or held: there may be more to do then."""
+        return bool(self._running or self._held) and not self.halted
 
     def halt(self, why: str) -> None:
         """Pauses everything; the first reason stays."""
         self.halted = self.halted or why
 
+    def hold(self, why: str) -> None:
+        """Hands out nothing new, for a reason; with "" it goes on. Running trials are not concerned."""
+        self._held = why
+        self._events += 1
+
     def next_trial(self) -> Trial | None:
         """The next trial to run, open ones of an earlier start first; None if there is none, or none yet (`waits`)."""
-        if self.should_halt or self._events == self._nothing_since:
+        if self.should_halt or self._held or self._events == self._nothing_since:
             return None
         trial = self._choose()
-        if trial is not None and self._comes_too_late(trial):
+        if trial is not None and (self._comes_too_late(trial) or not self._has_place(trial)):
             self._waiting.appendleft(trial.number)
             trial = None
         if trial is None:
@@ -182,6 +180,7 @@ class Engine:
         trial.epochs.append(metrics)
         trial.notes += new
         self._source.observe(number, metrics.epoch, metrics.score)
+        self._failures.trained()
         self._listener.reported(trial)
         if hopeless and self._may_give_up(trial):
             self.end(number, TrialStatus.DIVERGED, f"epoch {metrics.epoch}: {hopeless}")
@@ -204,12 +203,33 @@ class Engine:
         self._paused.discard(number)
         self._source.end(number, status, trial.score, costs_of(trial))
         self._listener.ended(trial)
-        self._watch_failures(status, reason)
+        if (why := self._failures.ended(status, reason)) and self.error is None:
+            self.error = TunelabError(why)
+            self.halt("failures")
+
+    def lose(self, number: int, loss: Loss) -> None:
+        """Records that a trial's process is gone or cannot go on; it is handed out again, or has failed."""
+        trial = self.trials[number]
+        self._events += 1
+        if trial.status.ended or self.halted:  # what stops everything ends processes too
+            return
+        if loss.cause == "storage":
+            self.halt(f"the trials' storage: {loss.why}")
+            return
+        retry = next_attempt(trial, loss)
+        if retry is None:
+            self.end(number, TrialStatus.FAILED, given_up(trial, loss))
+            return
+        self._append("retried", trial, **retry.to_json())
+        trial.retries.append(retry.to_json())
+        trial.split = retry.split
+        self._running.discard(number)
+        self._waiting.appendleft(number)
+        self._listener.retried(trial, retry.describe())
 
     def _take_findings(self, trial: Trial, findings: Sequence[Finding]) -> dict[str, Any]:
         """What the record is told of those that it does not hold yet, which become the trial's."""
-        known = {(finding.name, finding.hopeless) for finding in trial.findings}  # seen again, numbers may be rounded
-        new = [finding for finding in findings if (finding.name, finding.hopeless) not in known]
+        new = trial.lacking(findings)
         trial.findings += new
         return {"findings": [finding.to_json() for finding in new]} if new else {}
 
@@ -251,6 +271,9 @@ class Engine:
                 self._waiting.remove(number)
                 return trial
         return None
+
+    def _has_place(self, trial: Trial) -> bool:
+        return not self._running or self._places.fits(trial, [self.trials[number] for number in sorted(self._running)])
 
     def _comes_too_late(self, trial: Trial) -> bool:
         """True if the deadline leaves no time for what makes the trial useful: an epoch, of a repeat all of them."""
@@ -331,14 +354,8 @@ class Engine:
         """The configuration of trial `of` once more, with another seed; None if the deadline leaves no time for it."""
         if of is None:
             return None
-        first = self.trials[of]
-        number = len(self.trials)
         before = sum(trial.repeat_of == of for trial in self.trials.values())
-        config = {**first.config, "seed": derive_seed(first.config["seed"], "repeat", before)}
-        trial = dataclasses.replace(
-            first, number=number, config=config, status=TrialStatus.RUNNING, reason="", epochs=[], decisions=[],
-            origin="repeat", repeat_of=of, notes=[], findings=[],
-        )  # fmt: skip
+        trial = once_more(self.trials[of], len(self.trials), before)
         if self._comes_too_late(trial):
             return None
         self._add(trial)
@@ -346,16 +363,10 @@ class Engine:
         return trial
 
     def _add(self, trial: Trial) -> None:
-        self._append(
-            "proposed",
-            trial,
-            arch_id=trial.arch_id,
-            params=trial.params,
-            stats=trial.stats,
-            config=trial.config,
-            origin=trial.origin,
-            repeat_of=trial.repeat_of,
-        )
+        content = {name: getattr(trial, name) for name in _PROPOSED}
+        if trial.split > 1:
+            content["split"] = trial.split
+        self._append("proposed", trial, **content)
         self.trials[trial.number] = trial
         self._current[trial.number] = trial
 
@@ -366,16 +377,6 @@ class Engine:
             self.error = error
             self.halt("the record cannot be written")
             raise
-
-    def _watch_failures(self, status: TrialStatus, reason: str) -> None:
-        if status is not TrialStatus.FAILED:
-            self._causes.clear()
-            return
-        self._causes.append(reason.partition(":")[0])  # what follows names files and sizes, which differ
-        last = self._causes[-FAILURES_IN_A_ROW:]
-        if len(last) == FAILURES_IN_A_ROW and len(set(last)) == 1:
-            self.error = TunelabError(f"{FAILURES_IN_A_ROW} trials in a row failed with: {reason}")
-            self.halt("failures")
 
     def _count_diverged(self, trial: Trial) -> None:
         """A diverged trial is the worst at every rung, also where it did well before."""

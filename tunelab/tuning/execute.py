@@ -14,13 +14,16 @@ from tunelab.study import Study, current, history
 from tunelab.summary import write_summary
 from tunelab.tuning import ray_tune
 from tunelab.tuning.deadline import Deadline
-from tunelab.tuning.engine import Engine, Listener
+from tunelab.tuning.engine import Engine
 from tunelab.tuning.forecast import Forecast
+from tunelab.tuning.listeners import Listener, Told
+from tunelab.tuning.losses import FewerBeside
 from tunelab.tuning.options import SearchOptions
-from tunelab.tuning.progress import Progress, Silent, Told
-from tunelab.tuning.ray_tune import Slots
+from tunelab.tuning.progress import Progress, Silent
+from tunelab.tuning.ray_home import terminal
 from tunelab.tuning.repeats import Race, Repeats
 from tunelab.tuning.sessions import Sessions
+from tunelab.tuning.slots import Slots
 from tunelab.tuning.sources import Source
 from tunelab.tuning.stopping import Stopping
 
@@ -71,7 +74,7 @@ def execute(study: Study, plan: Plan) -> Study:
         if plan.show_progress:
             left = plan.forecast.time_left
             counted = current(study.info, known)
-            shown = Progress(ray_tune.terminal(), plan.title, plan.total, counted, study.val_images, left)
+            shown = Progress(terminal(), plan.title, plan.total, counted, study.val_images, left)
         listeners: list[Listener] = [plan.forecast, shown]
         if plan.options.telemetry != "off":
             listeners.append(Sessions(study.path.name, study.trial_folder, known))
@@ -89,6 +92,7 @@ def execute(study: Study, plan: Plan) -> Study:
             history=history(study.info, known),
             in_full=plan.in_full,
             grace=plan.options.health_grace if plan.options.health else None,
+            places=FewerBeside(plan.slots.concurrent),
         )
         if engine.has_work and not engine.should_halt:
             plan.forecast.begin()

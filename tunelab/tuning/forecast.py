@@ -140,6 +140,10 @@ class Forecast:
         self._since[trial.number] = time.monotonic()
         self.speed.observe(trial.number, load_of(trial.config, trial.stats), trial.epochs[-1].seconds)
 
+    def retried(self, trial: Trial, why: str) -> None:
+        """A trial was lost: what it took since its last epoch tells nothing."""
+        self._since.pop(trial.number, None)
+
     def ended(self, trial: Trial) -> None:
         """A trial will not go on."""
         self._since.pop(trial.number, None)

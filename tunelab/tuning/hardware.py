@@ -13,7 +13,7 @@ import psutil
 
 from tunelab.errors import InputError
 from tunelab.tuning.options import SearchOptions
-from tunelab.tuning.ray_tune import Slots
+from tunelab.tuning.slots import Slots
 
 _PACKAGES = ("tunelab", "ray", "torch", "torchvision", "optuna", "numpy")
 

@@ -37,7 +37,9 @@ class Outcomes:
 
 
 def outcomes(trials: Mapping[int, Trial], epochs: int) -> Outcomes:
-    """Of all configurations that have reached the first rung or ended; a diverged one is the worst.
+    """Of all configurations that have reached the first rung or ended.
+
+    The worst are those that diverged, and those that failed before the first rung: what cannot be trained is no use.
 
     Args:
         trials: by number; repeats are averaged into the trial that they repeat.
@@ -50,12 +52,17 @@ def outcomes(trials: Mapping[int, Trial], epochs: int) -> Outcomes:
             finals.setdefault(configuration_of(trial), []).append(trial.epochs[-1].score)
     numbers: list[int] = []
     rows: list[list[float]] = []
+    worst: set[int] = set()
     for number, trial in trials.items():
         if trial.repeat_of is not None:
             continue
         reached = len(trial.epochs)
-        if reached < (levels or (epochs,))[0] and trial.status is not TrialStatus.DIVERGED and number not in finals:
+        early = reached < (levels or (epochs,))[0]
+        hopeless = trial.status is TrialStatus.DIVERGED or (early and trial.status is TrialStatus.FAILED)
+        if early and not hopeless and number not in finals:
             continue
+        if hopeless:
+            worst.add(number)
         row = [trial.epochs[rung - 1].score if reached >= rung else math.nan for rung in levels]
         final = sum(finals[number]) / len(finals[number]) if number in finals else math.nan
         numbers.append(number)
@@ -64,11 +71,11 @@ def outcomes(trials: Mapping[int, Trial], epochs: int) -> Outcomes:
         return Outcomes((), np.zeros(0), np.zeros(0), np.zeros(0))
     scores = np.array(rows)
     expected = _to_full_length(scores)
-    diverged = np.array([trials[number].status is TrialStatus.DIVERGED for number in numbers])
-    known = expected[~diverged]
-    expected[diverged] = known.min() if len(known) else 0.0
+    useless = np.array([number in worst for number in numbers])
+    known = expected[~useless]
+    expected[useless] = known.min() if len(known) else 0.0
     reached = np.where(np.isnan(scores), -1, np.arange(scores.shape[1])).max(axis=1)
-    noise = np.where(diverged, 1.0, np.maximum(_FACTOR ** -reached.clip(0).astype(float), 0.05))
+    noise = np.where(useless, 1.0, np.maximum(_FACTOR ** -reached.clip(0).astype(float), 0.05))
     return Outcomes(tuple(numbers), expected, normal_scores(expected), noise)
 
 

@@ -16,7 +16,7 @@ from tunelab.tuning.hardware import count_gpus, find_layouts
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.probes import Probes
 from tunelab.tuning.prospect import calibration_of, computing_like, needed, shares_alike, slots_for
-from tunelab.tuning.ray_tune import Slots
+from tunelab.tuning.slots import Slots
 
 
 @dataclass(frozen=True)

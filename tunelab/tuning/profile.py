@@ -23,7 +23,7 @@ from tunelab.tuning.options import LIMITS, SearchOptions
 from tunelab.tuning.preflight import absolute_paths, make_source
 from tunelab.tuning.probes import COMMAND, PATIENCE, ProbeError, Probes, TooSlowError
 from tunelab.tuning.prospect import computing_like, open_data
-from tunelab.tuning.ray_tune import Slots
+from tunelab.tuning.slots import Slots
 
 DEVICES = ("cpu", "cuda")
 _SHARES = (0.25, 0.5, 1, 2, 4)  # of the configuration's own batch size, where none are asked for; our choice

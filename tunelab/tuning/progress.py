@@ -18,7 +18,6 @@ from rich.text import Text
 from tunelab.records import Trial, TrialStatus
 from tunelab.standings import places
 from tunelab.study import count_statuses, describe_repeats, proposed
-from tunelab.tuning.engine import Listener
 from tunelab.tuning.forecast import Range
 
 _COLOURS = {
@@ -27,28 +26,6 @@ _COLOURS = {
     TrialStatus.DIVERGED: "magenta",
     TrialStatus.FAILED: "red",
 }
-
-
-class Told:
-    """Tells several listeners, in order, of what happens in a search."""
-
-    def __init__(self, *listeners: Listener) -> None:
-        self._listeners = listeners
-
-    def started(self, trial: Trial) -> None:
-        """A trial was handed out."""
-        for listener in self._listeners:
-            listener.started(trial)
-
-    def reported(self, trial: Trial) -> None:
-        """A trial has one more epoch."""
-        for listener in self._listeners:
-            listener.reported(trial)
-
-    def ended(self, trial: Trial) -> None:
-        """A trial will not go on."""
-        for listener in self._listeners:
-            listener.ended(trial)
 
 
 class Silent:
@@ -65,6 +42,9 @@ class Silent:
 
     def reported(self, trial: Trial) -> None:
         """A trial has one more epoch."""
+
+    def retried(self, trial: Trial, why: str) -> None:
+        """A trial was lost and will be handed out again."""
 
     def ended(self, trial: Trial) -> None:
         """A trial will not go on."""
@@ -133,6 +113,11 @@ class Progress:
 
     def reported(self, trial: Trial) -> None:
         """A trial has one more epoch."""
+
+    def retried(self, trial: Trial, why: str) -> None:
+        """A trial was lost and will be handed out again."""
+        self._running.discard(trial.number)
+        self._print(f"note: trial {trial.number}: {why}")
 
     def ended(self, trial: Trial) -> None:
         """A trial will not go on."""

@@ -37,9 +37,9 @@ from tunelab.tuning.options import GridRequest, SearchOptions, limits, seconds_u
 from tunelab.tuning.preflight import absolute_paths, check_room, make_source, try_space
 from tunelab.tuning.probes import Probes
 from tunelab.tuning.progress import ImagesBar
-from tunelab.tuning.ray_tune import Slots
 from tunelab.tuning.repeats import Race
 from tunelab.tuning.simulation import Beside, Plan
+from tunelab.tuning.slots import Slots
 from tunelab.tuning.sources import Source
 from tunelab.tuning.speed import Speed
 from tunelab.tuning.stopping import FACTOR, rungs

@@ -7,7 +7,7 @@ import math
 
 from tunelab.capacity import describe_size
 from tunelab.errors import InputError
-from tunelab.tuning.ray_tune import Slots
+from tunelab.tuning.slots import Slots
 
 RAY_MIB = 800.0
 """What Ray's own processes hold; measured."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from ray.tune.stopper import Stopper
 
 from tunelab.records import EpochMetrics, Finding, TrialStatus
 from tunelab.tuning.engine import Engine
+from tunelab.tuning.losses import Loss, Witness, testimony
 
 
 @dataclass(frozen=True)
@@ -29,22 +30,29 @@ class _Bridge:
     engine: Engine
     folder_of: Callable[[int], Path]
     settings: Mapping[str, Any]
+    witnesses: Sequence[Witness]
 
 
 _BRIDGES: dict[str, _Bridge] = {}
 
 
 @contextlib.contextmanager
-def bridge(engine: Engine, folder_of: Callable[[int], Path], settings: Mapping[str, Any]) -> Iterator[str]:
+def bridge(
+    engine: Engine,
+    folder_of: Callable[[int], Path],
+    settings: Mapping[str, Any],
+    witnesses: Sequence[Witness] = (),
+) -> Iterator[str]:
     """The key by which the pieces find `engine`.
 
     Args:
         engine: what decides.
         folder_of: from a trial's number to its folder.
         settings: what every worker is given beside its trial: `device`, `threads`, `compute`, `stop_at` and so on.
+        witnesses: are asked why the process of a trial is gone, in order.
     """
     key = uuid.uuid4().hex
-    _BRIDGES[key] = _Bridge(engine, folder_of, settings)
+    _BRIDGES[key] = _Bridge(engine, folder_of, settings, witnesses)
     try:
         yield key
     finally:
@@ -69,6 +77,7 @@ class EngineSearcher(Searcher):
             "trial_config": json.dumps(trial.config),  # as a text: Ray keeps several copies of every value in it
             "folder": str(here.folder_of(trial.number)),
             "known_epochs": len(trial.epochs),
+            "split": trial.split,
             **here.settings,
         }
 
@@ -102,6 +111,9 @@ class EngineScheduler(FIFOScheduler):
                 findings,
                 content.get("hopeless", ""),
             )
+        elif "lost" in content:
+            engine.lose(trial.config["number"], Loss(**content["lost"]))
+            goes_on = False
         elif "halt" in content:
             engine.halt(content["halt"])
             goes_on = False
@@ -112,16 +124,16 @@ class EngineScheduler(FIFOScheduler):
 
 
 class EngineCallback(Callback):
-    """Tells the engine of a trial that Ray has given up."""
+    """Tells the engine of a trial whose process is gone."""
 
     def __init__(self, key: str) -> None:
         self._key = key
 
     def on_trial_error(self, iteration: int, trials: list[RayTrial], trial: RayTrial, **info: Any) -> None:
-        """The trial's process died more often than it is started again (a scheduler hears of each death)."""
-        engine = _BRIDGES[self._key].engine
-        times = trial.run_metadata.num_failures
-        engine.end(trial.config["number"], TrialStatus.FAILED, f"the trial's process died {times} times")
+        """The trial's process died; whoever knows why is asked, and the engine decides what becomes of the trial."""
+        here = _BRIDGES[self._key]
+        number = trial.config["number"]
+        here.engine.lose(number, testimony(here.witnesses, number))
 
 
 class EngineStopper(Stopper):

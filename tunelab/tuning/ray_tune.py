@@ -1,79 +1,24 @@
-"""Runs an engine on Ray Tune: the thin pieces that Ray calls, and Ray's start and stop.
+"""Runs an engine on Ray Tune, from Ray's start to its end.
 
-Ray pickles the searcher, the scheduler and the stopper into files that nothing here ever reads back. They therefore
-hold no state: each finds the running engine by a key. Ray's own files live in a private temporary folder and are
-thrown away; every start is a new `Tuner` (`Tuner.restore` can silently lose a search).
+Every start is a new `Tuner`: `Tuner.restore` can silently lose a search.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import functools
-import logging
 import math
 import os
-import secrets
-import shutil
 import signal
-import sys
-import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal, TextIO
+from typing import Any
 
 from tunelab.errors import TunelabError
 from tunelab.tuning.engine import Engine
-
-SETTINGS = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_memory_monitor_refresh_ms": "0",
-    "RAY_enable_metrics_collection": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
-    "RAY_AIR_NEW_OUTPUT": "0",
-    "RAY_DEDUP_LOGS": "0",
-    "RAY_worker_niceness": "0",  # Ray's own, 15, lets anything else that runs take the trials' time from them
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",
-    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
-    "TUNE_FORCE_TRIAL_CLEANUP_S": "5",
-    "TUNE_GLOBAL_CHECKPOINT_S": "600",
-    "TUNE_RESULT_BUFFER_LENGTH": "1",
-    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
-}
-_TOKEN = secrets.token_hex(32)  # one for the whole process, which keeps the first that it read
-_RETRIES = 2
-PREFIX = "tunelab-"
-IN_USE = "in-use"
-LONGEST_TEMPORARY = 20  # characters; Ray appends up to 85, and the path of a socket ends at 107
-OBJECT_STORE_BYTES = 80 * 2**20  # nothing but short texts goes through it; Ray's least is 75 MiB
-
-
-@dataclass(frozen=True)
-class Slots:
-    """How many trials run at once, and what each is given.
-
-    `cpus` is the number of threads of a trial, `memory` the most bytes of images that it may hold (None: as many as
-    there are); `precision`, `channels_last` and `compile` are those of `ComputeConfig`.
-    """
-
-    concurrent: int
-    cpus: int
-    gpus: float
-    device: str
-    memory: int | None = None
-    precision: str = "auto"
-    channels_last: bool = True
-    compile: Literal["auto", "off"] = "off"
-
-    @property
-    def compute(self) -> dict[str, Any]:
-        """How a trial is computed, as the JSON of a ComputeConfig."""
-        return {"precision": self.precision, "channels_last": self.channels_last, "compile": self.compile}
+from tunelab.tuning.losses import Witness
+from tunelab.tuning.ray_home import environment, first_line, private_folder, quiet, started
+from tunelab.tuning.slots import Slots
 
 
 def run(
@@ -84,6 +29,7 @@ def run(
     telemetry: str,
     log: Path,
     stop_at: float = math.inf,
+    witnesses: Sequence[Witness] = (),
 ) -> None:
     """Runs `engine` until every trial has ended or it halts; Ray is gone when this returns.
 
@@ -96,6 +42,7 @@ def run(
         telemetry: as `Trainer` takes it.
         log: where everything goes that Ray writes to the terminal.
         stop_at: when workers break their epochs off, on the monotonic clock.
+        witnesses: are asked why the process of a trial is gone.
 
     Raises:
         TunelabError: Ray does not start, or ends the search by itself; its log is named.
@@ -108,14 +55,14 @@ def run(
         "compute": slots.compute,
         "stop_at": stop_at,
     }
-    with _private_folder() as folder, _environment(folder), _quiet(log), _signals(engine, at_once=True):
+    with private_folder() as folder, environment(folder), quiet(log), _signals(engine, at_once=True):
         try:
             from tunelab.tuning.ray_pieces import bridge
 
             with (
-                _ray(slots, folder),
+                started(slots, folder),
                 _signals(engine),
-                bridge(engine, folder_of, settings) as key,
+                bridge(engine, folder_of, settings, witnesses) as key,
             ):
                 _fit(key, engine, slots, folder)
         except TunelabError:
@@ -124,7 +71,7 @@ def run(
             engine.halt("SIGTERM")
         except Exception as error:
             if engine.error is None:
-                raise TunelabError(f"Ray ended the search: {_first_line(error)}; see {log}") from error
+                raise TunelabError(f"Ray ended the search: {first_line(error)}; see {log}") from error
 
 
 def _fit(key: str, engine: Engine, slots: Slots, folder: Path) -> None:
@@ -150,7 +97,7 @@ def _fit(key: str, engine: Engine, slots: Slots, folder: Path) -> None:
             verbose=0,
             stop=EngineStopper(key),
             callbacks=[EngineCallback(key)],
-            failure_config=tune.FailureConfig(max_failures=_RETRIES),
+            failure_config=tune.FailureConfig(max_failures=0),  # the engine says what is tried again
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )
@@ -159,156 +106,6 @@ def _fit(key: str, engine: Engine, slots: Slots, folder: Path) -> None:
 
 def _trial_name(trial: Any) -> str:
     return f"trial-{trial.config.get('number', 0):04d}-{trial.trial_id}"
-
-
-@contextlib.contextmanager
-def _private_folder() -> Iterator[Path]:
-    """As `claimed_folder`, after those of searches that were killed are gone."""
-    _remove_abandoned(temporary_parent())
-    with claimed_folder() as folder:
-        yield folder
-
-
-@contextlib.contextmanager
-def claimed_folder() -> Iterator[Path]:
-    """A short path that only this user can enter: Ray opens its own folder to all, and sockets need short paths.
-
-    It is gone afterwards; the next search removes those of processes that were killed.
-
-    Raises:
-        OSError: no temporary folder can be written.
-    """
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=temporary_parent()))
-    new = folder / "in-use.new"
-    lock = os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    new.rename(folder / IN_USE)
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        os.close(lock)
-
-
-def temporary_parent() -> Path:
-    """The temporary folder, or /tmp where the path of a socket in it would be too long.
-
-    Raises:
-        FileNotFoundError: no temporary folder can be written.
-    """
-    usual = tempfile.gettempdir()
-    return Path(usual if len(usual) <= LONGEST_TEMPORARY or not os.access("/tmp", os.W_OK) else "/tmp")
-
-
-def rehearse(folder: Path, log: Path, patience: float) -> tuple[float, float]:
-    """Starts Ray as a search on processors does, has it run a task in a process of its own, and stops it.
-
-    Args:
-        folder: an empty one for Ray's files, this user's alone, with a short path.
-        log: where everything goes that Ray writes to the terminal.
-        patience: seconds that the task may take.
-
-    Returns:
-        Seconds until the task had run, and seconds of the end.
-
-    Raises:
-        TunelabError: Ray does not start, or runs no task.
-    """
-    slots = Slots(concurrent=1, cpus=1, gpus=0.0, device="cpu")
-    begun = time.monotonic()
-    with _environment(folder), _quiet(log):
-        with _ray(slots, folder):
-            import ray
-
-            try:
-                ray.get(ray.remote(lambda: os.getpid()).remote(), timeout=patience)
-            except Exception as error:
-                raise TunelabError(f"Ray runs no task: {_first_line(error)}") from error
-            ran = time.monotonic()
-        return ran - begun, time.monotonic() - ran
-
-
-def _remove_abandoned(parent: Path) -> None:
-    """Removes the folders of this user's searches that were killed: nobody holds the lock in them any more."""
-    for in_use in parent.glob(f"{PREFIX}*/{IN_USE}"):
-        with contextlib.suppress(OSError):  # held, of another user, or gone already
-            lock = os.open(in_use, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(in_use.parent)
-            finally:
-                os.close(lock)
-
-
-@contextlib.contextmanager
-def _environment(folder: Path) -> Iterator[None]:
-    """Ray's settings, and a token without which nobody reaches it; the variables are as before afterwards."""
-    before = dict(os.environ)
-    token = folder / "token"
-    token.touch(mode=0o600)
-    token.write_text(_TOKEN, encoding="utf-8")
-    os.environ.update(SETTINGS)
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):  # without a mode, Ray turns its token on for a cluster of its own
-        os.environ.pop(name, None)
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
-
-
-@contextlib.contextmanager
-def _ray(slots: Slots, folder: Path) -> Iterator[None]:
-    import ray
-    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # compiled
-
-    if ray.is_initialized():
-        raise TunelabError("this process runs Ray already; call ray.shutdown() before tunelab.search()")
-    AuthenticationTokenLoader.instance().reset_cache()  # of a Ray that the process ran before, or may run afterwards
-    mask = os.umask(0o077)
-    try:
-        try:
-            with _sessions_of_their_own():
-                ray.init(
-                    address="local",
-                    num_cpus=slots.concurrent * slots.cpus,
-                    include_dashboard=False,
-                    log_to_driver=False,
-                    configure_logging=True,
-                    logging_level=logging.WARNING,
-                    object_store_memory=OBJECT_STORE_BYTES,
-                    _temp_dir=str(folder / "ray"),
-                    num_gpus=0 if slots.device == "cpu" else None,
-                )
-        except Exception as error:
-            raise TunelabError(f"Ray does not start: {_first_line(error)}") from error
-        finally:
-            os.umask(mask)
-        yield
-    finally:
-        ray.shutdown()
-        AuthenticationTokenLoader.instance().reset_cache()
-
-
-@contextlib.contextmanager
-def _sessions_of_their_own() -> Iterator[None]:
-    """What a batch system or a closed terminal sends to the driver's whole group does not end Ray under it.
-
-    Ray itself keeps nothing but Ctrl-C from its processes. Where they do not end with the driver by the kernel's doing,
-    which is on Linux alone, they are found by their group and stay in it.
-    """
-    from ray._private import services
-
-    if sys.platform != "linux" or not hasattr(services, "ConsolePopen"):
-        yield
-        return
-    before = services.ConsolePopen
-    services.ConsolePopen = functools.partial(before, start_new_session=True)  # type: ignore[assignment,misc]
-    try:
-        yield
-    finally:
-        services.ConsolePopen = before  # type: ignore[misc]
 
 
 @contextlib.contextmanager
@@ -340,37 +137,3 @@ def _signals(engine: Engine, *, at_once: bool = False) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-@contextlib.contextmanager
-def _quiet(log: Path) -> Iterator[None]:
-    """Sends everything that is written to the process's standard output and error to a file."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    kept = [os.dup(1), os.dup(2)]
-    with log.open("ab") as stream:
-        for target in (1, 2):
-            os.dup2(stream.fileno(), target)
-    try:
-        yield
-    finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        for target, saved in zip((1, 2), kept, strict=True):
-            os.dup2(saved, target)
-            os.close(saved)
-
-
-def terminal() -> TextIO:
-    """Standard error as it is now, for a display that goes on while everything else is sent to a file."""
-    try:
-        if sys.stderr.fileno() == 2:
-            return os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding)
-    except (OSError, ValueError):
-        pass  # not a file: a notebook's or a test's own object, which the redirection does not touch
-    return sys.stderr
-
-
-def _first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0] if lines else ''}"

@@ -6,10 +6,12 @@ of a search's time goes to a race among its best (`tunelab.tuning.race`).
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
+from tunelab.config import derive_seed
 from tunelab.noise import DIVERGED, Noise, full_length, noise_at
 from tunelab.records import Trial, TrialStatus
 from tunelab.tuning.race import next_repeat
@@ -180,3 +182,12 @@ class Again:
 
 def _seconds(trial: Trial) -> float:
     return sum(metrics.seconds for metrics in trial.epochs)
+
+
+def once_more(first: Trial, number: int, before: int) -> Trial:
+    """The configuration of a trial as trial `number`, with another seed than its `before` repeats; not yet trained."""
+    config = {**first.config, "seed": derive_seed(first.config["seed"], "repeat", before)}
+    return dataclasses.replace(
+        first, number=number, config=config, status=TrialStatus.RUNNING, reason="", epochs=[], decisions=[],
+        origin="repeat", repeat_of=first.number, notes=[], findings=[], retries=[],
+    )  # fmt: skip

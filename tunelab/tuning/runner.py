@@ -43,7 +43,7 @@ from tunelab.tuning.prospect import (
     open_data,
     seconds_to,
 )
-from tunelab.tuning.ray_tune import Slots
+from tunelab.tuning.slots import Slots
 from tunelab.tuning.sources import FixedSource
 from tunelab.tuning.stopping import NeverStop, StopAfter, Stopping, SuccessiveHalving
 

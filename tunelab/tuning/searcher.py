@@ -1,9 +1,9 @@
 """Configurations from a space: its baseline and starters, then what a model, one of Optuna's samplers or luck proposes.
 
 What Optuna is told is the truth: every intermediate score, PRUNED for a trial that was stopped, COMPLETE for one of
-full length alone, FAIL for one that diverged or failed (the sampler itself sees a diverged one as pruned before its
-first score: TPE ignores FAIL). A proposal depends on the study's seed, the trial's number and the trials told so far,
-and on nothing else, so that a resumed search proposes what the unbroken one would have.
+full length alone, FAIL for one that diverged or failed (the sampler itself sees a diverged one, and one that failed at
+once, as pruned before its first score: TPE ignores FAIL). A proposal depends on the study's seed, the trial's number
+and the trials told so far, and on nothing else, so that a resumed search proposes what the unbroken one would have.
 """
 
 from __future__ import annotations
@@ -296,11 +296,14 @@ class OptunaSource:
         self._mirror = None
 
     def _learn(self, number: int, status: TrialStatus, score: float | None, costs: Mapping[str, float]) -> None:
-        """Tells the sampler; a diverged trial as one stopped before its first score: TPE ignores FAIL."""
+        """Tells the sampler; a diverged trial, or one that failed before its first score, as one stopped before it.
+
+        TPE ignores FAIL, and would propose their like again and again.
+        """
         if number not in self._memory:
             return
         scores = self._scores.pop(number, {})
-        if status is TrialStatus.DIVERGED:
+        if status is TrialStatus.DIVERGED or (status is TrialStatus.FAILED and not scores):
             self._memory.end(number, TrialState.PRUNED, None)
             return
         for epoch, value in scores.items() if len(self._memory.objectives) == 1 else ():  # TPE cannot use them then

@@ -49,6 +49,9 @@ class Sessions:
     def reported(self, trial: Trial) -> None:
         """Nothing: the trial writes the numbers of its epochs itself."""
 
+    def retried(self, trial: Trial, why: str) -> None:
+        """Nothing: the trial goes on in the same folder."""
+
     def ended(self, trial: Trial) -> None:
         """Writes how a trial has ended, once, and its parameters where that was not done."""
         self.started(trial)

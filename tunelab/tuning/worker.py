@@ -34,8 +34,8 @@ class TrialWorker(tune.Trainable):
     """Trains the configuration that it is given, epoch by epoch, from the trial's last checkpoint if there is one.
 
     Its config: `number`; `trial_config`, the JSON text of a TrialConfig; `folder`, the trial's; `known_epochs`, how
-    many epochs the record holds; `device`, `threads`, `telemetry`, `memory` as `Trainer` takes them; `compute`, the
-    JSON of a ComputeConfig; `stop_at`, as `run_epoch` takes it.
+    many epochs the record holds; `split`, in how many parts each batch is computed; `device`, `threads`, `telemetry`,
+    `memory` as `Trainer` takes them; `compute`, the JSON of a ComputeConfig; `stop_at`, as `run_epoch` takes it.
     """
 
     def setup(self, config: dict[str, Any]) -> None:

@@ -8,23 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from tunelab.tuning import ray_tune
+from tunelab.tuning import ray_home
 
 
 def test_folders_of_killed_searches_are_removed_and_those_in_use_are_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    monkeypatch.setattr(ray_tune, "LONGEST_TEMPORARY", 1000)
+    monkeypatch.setattr(ray_home, "LONGEST_TEMPORARY", 1000)
     abandoned = tmp_path / "tunelab-dead"
     abandoned.mkdir()
     (abandoned / "in-use").touch()
     foreign = tmp_path / "tunelab-mine"
     foreign.mkdir()
-    with ray_tune._private_folder() as first:
+    with ray_home.private_folder() as first:
         assert not abandoned.exists()
         assert first.stat().st_mode & 0o077 == 0
-        with ray_tune._private_folder() as second:
+        with ray_home.private_folder() as second:
             assert first.exists(), "another search of this user runs in it"
             assert second != first
     assert sorted(path.name for path in tmp_path.iterdir()) == [foreign.name]
@@ -33,7 +33,7 @@ def test_folders_of_killed_searches_are_removed_and_those_in_use_are_not(
 def test_the_token_is_private_and_the_environment_comes_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_AUTH_TOKEN", "mine")
     before = dict(os.environ)
-    with ray_tune._environment(tmp_path):
+    with ray_home.environment(tmp_path):
         token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
         assert token.stat().st_mode & 0o077 == 0
         assert len(token.read_text()) == 64

@@ -1,0 +1,236 @@
+"""Where Ray lives while a search runs: its start and end, its private folder, its settings and its words.
+
+Ray's own files live in a private temporary folder and are thrown away.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import logging
+import os
+import secrets
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TextIO
+
+from tunelab.errors import TunelabError
+from tunelab.tuning.slots import Slots
+
+SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_memory_monitor_refresh_ms": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",
+    "RAY_DEDUP_LOGS": "0",
+    "RAY_worker_niceness": "0",  # Ray's own, 15, lets anything else that runs take the trials' time from them
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    "TUNE_FORCE_TRIAL_CLEANUP_S": "5",
+    "TUNE_GLOBAL_CHECKPOINT_S": "600",
+    "TUNE_RESULT_BUFFER_LENGTH": "1",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+_TOKEN = secrets.token_hex(32)  # one for the whole process, which keeps the first that it read
+PREFIX = "tunelab-"
+IN_USE = "in-use"
+LONGEST_TEMPORARY = 20  # characters; Ray appends up to 85, and the path of a socket ends at 107
+OBJECT_STORE_BYTES = 80 * 2**20  # nothing but short texts goes through it; Ray's least is 75 MiB
+
+
+@contextlib.contextmanager
+def private_folder() -> Iterator[Path]:
+    """As `claimed_folder`, after those of searches that were killed are gone."""
+    _remove_abandoned(temporary_parent())
+    with claimed_folder() as folder:
+        yield folder
+
+
+@contextlib.contextmanager
+def claimed_folder() -> Iterator[Path]:
+    """A short path that only this user can enter: Ray opens its own folder to all, and sockets need short paths.
+
+    It is gone afterwards; the next search removes those of processes that were killed.
+
+    Raises:
+        OSError: no temporary folder can be written.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=temporary_parent()))
+    new = folder / "in-use.new"
+    lock = os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    new.rename(folder / IN_USE)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def temporary_parent() -> Path:
+    """The temporary folder, or /tmp where the path of a socket in it would be too long.
+
+    Raises:
+        FileNotFoundError: no temporary folder can be written.
+    """
+    usual = tempfile.gettempdir()
+    return Path(usual if len(usual) <= LONGEST_TEMPORARY or not os.access("/tmp", os.W_OK) else "/tmp")
+
+
+def rehearse(folder: Path, log: Path, patience: float) -> tuple[float, float]:
+    """Starts Ray as a search on processors does, has it run a task in a process of its own, and stops it.
+
+    Args:
+        folder: an empty one for Ray's files, this user's alone, with a short path.
+        log: where everything goes that Ray writes to the terminal.
+        patience: seconds that the task may take.
+
+    Returns:
+        Seconds until the task had run, and seconds of the end.
+
+    Raises:
+        TunelabError: Ray does not start, or runs no task.
+    """
+    slots = Slots(concurrent=1, cpus=1, gpus=0.0, device="cpu")
+    begun = time.monotonic()
+    with environment(folder), quiet(log):
+        with started(slots, folder):
+            import ray
+
+            try:
+                ray.get(ray.remote(lambda: os.getpid()).remote(), timeout=patience)
+            except Exception as error:
+                raise TunelabError(f"Ray runs no task: {first_line(error)}") from error
+            ran = time.monotonic()
+        return ran - begun, time.monotonic() - ran
+
+
+def _remove_abandoned(parent: Path) -> None:
+    """Removes the folders of this user's searches that were killed: nobody holds the lock in them any more."""
+    for in_use in parent.glob(f"{PREFIX}*/{IN_USE}"):
+        with contextlib.suppress(OSError):  # held, of another user, or gone already
+            lock = os.open(in_use, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(in_use.parent)
+            finally:
+                os.close(lock)
+
+
+@contextlib.contextmanager
+def environment(folder: Path) -> Iterator[None]:
+    """Ray's settings, and a token without which nobody reaches it; the variables are as before afterwards."""
+    before = dict(os.environ)
+    token = folder / "token"
+    token.touch(mode=0o600)
+    token.write_text(_TOKEN, encoding="utf-8")
+    os.environ.update(SETTINGS)
+    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):  # without a mode, Ray turns its token on for a cluster of its own
+        os.environ.pop(name, None)
+    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+@contextlib.contextmanager
+def started(slots: Slots, folder: Path) -> Iterator[None]:
+    """Ray, with its files in `folder`; it is gone afterwards.
+
+    Raises:
+        TunelabError: it does not start, or this process runs it already.
+    """
+    import ray
+    from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]  # compiled
+
+    if ray.is_initialized():
+        raise TunelabError("this process runs Ray already; call ray.shutdown() before tunelab.search()")
+    AuthenticationTokenLoader.instance().reset_cache()  # of a Ray that the process ran before, or may run afterwards
+    mask = os.umask(0o077)
+    try:
+        try:
+            with _sessions_of_their_own():
+                ray.init(
+                    address="local",
+                    num_cpus=slots.concurrent * slots.cpus,
+                    include_dashboard=False,
+                    log_to_driver=False,
+                    configure_logging=True,
+                    logging_level=logging.WARNING,
+                    object_store_memory=OBJECT_STORE_BYTES,
+                    _temp_dir=str(folder / "ray"),
+                    num_gpus=0 if slots.device == "cpu" else None,
+                )
+        except Exception as error:
+            raise TunelabError(f"Ray does not start: {first_line(error)}") from error
+        finally:
+            os.umask(mask)
+        yield
+    finally:
+        ray.shutdown()
+        AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextlib.contextmanager
+def _sessions_of_their_own() -> Iterator[None]:
+    """What a batch system or a closed terminal sends to the driver's whole group does not end Ray under it.
+
+    Ray itself keeps nothing but Ctrl-C from its processes. Where they do not end with the driver by the kernel's doing,
+    which is on Linux alone, they are found by their group and stay in it.
+    """
+    from ray._private import services
+
+    if sys.platform != "linux" or not hasattr(services, "ConsolePopen"):
+        yield
+        return
+    before = services.ConsolePopen
+    services.ConsolePopen = functools.partial(before, start_new_session=True)  # type: ignore[assignment,misc]
+    try:
+        yield
+    finally:
+        services.ConsolePopen = before  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def quiet(log: Path) -> Iterator[None]:
+    """Sends everything that is written to the process's standard output and error to a file."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    kept = [os.dup(1), os.dup(2)]
+    with log.open("ab") as stream:
+        for target in (1, 2):
+            os.dup2(stream.fileno(), target)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        for target, saved in zip((1, 2), kept, strict=True):
+            os.dup2(saved, target)
+            os.close(saved)
+
+
+def terminal() -> TextIO:
+    """Standard error as it is now, for a display that goes on while everything else is sent to a file."""
+    try:
+        if sys.stderr.fileno() == 2:
+            return os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding)
+    except (OSError, ValueError):
+        pass  # not a file: a notebook's or a test's own object, which the redirection does not touch
+    return sys.stderr
+
+
+def first_line(error: BaseException) -> str:
+    """The kind of an error and the first line of what it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0] if lines else ''}"
