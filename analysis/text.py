@@ -246,6 +246,8 @@ def print_trial(study: Study, trial: Trial) -> None:
         print_epochs(out, trial)
     for note in trial.notes:
         out.print(f"note: {note}")
+    for retry in trial.retries:
+        out.print(f"lost after epoch {retry['epoch']} and tried again: {retry['why']}")
     for finding in trial.findings:
         kind = "remark" if finding.is_remark else "finding"
         out.print(f"{kind}, epoch {finding.epoch}: {finding.what}: {finding.suggestion}")

@@ -18,6 +18,8 @@ from tunelab.analysis.text import (
     study_summary,
 )
 
+from tunelab.journal import Journal
+
 if TYPE_CHECKING:
     from tests.conftest import MakeStudy
 
@@ -60,6 +62,16 @@ def test_what_went_differently_and_the_memory_are_shown(
     study.info["options"]["memory"] = 3 * 2**29
     print_study(study, study_summary(study))
     assert "memory 1.5 GiB" in capsys.readouterr().out
+
+
+def test_a_trial_tells_when_it_was_lost(make_study: MakeStudy, capsys: pytest.CaptureFixture[str]) -> None:
+    study = make_study([("COMPLETED", [0.5, 0.6, 0.7, 0.8])])
+    lost = {"cause": "hung", "why": "no step for 60 s", "epoch": 2, "split": 1, "fewer": False}
+    journal = Journal.open(study.path)
+    journal.append({"event": "retried", "trial": 0, "time": 1.0, **lost})
+    journal.close()
+    print_trial(study, study.trial(0))
+    assert "lost after epoch 2 and tried again: no step for 60 s\n" in capsys.readouterr().out
 
 
 def test_a_long_trial_is_shown_in_part_with_norm_and_teeth(

@@ -73,7 +73,7 @@ _NAMES: Mapping[Cause, str] = {
 def testimony(witnesses: Iterable[Witness], number: int) -> Loss:
     """What the first witness says that knows why the process of a trial is gone."""
     found = (witness.testify(number) for witness in witnesses)
-    return next((loss for loss in found if loss is not None), Loss("lost", "nothing tells why"))
+    return next((loss for loss in found if loss is not None), Loss("lost", "it was killed, or crashed"))
 
 
 def next_attempt(trial: Trial, loss: Loss) -> Retry | None:
