@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from tunelab.capacity import free_memory_mib
-from tunelab.config import AugmentConfig, DataConfig, derive_seed
+from tunelab.config import AugmentConfig, DataConfig, TrialConfig, derive_seed
 from tunelab.data.ahead import in_order
 from tunelab.data.augment import crop_and_flip, cutout, draw, mixup, mixup_weights, normalize, normalizer
 from tunelab.data.build import file_names
@@ -263,6 +263,12 @@ class TrainBatches:
         self._scale, self._shift = normalizer(info.mean, info.std, split.image_shape[1], self._labels.device)
         self._batch_size = min(batch_size, len(self._labels))
         self.steps_per_epoch = len(self._labels) // self._batch_size
+
+    @classmethod
+    def of(cls, config: TrialConfig, split: Split, info: DataInfo, dtype: torch.dtype) -> TrainBatches:
+        """Those of a configuration, whose training images are `split`."""
+        train, seed = config.train, derive_seed(config.seed, "batches")
+        return cls(split, info, train.augment, train.batch_size, seed, train.epochs, dtype)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, which counts from 1."""

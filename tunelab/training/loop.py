@@ -121,15 +121,7 @@ class Trainer:
         if train.streamed:
             size = describe_size(len(train.labels) * math.prod(train.image_shape))
             self.notes.append(f"the {size} of training images are streamed from the cache")
-        self._batches = TrainBatches(
-            train,
-            self.info,
-            config.train.augment,
-            config.train.batch_size,
-            derive_seed(config.seed, "batches"),
-            config.train.epochs,
-            dtype=self._dtype or torch.float32,
-        )
+        self._batches = TrainBatches.of(config, train, self.info, self._dtype or torch.float32)
         self._start()
 
     @property
