@@ -64,16 +64,18 @@ def evaluate(
     device: torch.device | str,
     precision: Precision = "auto",
     channels_last: bool = True,
+    parts: int = 1,
 ) -> Evaluation:
     """What `model`, on `device`, makes of the images of `split`, which are loaded there too.
 
-    `channels_last` is the memory order of its weights, which the images are put into. The network is put into
-    evaluation mode and back into the mode it was in.
+    `channels_last` is the memory order of its weights, which the images are put into. With `parts` as many images as
+    are usual at once are taken in so many parts, for want of memory. The network is put into evaluation mode and back
+    into the mode it was in.
     """
     device = torch.device(device)
     tally = _Tally(len(info.classes), device)
     with torch.inference_mode():
-        for scores, labels in _answers(model, split, info, device, precision, channels_last):
+        for scores, labels in _answers(model, split, info, device, precision, channels_last, parts):
             tally.add(scores, labels)
     return tally.result()
 
@@ -131,14 +133,20 @@ class _Tally:
 
 
 def _answers(
-    model: nn.Module, split: Split, info: DataInfo, device: torch.device, precision: Precision, channels_last: bool
+    model: nn.Module,
+    split: Split,
+    info: DataInfo,
+    device: torch.device,
+    precision: Precision,
+    channels_last: bool,
+    parts: int = 1,
 ) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """The scores of each batch, float32 (B, classes), and its labels (B,)."""
     compute = autocast_dtype(precision, device)
     was_training = model.training
     model.eval()
     height, width = split.image_shape[:2]
-    batch_size = max(1, min(1000, BATCH_PIXELS // (height * width)))
+    batch_size = max(1, min(1000, BATCH_PIXELS // (height * width)) // parts)
     for images, labels in eval_batches(split, info, batch_size, dtype=compute or torch.float32):
         with torch.autocast(device.type, dtype=compute, enabled=compute is not None):
             logits = model(images if channels_last else contiguous(images))

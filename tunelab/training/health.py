@@ -27,6 +27,7 @@ from tunelab.training.label_signal import signal
 from tunelab.training.observe import Look, Scene
 from tunelab.training.verdicts import judge
 from tunelab.training.vital_signs import (
+    LEAST_IMAGES,
     LayerSigns,
     LayerStart,
     ScoreSigns,
@@ -66,6 +67,7 @@ class Health:
         self._history = list(scene.history)
         self._task = task_of(scene)
         self._dropout = dropout_of(scene.model)
+        self._least = min(LEAST_IMAGES, scene.config.train.batch_size, len(scene.train.labels))
         self._informative = functools.lru_cache(maxsize=1)(
             functools.partial(signal, scene.train, scene.val, len(scene.info.classes))
         )
@@ -86,7 +88,8 @@ class Health:
 
     def before(self, model: nn.Module, batch: Batch) -> None:
         """Puts hooks on the network."""
-        self._sensors = Sensors(model, batch.images, with_inputs=not self._signs)
+        enough = len(batch.labels) >= self._least  # else it is a small part of a batch
+        self._sensors = Sensors(model, batch.images, with_inputs=not self._signs, with_dead=enough)
 
     def after(self, look: Look) -> None:
         """Takes them off and keeps what they saw."""

@@ -39,6 +39,7 @@ from tunelab.training.evaluate import Evaluation, evaluate
 from tunelab.training.folder import TrialFolder
 from tunelab.training.observe import Eye, LastStep, Observer, Scene, weight_norm
 from tunelab.training.optim import build_optimizer
+from tunelab.training.parts import in_parts, note_of
 from tunelab.training.schedules import epoch_rates, find_schedule
 from tunelab.training.stages import check_optimizers, recipe_of, stage_of
 from tunelab.training.step import Forward, Steps, graph_recorder
@@ -75,6 +76,7 @@ class Trainer:
         telemetry: Telemetry = "scalars",
         compute: ComputeConfig | None = None,
         memory: int | None = None,
+        split: int = 1,
         observers: Sequence[Observer] = (),
     ):
         """Open the data and build the network; nothing is written to `folder` before the first epoch ends.
@@ -89,6 +91,8 @@ class Trainer:
             compute: how this machine computes; by default in the type that its hardware has, in channels_last order.
             memory: the most bytes of images that the process may hold; what is more is streamed from the cache. None is
                 what the machine has free. On a GPU its own memory decides what is streamed to it.
+            split: in how many parts each batch is computed, one after the other, for want of memory; their gradients
+                are added up. It is then neither recorded nor compiled.
             observers: see the training as it runs.
 
         Raises:
@@ -106,7 +110,8 @@ class Trainer:
         self.history: list[EpochMetrics] = []
         compute = compute or ComputeConfig()
         stated = config.train.precision
-        self._compile = compute.compile
+        self._split = split
+        self._compile = compute.compile if split == 1 else "off"  # it is tried on copies, which take memory too
         self._precision = compute.precision if stated == "auto" else stated
         self._channels_last = compute.channels_last
         self._dtype = autocast_dtype(self._precision, self.device)
@@ -258,6 +263,7 @@ class Trainer:
         self._stage, self._recipe = 0, self.config.train
         self.optimizer = build_optimizer(self.model, self._recipe)
         self._steps = self._make_steps(self.model, self.optimizer)
+        self._note(note_of(self.model, self._split))
         self._averager = Averager(self.config.train)
         self._fresh_norm = weight_norm(self.model) if self._recipe.schedule.by_norm else None
         self._tell_observers()
@@ -284,6 +290,7 @@ class Trainer:
             channels_last=self._channels_last,
             smoothing=self.config.train.label_smoothing,
             recorder=graph_recorder() if self.device.type == "cuda" else None,
+            split=self._split,
         )
 
     def _compile_where_it_pays(self, stop_at: float) -> None:
@@ -317,8 +324,7 @@ class Trainer:
                 raise OutOfTimeError(f"epoch {epoch} was broken off at step {step + 1} of {steps}")
             if loss is not None and not math.isfinite(loss):
                 raise self._diverged(epoch, lr, f"the training loss became {loss} at step {step + 1} of {steps}")
-        if self._steps.note and self._steps.note not in self.notes:
-            self.notes.append(self._steps.note)
+        self._note(self._steps.note)
         loss_sum, correct = self._steps.totals()
         if not math.isfinite(loss_sum):
             raise self._diverged(epoch, lr, f"the training loss became {loss_sum / images}")
@@ -328,7 +334,7 @@ class Trainer:
         """Lets the average of weights take in those of the epoch."""
         if not self._averager.after_epoch(self.model, epoch):
             return
-        images = self._batches.as_they_are()
+        images = in_parts(self._batches.as_they_are(), self._split)
         with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
             self._averager.renew_statistics(images if self._channels_last else map(contiguous, images))
 
@@ -346,8 +352,9 @@ class Trainer:
         return self.model if self._averager.network is None else self._averager.network
 
     def _evaluate(self, split: Split) -> Evaluation:
-        order, precision = self._channels_last, self._precision
-        return evaluate(self._evaluated, split, self.info, device=self.device, precision=precision, channels_last=order)
+        model, device, precision = self._evaluated, self.device, self._precision
+        order, parts = self._channels_last, self._split
+        return evaluate(model, split, self.info, device=device, precision=precision, channels_last=order, parts=parts)
 
     def _weight_norm(self, epoch: int, lr: float) -> float | None:
         try:
@@ -355,6 +362,10 @@ class Trainer:
         except ValueError as error:
             raise self._diverged(epoch, lr, str(error)) from None
         return norm if math.isfinite(norm) else None
+
+    def _note(self, note: str) -> None:
+        if note and note not in self.notes:
+            self.notes.append(note)
 
     def _diverged(self, epoch: int, lr: float, what: str) -> DivergedError:
         train = self._recipe

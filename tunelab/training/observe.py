@@ -52,8 +52,9 @@ class LayerNorms:
 class Look:
     """A step that was looked at, just after it: `step` counts from 0, of `steps` in an epoch.
 
-    `loss` is that of its `batch`, before the step. `gradient` and `change` give tensors of a weight by its name; they,
-    `model` and `batch` are only good until `Observer.after` returns.
+    `loss` is that of its batch, before the step; `batch` is that one, or its last part where it is computed in parts.
+    `gradient` and `change` give tensors of a weight by its name; they, `model` and `batch` are only good until
+    `Observer.after` returns.
     """
 
     epoch: int
@@ -96,7 +97,7 @@ class Observer(Protocol):
         """True if the step, which counts from 0, is to be looked at; the epoch counts from 1."""
 
     def before(self, model: nn.Module, batch: Batch) -> None:
-        """The step is about to begin; forward hooks may be put on `model`."""
+        """The step is about to begin, or the last part of its batch; forward hooks may be put on `model`."""
 
     def after(self, look: Look) -> None:
         """The step is done; what `before` put on the network is to be taken off."""
@@ -115,7 +116,7 @@ class Eye:
         self._observers, self._at, self._lr = observers, (epoch, step, steps), lr
 
     def open(self, batch: Batch) -> None:
-        """Tells the observers that the step begins."""
+        """Tells the observers that the step begins, or the last part of its batch."""
         self._batch = batch
         for observer in self._observers:
             observer.before(self.model, batch)

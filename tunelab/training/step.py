@@ -18,6 +18,7 @@ from tunelab.training.device import contiguous
 from tunelab.training.loss import training_loss
 from tunelab.training.observe import Eye
 from tunelab.training.optim import set_lr, suit
+from tunelab.training.parts import parts_of
 
 Forward = Callable[[torch.Tensor], torch.Tensor]
 """From images to class scores: a network, or a compiled form of it."""
@@ -73,6 +74,7 @@ class Steps:
         channels_last: the memory order of images.
         smoothing: of the labels.
         recorder: records a step; None runs each as it comes. With float16, whose scale changes, none is recorded.
+        split: in how many parts a batch is computed, whose gradients are added up; with more than one none is recorded.
     """
 
     def __init__(
@@ -85,12 +87,14 @@ class Steps:
         channels_last: bool = True,
         smoothing: float = 0.0,
         recorder: Recorder | None = None,
+        split: int = 1,
     ) -> None:
         self.note = ""
         self._model, self._optimizer, self._device, self._dtype = model, optimizer, device, dtype
         self._channels_last, self._smoothing = channels_last, smoothing
         self._scaler = torch.amp.GradScaler(device.type) if dtype is torch.float16 else None
-        self._recorder = None if self._scaler else recorder
+        self._recorder = None if self._scaler or split > 1 else recorder
+        self._split = split
         self._recorded: dict[tuple[bool, tuple[int, ...]], _Recorded] = {}
         self._eager = 0
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
@@ -124,7 +128,7 @@ class Steps:
     def train(self, batch: Batch, lr: float, eye: Eye | None = None) -> float | None:
         """Updates the weights at the rate `lr`; the loss before it, None on a GPU, which is not waited for.
 
-        With `eye` the step is looked at.
+        With `eye` the step is looked at: the network as it computes the last part, and the gradients of all.
         """
         if not self._channels_last:
             batch.images = contiguous(batch.images)
@@ -164,8 +168,6 @@ class Steps:
 
     def _run(self, batch: Batch, eye: Eye | None = None) -> float | None:
         """A step as it comes."""
-        if eye is not None:
-            eye.open(batch)
         # A graph is recorded without the cache, and compiled code is made for one or the other.
         loss, right = self._update(batch, cache=self._recorder is None, eye=eye)
         if self._device.type != "cpu":
@@ -178,15 +180,12 @@ class Steps:
         return value
 
     def _update(self, batch: Batch, *, cache: bool, eye: Eye | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        enabled = self._dtype is not None
-        model = self._model if eye is None else eye.model
-        with torch.autocast(self._device.type, dtype=self._dtype, enabled=enabled, cache_enabled=cache):
-            logits = model(batch.images)
-        loss, right = training_loss(logits.float(), batch, self._smoothing)
-        if self._scaler is None:
-            loss.backward()  # type: ignore[no-untyped-call]
-        else:
-            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        """The mean loss of a batch and its right answers, before the update that it leads to."""
+        *others, last = parts_of(batch, self._split)
+        before = [self._gradients(part, batch, cache=cache) for part in others]
+        loss, right = self._gradients(last, batch, cache=cache, eye=eye)
+        for more_loss, more_right in before:
+            loss, right = loss + more_loss, right + more_right
         if eye is not None:
             if self._scaler is not None:
                 self._scaler.unscale_(self._optimizer)
@@ -197,8 +196,27 @@ class Steps:
             self._scaler.step(self._optimizer)
             self._scaler.update()
         if eye is not None:
-            eye.after_update(loss.detach())
+            eye.after_update(loss)
         self._optimizer.zero_grad(set_to_none=True)
+        return loss, right
+
+    def _gradients(
+        self, part: Batch, batch: Batch, *, cache: bool, eye: Eye | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adds up the gradients of a part of `batch`: what it has of the mean loss, and its right answers."""
+        model = self._model
+        if eye is not None:
+            eye.open(part)
+            model = eye.model
+        with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None, cache_enabled=cache):
+            logits = model(part.images)
+        loss, right = training_loss(logits.float(), part, self._smoothing)
+        if part is not batch:
+            loss = loss * (len(part.labels) / len(batch.labels))
+        if self._scaler is None:
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), right
 
     def _record(self, key: tuple[bool, tuple[int, ...]], batch: Batch, lr: float) -> str | None:

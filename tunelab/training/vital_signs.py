@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from tunelab.training.observe import Look
 
 _SEEN = 2**17  # values of an activation that are looked at, those of the first images of the batch; our choice
-_LEAST_IMAGES = 16  # that are looked at in any case; our choice
+LEAST_IMAGES = 16
+"""Images that are looked at in any case, where a batch has so many; our choice."""
 _FEW_UNITS = 8  # of one value per image may all be 0 by chance, as in squeeze and excitation; our choice
 _TANH, _SIGMOID = 0.97, 0.47
 """|tanh| and |sigmoid - 1/2| above which a unit is saturated: there the slope is below 6% of tanh's largest and 12% of
@@ -172,10 +173,12 @@ class _Seen:
 class Sensors:
     """Hooks on a network for one step: made before it, `read` after it, which takes them off.
 
-    Mean and deviation of the images are only taken `with_inputs`.
+    Mean and deviation of the images are only taken `with_inputs`, and dead units only looked for `with_dead`: in a few
+    images of a batch a unit may be 0 that is alive.
     """
 
-    def __init__(self, model: nn.Module, images: Tensor, *, with_inputs: bool = True) -> None:
+    def __init__(self, model: nn.Module, images: Tensor, *, with_inputs: bool = True, with_dead: bool = True) -> None:
+        self._with_dead = with_dead
         self._seen = _Seen()
         self._idle: dict[str, None] = {}  # the layers that have not worked yet, in order
         self._before = ""  # the last layer that has worked
@@ -257,7 +260,7 @@ class Sensors:
         unit = 1 if channels_first else values.ndim - 1
         others = [dimension for dimension in range(values.ndim) if dimension != unit]
         units = values.shape[unit] if values.ndim > 1 else 0
-        if values.numel() and (units >= _FEW_UNITS or values[0].numel() > units > 0):
+        if self._with_dead and values.numel() and (units >= _FEW_UNITS or values[0].numel() > units > 0):
             sums = values.abs().sum(others)  # many times faster than their maxima
             self._seen.dead[self._before] = (sums == 0).float().mean()
         if not self._by_module:
@@ -292,7 +295,7 @@ def _lies_somewhere(values: Tensor) -> bool:
 def _some(values: Tensor) -> Tensor:
     """The first images of a batch, as many as there is time for."""
     each = max(1, values[0].numel() if len(values) else 1)
-    return values.detach()[: max(_LEAST_IMAGES, _SEEN // each)]
+    return values.detach()[: max(LEAST_IMAGES, _SEEN // each)]
 
 
 def _saturated(values: Tensor, kind: str) -> Tensor:
