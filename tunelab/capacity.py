@@ -1,7 +1,8 @@
-"""Amounts of memory: how they are written, and how much there is left for new processes."""
+"""Amounts of memory: how they are written, how much there is left for new processes, and what a process holds."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ _MEMORY_FILES = {
     1: ("memory.limit_in_bytes", "memory.usage_in_bytes"),
     2: ("memory.max", "memory.current"),
 }
+_KILL_FILES = {1: "memory.oom_control", 2: "memory.events"}
+_HELD = {"RssAnon:", "RssShmem:", "VmSwap:"}
 
 
 def parse_size(text: str, name: str) -> int:
@@ -52,6 +55,78 @@ def free_memory_mib(root: Path = Path("/")) -> float:
         left = _left_in(group, *_MEMORY_FILES[version])
         free = free if left is None else min(free, left)
     return float(max(0, free)) / 2**20
+
+
+def all_memory_mib(root: Path = Path("/")) -> float:
+    """Memory that the machine has, or the tightest control group allows."""
+    limit = find_limit(root)
+    total = psutil.virtual_memory().total
+    return float(total if limit is None else min(total, limit)) / 2**20
+
+
+def find_limit(root: Path = Path("/")) -> int | None:
+    """Bytes that the tightest control group allows, None without a limit."""
+    limits = []
+    for group, version in control_groups("memory", root):
+        try:
+            text = (group / _MEMORY_FILES[version][0]).read_text().strip()
+        except OSError:
+            continue
+        if text.isdigit() and int(text) < 2**60:  # version 1 writes the largest number for none
+            limits.append(int(text))
+    return min(limits, default=None)
+
+
+def count_kills(root: Path = Path("/"), *, anywhere: bool = False) -> int | None:
+    """How many processes of this process's own control group the kernel has killed for memory; None if it is not said.
+
+    Where it is not said of the group, it is of the whole machine if `anywhere`.
+    """
+    files = [group / _KILL_FILES[version] for group, version in control_groups("memory", root)]
+    for file in (*files, root / "proc/vmstat") if anywhere else files:
+        try:
+            counts = dict(line.split(maxsplit=1) for line in file.read_text().splitlines() if " " in line)
+        except OSError:
+            continue
+        killed = counts.get("oom_kill", "")
+        if killed.isdigit():
+            return int(killed)
+    return None
+
+
+def held_mib(process: int, root: Path = Path("/")) -> float | None:
+    """Memory that a process holds or has swapped out, its children not included; None if it is gone.
+
+    Pages of files do not count: they are shared, and the kernel gives them up. Where it does not tell them apart they
+    do.
+    """
+    try:
+        lines = [line.split() for line in (root / f"proc/{process}/status").read_text().splitlines()]
+    except FileNotFoundError:
+        return _resident(process) if root == Path("/") else None
+    except OSError:  # it is just ending
+        return None
+    parts = [int(line[1]) for line in lines if line and line[0] in _HELD]
+    return sum(parts) / 2**10 if parts else _resident(process)
+
+
+def children_of(process: int, root: Path = Path("/")) -> list[int]:
+    """The numbers of the processes that a process has started, theirs not included."""
+    found: list[int] = []
+    try:
+        for task in (root / f"proc/{process}/task").iterdir():
+            found += map(int, (task / "children").read_text().split())
+    except OSError:  # it has ended, or the kernel does not say
+        with contextlib.suppress(psutil.Error):
+            return [child.pid for child in psutil.Process(process).children()]
+    return found
+
+
+def _resident(process: int) -> float | None:
+    try:
+        return float(psutil.Process(process).memory_info().rss) / 2**20
+    except psutil.Error:
+        return None
 
 
 def control_groups(controller: str, root: Path = Path("/")) -> Iterator[tuple[Path, int]]:

@@ -7,7 +7,7 @@ import resource
 from collections.abc import Callable
 from pathlib import Path
 
-from tunelab.capacity import control_groups, describe_size, free_memory_mib
+from tunelab.capacity import count_kills, describe_size, find_limit, free_memory_mib
 from tunelab.doctor.findings import MachineFinding, error, ok, warning
 from tunelab.tuning.ray_home import OBJECT_STORE_BYTES
 
@@ -34,35 +34,15 @@ def find_free(usable: int, root: Path = Path("/")) -> list[MachineFinding]:
     return [ok("memory", said)]
 
 
-def find_limit(root: Path = Path("/")) -> int | None:
-    """Bytes that the tightest control group allows, None without a limit."""
-    limits = []
-    for group, version in control_groups("memory", root):
-        try:
-            text = (group / ("memory.max" if version == 2 else "memory.limit_in_bytes")).read_text().strip()
-        except OSError:
-            continue
-        if text.isdigit() and int(text) < 2**60:  # version 1 writes the largest number for none
-            limits.append(int(text))
-    return min(limits, default=None)
-
-
 def find_kills(root: Path = Path("/")) -> list[MachineFinding]:
     """Whether the kernel has killed processes of this process's own control group for memory."""
-    for group, version in control_groups("memory", root):
-        try:
-            text = (group / ("memory.events" if version == 2 else "memory.oom_control")).read_text()
-        except OSError:
-            continue
-        counts = dict(line.split(maxsplit=1) for line in text.splitlines() if " " in line)
-        killed = counts.get("oom_kill", "0")
-        if killed.isdigit() and int(killed):
-            said = f"{killed} processes of this container were killed for memory since it started"
-            return [
-                warning("killed for memory", said, "raise the container's limit, or search with a smaller --memory")
-            ]
-        return [ok("killed for memory", "none in this container")]
-    return []
+    killed = count_kills(root)
+    if killed is None:
+        return []
+    if killed:
+        said = f"{killed} processes of this container were killed for memory since it started"
+        return [warning("killed for memory", said, "raise the container's limit, or search with a smaller --memory")]
+    return [ok("killed for memory", "none in this container")]
 
 
 def find_swap(root: Path = Path("/")) -> list[MachineFinding]:
