@@ -41,6 +41,22 @@ def pick_device(name: str) -> torch.device:
     return torch.device("cuda", int(number or 0))
 
 
+def claim_device(name: str, threads: int | None) -> torch.device:
+    """The device of this name, with which this process computes from now on; its peak of memory is counted anew.
+
+    Raises:
+        InputError: there is no such device, or `threads` is less than 1.
+    """
+    device = pick_device(name)
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    set_up_threads(threads)
+    if device.type == "cpu":
+        keep_freed_memory()
+    reset_peak_memory(device)
+    return device
+
+
 def set_up_threads(threads: int | None) -> None:
     """Let torch compute with `threads` threads in this process; None leaves the number as it is.
 

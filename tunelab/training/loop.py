@@ -27,11 +27,9 @@ from tunelab.training.averaging import Averager
 from tunelab.training.compiling import seconds_left, try_out, worth_trying
 from tunelab.training.device import (
     autocast_dtype,
+    claim_device,
     contiguous,
-    keep_freed_memory,
     peak_memory_mib,
-    pick_device,
-    reset_peak_memory,
     return_freed_memory,
     set_up_threads,
 )
@@ -103,9 +101,7 @@ class Trainer:
         find_schedule(config.train.schedule)
         check_optimizers(config.train)
         self.config = config
-        self.device = pick_device(device)
-        if self.device.type == "cuda":
-            torch.cuda.set_device(self.device)
+        self.device = claim_device(device, threads)
         self.threads = threads
         self.history: list[EpochMetrics] = []
         compute = compute or ComputeConfig()
@@ -115,10 +111,6 @@ class Trainer:
         self._precision = compute.precision if stated == "auto" else stated
         self._channels_last = compute.channels_last
         self._dtype = autocast_dtype(self._precision, self.device)
-        set_up_threads(threads)
-        if self.device.type == "cpu":
-            keep_freed_memory()
-        reset_peak_memory(self.device)
         self.info, self._train_split, self._val = load_data(config.data, self.device, memory)
         train = self._train_split
         self._last_step = LastStep()
