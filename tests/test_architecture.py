@@ -236,6 +236,11 @@ ROOMS = [
         " tunelab.records tunelab.config",
     ),
     Room(
+        "tunelab.tuning.guard",
+        "ends a trial's process that takes too much memory, and says why",
+        "tunelab.capacity",
+    ),
+    Room(
         "tunelab.tuning.losses",
         "what becomes of a trial whose process is gone, and of a search in which trials fail",
         "tunelab.records",

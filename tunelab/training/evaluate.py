@@ -13,6 +13,7 @@ from torch import nn
 from tunelab.data.batches import Split, eval_batches
 from tunelab.data.cache import DataInfo
 from tunelab.training.device import autocast_dtype, contiguous
+from tunelab.training.pulse import Beats, NoBeats
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
 
@@ -65,17 +66,19 @@ def evaluate(
     precision: Precision = "auto",
     channels_last: bool = True,
     parts: int = 1,
+    pulse: Beats | None = None,
 ) -> Evaluation:
     """What `model`, on `device`, makes of the images of `split`, which are loaded there too.
 
     `channels_last` is the memory order of its weights, which the images are put into. With `parts` as many images as
     are usual at once are taken in so many parts, for want of memory. The network is put into evaluation mode and back
-    into the mode it was in.
+    into the mode it was in. `pulse` is told of each batch.
     """
     device = torch.device(device)
     tally = _Tally(len(info.classes), device)
     with torch.inference_mode():
-        for scores, labels in _answers(model, split, info, device, precision, channels_last, parts):
+        answers = _answers(model, split, info, device, precision, channels_last, parts)
+        for scores, labels in (pulse or NoBeats()).each(answers, "validating"):
             tally.add(scores, labels)
     return tally.result()
 

@@ -38,6 +38,7 @@ from tunelab.training.folder import TrialFolder
 from tunelab.training.observe import Eye, LastStep, Observer, Scene, weight_norm
 from tunelab.training.optim import build_optimizer
 from tunelab.training.parts import in_parts, note_of
+from tunelab.training.pulse import Beats, NoBeats
 from tunelab.training.schedules import epoch_rates, find_schedule
 from tunelab.training.stages import check_optimizers, recipe_of, stage_of
 from tunelab.training.step import Forward, Steps, graph_recorder
@@ -76,6 +77,7 @@ class Trainer:
         memory: int | None = None,
         split: int = 1,
         observers: Sequence[Observer] = (),
+        pulse: Beats | None = None,
     ):
         """Open the data and build the network; nothing is written to `folder` before the first epoch ends.
 
@@ -92,11 +94,14 @@ class Trainer:
             split: in how many parts each batch is computed, one after the other, for want of memory; their gradients
                 are added up. It is then neither recorded nor compiled.
             observers: see the training as it runs.
+            pulse: is told what is being done, and of each step.
 
         Raises:
             InputError: a name or value in the configuration, the device or the data cannot be used.
         """
         self.notes: list[str] = []
+        self._pulse = pulse or NoBeats()
+        self._pulse.enter("opening the data")
         self._kept = TrialFolder(folder, telemetry, config.train.epochs, self.notes)
         find_schedule(config.train.schedule)
         check_optimizers(config.train)
@@ -169,9 +174,11 @@ class Trainer:
             grad_norm=self._last_step.grad_norm,
             update_ratio=self._last_step.update_ratio,
         )
+        self._pulse.enter("looking at the epoch")
         for observer in self._observers:
             observer.epoch_ended(metrics, found, self._evaluated)
         self.history.append(metrics)
+        self._pulse.enter("waiting for the disk")
         self._save()
         self._kept.record(metrics)
         return metrics
@@ -187,6 +194,7 @@ class Trainer:
         Raises:
             OSError: one that this trainer was writing could not be; a second call goes on from the one before.
         """
+        self._pulse.enter("reading the checkpoint")
         self._kept.wait()
         if not self._fresh:
             self._start()
@@ -243,6 +251,7 @@ class Trainer:
 
     def _start(self) -> None:
         """Stand before the first epoch, with fresh weights."""
+        self._pulse.enter("building the network")
         self.history.clear()
         self._fresh = True
         self._seconds: list[float] = []  # of the training part of each epoch since here
@@ -291,6 +300,7 @@ class Trainer:
         left = min(seconds_left(self._seconds, epochs), stop_at - time.monotonic())
         if self._may_compile and worth_trying(self.model, left, epochs * self._batches.steps_per_epoch):
             self._may_compile = False
+            self._pulse.enter("compiling")
             lr = self.history[-1].lr
             found = try_out(self.model, self._make_steps, self._recipe, self._batches, lr, self.device)
             self.notes.append(found.note)
@@ -304,7 +314,7 @@ class Trainer:
         images, lr = 0, 0.0
         self._steps.begin()
         self.model.train()
-        for step, batch in enumerate(self._batches.epoch(epoch)):
+        for step, batch in enumerate(self._pulse.each(self._batches.epoch(epoch), "training")):
             progress = (epoch - 1 + (step + 0.5) / steps) / epochs
             lr = rate(progress)
             watching = [one for one in self._observers if one.wants(epoch, step, steps)]
@@ -316,6 +326,7 @@ class Trainer:
                 raise OutOfTimeError(f"epoch {epoch} was broken off at step {step + 1} of {steps}")
             if loss is not None and not math.isfinite(loss):
                 raise self._diverged(epoch, lr, f"the training loss became {loss} at step {step + 1} of {steps}")
+        self._pulse.enter("summing up the epoch")
         self._note(self._steps.note)
         loss_sum, correct = self._steps.totals()
         if not math.isfinite(loss_sum):
@@ -326,7 +337,7 @@ class Trainer:
         """Lets the average of weights take in those of the epoch."""
         if not self._averager.after_epoch(self.model, epoch):
             return
-        images = in_parts(self._batches.as_they_are(), self._split)
+        images = self._pulse.each(in_parts(self._batches.as_they_are(), self._split), "averaging")
         with torch.autocast(self.device.type, dtype=self._dtype, enabled=self._dtype is not None):
             self._averager.renew_statistics(images if self._channels_last else map(contiguous, images))
 
@@ -344,9 +355,10 @@ class Trainer:
         return self.model if self._averager.network is None else self._averager.network
 
     def _evaluate(self, split: Split) -> Evaluation:
-        model, device, precision = self._evaluated, self.device, self._precision
-        order, parts = self._channels_last, self._split
-        return evaluate(model, split, self.info, device=device, precision=precision, channels_last=order, parts=parts)
+        return evaluate(
+            self._evaluated, split, self.info, device=self.device, precision=self._precision,
+            channels_last=self._channels_last, parts=self._split, pulse=self._pulse,
+        )  # fmt: skip
 
     def _weight_norm(self, epoch: int, lr: float) -> float | None:
         try:
