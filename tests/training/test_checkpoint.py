@@ -188,6 +188,12 @@ def arm(moment):
     Path.replace = watched(Path.replace)
 
 
+def no_links(path, target):
+    raise PermissionError(1, "Operation not permitted")
+
+
+if "no-links" in sys.argv:
+    Path.hardlink_to = no_links
 for moment in range(100):
     folder = Path(sys.argv[1]) / f"{moment:02d}"
     child = os.fork()
@@ -203,20 +209,48 @@ for moment in range(100):
 """
 
 
-def test_kill_9_at_any_moment_of_a_save_leaves_whole_checkpoints(tmp_path):
-    subprocess.run([sys.executable, "-c", WRITER, str(tmp_path)], check=True)
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        ([], [(1, 2, 1), (3, 2, 1), (3, 2, 2), (3, 3, 2)]),
+        (["no-links"], [(1, 2, 1), (3, 2, 1), (3, 0, 2), (3, 3, 2)]),
+    ],
+)
+def test_kill_9_at_any_moment_of_a_save_leaves_whole_checkpoints(tmp_path, more, expected):
+    subprocess.run([sys.executable, "-c", WRITER, str(tmp_path), *more], check=True)
     epochs, leftovers = [], 0
     for folder in sorted(tmp_path.iterdir()):
         leftovers += len(list(folder.glob("*.tmp")))
         checkpoint.remove_leftovers(folder)
+        assert not list(folder.glob("*.tmp"))
         found = {path.name: load(path) for path in sorted(folder.iterdir())}
         for state_found in found.values():
             epoch = float(state_found.history[-1].epoch)
             assert torch.equal(state_found.model["weight"], torch.full((20_000,), epoch))
-        epochs.append(tuple(state_found.history[-1].epoch for state_found in found.values()))
-    assert epochs == sorted(epochs)
-    assert set(epochs) == {(1, 2), (3, 2), (3, 3)}  # best and last: the old pair, best only, both
+        names = ("best.pt", "last.pt", "previous.pt")
+        epochs.append(tuple(found[name].history[-1].epoch if name in found else 0 for name in names))
+    assert list(dict.fromkeys(epochs)) == expected, "one name after another, and never nothing"
     assert leftovers >= 4
+
+
+def test_the_checkpoint_before_stays_as_the_previous_one(tmp_path):
+    for epoch in (1, 2, 3):
+        save(tmp_path, state(epoch), best=epoch == 1)
+    found = {path.name: len(load(path).history) for path in tmp_path.iterdir()}
+    assert found == {"best.pt": 1, "last.pt": 3, "previous.pt": 2}
+    save(tmp_path, state(4), best=False, previous=False)
+    assert len(load(tmp_path / "previous.pt").history) == 2, "one that was passed over is not kept as the previous one"
+    checkpoint.remove_previous(tmp_path)
+    checkpoint.remove_previous(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt"]
+
+
+def test_a_process_killed_between_the_names_leaves_none_behind_later(tmp_path):
+    """Previous and last are then one file, and the rename of one name of a file to another does nothing."""
+    save(tmp_path, state(1), best=True)
+    (tmp_path / "previous.pt").hardlink_to(tmp_path / "last.pt")
+    save(tmp_path, state(2), best=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt", "previous.pt"]
 
 
 def test_what_is_still_being_written_is_waited_for_and_not_removed(tmp_path):
@@ -230,7 +264,7 @@ def test_what_is_still_being_written_is_waited_for_and_not_removed(tmp_path):
     checkpoint.write(tmp_path, file, checkpoint.to_bytes(state(2)), best=False)
     removing.join()
     assert [len(load(tmp_path / name).history) for name in ("best.pt", "last.pt")] == [1, 2]
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt", "previous.pt"]
 
 
 def test_two_that_write_at_once_write_in_turn(tmp_path):

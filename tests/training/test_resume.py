@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 
 from tunelab.config import AugmentConfig, AveragingConfig, ScheduleConfig, StageSpec, TrialConfig, to_json
 from tunelab.records import EpochMetrics
+from tunelab.training.checkpoint import load, to_bytes
 from tunelab.training.fitting import fit
 from tunelab.training.loop import Trainer
 
@@ -120,33 +122,84 @@ def damage(path: Path) -> None:
     path.write_bytes(content)
 
 
-def test_a_damaged_last_checkpoint_gives_way_to_the_best(config, tmp_path):
+def cut(path: Path) -> None:
+    """Leave half of a file, in a file of its own."""
+    content = path.read_bytes()
+    path.unlink()
+    path.write_bytes(content[: len(content) // 2])
+
+
+def empty(path: Path) -> None:
+    path.unlink()
+    path.touch()
+
+
+def exchange(path: Path) -> None:
+    """Put the checkpoint of another trial in place of this one."""
+    content = load(path)
+    path.unlink()
+    path.write_bytes(to_bytes(dataclasses.replace(content, config_id="0" * 16)).getvalue())
+
+
+SPOILT = {"flipped": damage, "cut": cut, "empty": empty, "deleted": Path.unlink, "of another trial": exchange}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_spoilt_last_checkpoint_costs_one_epoch(config, tmp_path, how):
+    unbroken = measured(train(config, tmp_path, 4))
+    SPOILT[how](tmp_path / "checkpoint" / "last.pt")
+    trainer = Trainer(config, folder=tmp_path, device="cpu", threads=1, telemetry="off")
+    assert trainer.resume()
+    assert len(trainer.history) == 3
+    (note,) = trainer.notes
+    assert "last.pt was passed over" in note
+    trainer.run_epoch()
+    trainer._kept.wait()
+    assert measured(trainer.history) == unbroken
+    kept = [len(load(tmp_path / "checkpoint" / name).history) for name in ("last.pt", "previous.pt")]
+    assert kept == [4, 3], "what was passed over is not what it falls back to the next time"
+
+
+def test_two_damaged_checkpoints_give_way_to_the_best(config, tmp_path):
     unbroken = measured(train(config, tmp_path, 4))
     best = max(range(4), key=lambda index: unbroken[index][4] or 0.0)
+    assert best < 2, "else it is a name of one of the two"
     damage(tmp_path / "checkpoint" / "last.pt")
+    cut(tmp_path / "checkpoint" / "previous.pt")
     trainer = Trainer(config, folder=tmp_path, device="cpu", threads=1, telemetry="off")
     assert trainer.resume()
     assert len(trainer.history) == best + 1
-    (note,) = trainer.notes
-    assert "last.pt was passed over" in note
-    assert "checksum" in note
+    assert [note.partition(" was passed over")[0].rpartition("/")[2] for note in trainer.notes] == [
+        "last.pt",
+        "previous.pt",
+    ]
+    assert "checksum" in trainer.notes[0]
     while len(trainer.history) < 4:
         trainer.run_epoch()
     assert measured(trainer.history) == unbroken
 
 
-def test_two_damaged_checkpoints_mean_a_new_start(config, tmp_path):
+def test_damaged_checkpoints_alone_mean_a_new_start(config, tmp_path):
     first = measured(train(config, tmp_path, 2))
-    damage(tmp_path / "checkpoint" / "last.pt")
+    for name in ("last.pt", "previous.pt"):
+        damage(tmp_path / "checkpoint" / name)
     (tmp_path / "checkpoint" / "best.pt").unlink()
     (tmp_path / "checkpoint" / "best.pt").write_bytes(b"PK\x03\x04 and then nothing")
     trainer = Trainer(config, folder=tmp_path, device="cpu", threads=1, telemetry="off")
     assert not trainer.resume()
-    assert len(trainer.notes) == 2
+    assert len(trainer.notes) == 3
     assert trainer.history == []
     trainer.run_epoch()
     trainer.run_epoch()
     assert measured(trainer.history) == first
+
+
+def test_a_training_that_is_through_keeps_no_previous_checkpoint(config, tmp_path):
+    trainer = start(config, tmp_path, EPOCHS - 1)
+    trainer.close()
+    assert (tmp_path / "checkpoint" / "previous.pt").exists()
+    start(config, tmp_path, 1).close()
+    assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == ["best.pt", "last.pt"]
 
 
 def test_the_checkpoint_of_another_configuration_is_not_gone_on_from(config, make_config, tmp_path):
@@ -157,8 +210,6 @@ def test_the_checkpoint_of_another_configuration_is_not_gone_on_from(config, mak
 
 
 def test_best_is_the_epoch_with_the_best_score(config, tmp_path):
-    from tunelab.training.checkpoint import load
-
     history = start(config, tmp_path, EPOCHS).history
     best = load(tmp_path / "checkpoint" / "best.pt").history
     assert best[-1].score == max(metrics.score for metrics in history)

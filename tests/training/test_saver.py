@@ -17,10 +17,11 @@ import torch
 from tunelab.config import AveragingConfig, StageSpec, to_json
 from tunelab.errors import DivergedError
 from tunelab.records import EpochMetrics
-from tunelab.training import checkpoint
+from tunelab.training import checkpoint, saver
 from tunelab.training.checkpoint import load
 from tunelab.training.fitting import fit
 from tunelab.training.loop import Trainer
+from tunelab.training.saver import Room, Saver
 
 
 def measured(history: list[EpochMetrics]) -> list[tuple[float | None, ...]]:
@@ -262,13 +263,82 @@ def test_close_lets_go_of_the_network_whatever_the_disk_says(make_config, tmp_pa
     assert model() is None
 
 
+class FullDisk:
+    """Has no room for checkpoints until `free` is set; counts the attempts."""
+
+    def __init__(self, error: int = errno.ENOSPC) -> None:
+        self.free = threading.Event()
+        self.attempts = 0
+        self._error, self._write = error, checkpoint.write
+
+    def write(self, folder, file, content, **names) -> None:
+        self.attempts += 1
+        if self.free.is_set():
+            self._write(folder, file, content, **names)
+            return
+        with file:
+            file.write(b"half")
+        raise OSError(self._error, os.strerror(self._error))
+
+
+@pytest.fixture
+def full_disk(monkeypatch) -> FullDisk:
+    made = FullDisk()
+    monkeypatch.setattr(checkpoint, "write", made.write)
+    monkeypatch.setattr(saver, "_FIRST_PAUSE", 0.02)
+    return made
+
+
+def test_a_checkpoint_waits_for_room_and_says_so(make_config, tmp_path, full_disk):
+    told: list[str] = []
+
+    def hear(why: str) -> None:
+        told.append(why)
+        full_disk.free.set()
+
+    config = make_config(epochs=3)
+    trainer = Trainer(config, folder=tmp_path, device="cpu", threads=1, telemetry="off", room=Room(60, hear))
+    while not trainer.finished:
+        trainer.run_epoch()
+    trainer.close()
+    assert told == [f"no room for a checkpoint in {tmp_path / 'checkpoint'}: No space left on device", ""]
+    assert full_disk.attempts > 3
+    assert last(tmp_path) == 3
+    assert measured(trainer.history) == measured(fit(config, device="cpu", threads=1))
+
+
+def test_who_closes_waits_no_longer(make_config, tmp_path, full_disk):
+    trainer = Trainer(make_config(epochs=3), folder=tmp_path, device="cpu", threads=1, telemetry="off", room=Room(3600))
+    trainer.run_epoch()
+    while not full_disk.attempts:
+        threading.Event().wait(0.01)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.close()
+    assert full_disk.attempts > 1, "a last one was made"
+    assert not writing()
+
+
+@pytest.mark.parametrize(("error", "patience", "attempts"), [(errno.EIO, 60.0, 1), (errno.EDQUOT, 0.1, 3)])
+def test_what_does_not_pass_or_lasts_too_long_is_told(tmp_path, full_disk, error, patience, attempts):
+    full_disk._error = error
+    one = Saver(Room(patience))
+    state = checkpoint.Checkpoint("abc", "def", 7, "data", [], {}, {})
+    with pytest.raises(OSError, match=os.strerror(error)):
+        one.save(tmp_path, state, best=True, wait=True, previous=True)
+    assert full_disk.attempts >= attempts
+    full_disk.free.set()
+    one.save(tmp_path, state, best=True, wait=True, previous=True)
+    assert load(tmp_path / "last.pt").history == []
+
+
 KILLED = """
 import json, os, random, signal, sys, time
 from pathlib import Path
 from tunelab.config import TrialConfig, from_json
-from tunelab.training import checkpoint
+from tunelab.training import checkpoint, saver
 from tunelab.training.fitting import fit
 from tunelab.training.loop import Trainer
+from tunelab.training.saver import Room, Saver
 
 config = from_json(TrialConfig, json.loads(sys.argv[1]))
 folder = Path(sys.argv[2])

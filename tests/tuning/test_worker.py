@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+import errno
+import io
 import json
 import math
 import multiprocessing
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from tunelab.records import EpochMetrics, Finding
 from tunelab.training import checkpoint
 from tunelab.training.fitting import fit
 from tunelab.training.loop import Trainer
+from tunelab.tuning import worker as worker_module
 from tunelab.tuning.worker import TrialWorker
 
 MakeWorker = Callable[..., TrialWorker]
@@ -253,10 +256,11 @@ def full(folder: Path) -> None:
 HALT = {"halt": "the trials' storage: No space left on device"}
 
 
-def test_a_full_disk_halts_the_search_at_the_next_epoch(
+def test_a_disk_that_stays_full_halts_the_search_at_the_next_epoch(
     make_worker: MakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(checkpoint, "remove_leftovers", lambda folder: full(folder.parent))
+    monkeypatch.setattr(worker_module, "_PATIENCE", 0.0)
     worker = make_worker()
     assert metrics(worker).epoch == 1, "the write has only begun"
     assert told(worker) == HALT, "no epoch is told whose predecessor is not on the disk"
@@ -266,17 +270,47 @@ def test_a_full_disk_halts_the_search_at_the_next_epoch(
     assert measured([metrics(again) for _ in range(3)]) == measured(fit(trial_config(), device="cpu", threads=1))
 
 
-def test_a_full_disk_halts_the_search_at_the_next_trial(
+def test_a_full_disk_is_waited_for(make_worker: MakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands for it is gone with the first attempt."""
+    monkeypatch.setattr(checkpoint, "remove_leftovers", lambda folder: full(folder.parent))
+    worker = make_worker()
+    history = [metrics(worker) for _ in range(3)]
+    assert measured(history) == measured(fit(trial_config(), device="cpu", threads=1))
+    assert len(checkpoint.load(tmp_path / "trial" / "checkpoint" / "last.pt").history) == 3
+
+
+def test_a_disk_that_is_gone_halts_the_search_at_the_next_trial(
     make_worker: MakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(checkpoint, "remove_leftovers", lambda folder: full(folder.parent))
+    def gone(_folder: Path, file: BinaryIO, _content: io.BytesIO, **_more: Any) -> None:
+        file.close()
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(checkpoint, "write", gone)
     worker = make_worker()
     metrics(worker)
     monkeypatch.undo()
     assert worker.reset_config(given(tmp_path / "other", trial_config(seed=2))) is True
-    assert told(worker) == HALT
+    assert told(worker) == {"halt": "the trials' storage: Read-only file system"}
     assert not (tmp_path / "other").exists()
+    assert "Read-only file system" in (tmp_path / "trial" / "error.txt").read_text()
+
+
+def test_the_next_trial_waits_for_room_itself(
+    make_worker: MakeWorker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_room(_folder: Path, file: BinaryIO, _content: io.BytesIO, **_more: Any) -> None:
+        file.close()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    worker = make_worker()
+    metrics(worker)
+    monkeypatch.setattr(checkpoint, "write", no_room)
+    metrics(worker)
+    assert worker.reset_config(given(tmp_path / "other", trial_config(seed=2))) is True
     assert "No space left" in (tmp_path / "trial" / "error.txt").read_text()
+    monkeypatch.undo()
+    assert metrics(worker).epoch == 1
 
 
 def test_what_only_one_trial_cannot_write_does_not_concern_the_next(make_worker: MakeWorker, tmp_path: Path) -> None:

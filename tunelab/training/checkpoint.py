@@ -1,7 +1,8 @@
 """The checkpoints of a trial: complete or absent, whatever kills the process, and never trusted unread.
 
-`FOLDER/checkpoint/last.pt` is the state after the last epoch, `best.pt` after the one with the best score. They hold
-tensors, numbers and strings only, and are read without running code.
+`FOLDER/checkpoint/last.pt` is the state after the last epoch, `previous.pt` after the one before it, in case that the
+last one is damaged, and `best.pt` after the one with the best score. They hold tensors, numbers and strings only, and
+are read without running code.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ FORMAT = 2
 _READ = (1, FORMAT)
 """In format 1 the history is a list of dictionaries, which took 30 ms to write for each 2,000 epochs in it."""
 LAST = "last.pt"
+PREVIOUS = "previous.pt"
 BEST = "best.pt"
 _TEMPORARY = ".tmp"
 _DAMAGED = (
@@ -128,14 +130,14 @@ def restore(
     return list(checkpoint.history)
 
 
-def save(folder: Path, checkpoint: Checkpoint, *, best: bool) -> None:
+def save(folder: Path, checkpoint: Checkpoint, *, best: bool, previous: bool = True) -> None:
     """Make `checkpoint` the last one in `folder`, and with `best` the best one too; see `write`.
 
     Raises:
         OSError: it could not be written (no room, say); the old last one is as it was.
     """
     content = to_bytes(checkpoint)
-    write(folder, claim(folder), content, best=best)
+    write(folder, claim(folder), content, best=best, previous=previous)
 
 
 def to_bytes(checkpoint: Checkpoint) -> io.BytesIO:
@@ -167,29 +169,34 @@ def claim(folder: Path) -> BinaryIO:
     return file
 
 
-def write(folder: Path, file: BinaryIO, content: io.BytesIO, *, best: bool) -> None:
+def write(folder: Path, file: BinaryIO, content: io.BytesIO, *, best: bool, previous: bool = True) -> None:
     """Make `content` the last checkpoint in `folder`, and with `best` the best one too; closes `file`.
 
     The new file is complete on the disk before it takes the place of the old one. The best one is a second name of the
     same file where the file system has hard links, else a copy; it comes first, so that a process killed between the
-    two repeats an epoch and does not forget a best one. The names of both are put on the disk together.
+    two repeats an epoch and does not forget a best one. Then the old last one becomes the previous one, by a second
+    name too; without hard links it is renamed, and for a moment there is a previous one and no last one. All the names
+    are put on the disk together.
 
     Args:
         folder: where the checkpoints are.
         file: from `claim`.
         content: from `to_bytes`.
         best: whether it is the best one so far.
+        previous: whether the old last one is good, and becomes the previous one; else that stays as it is.
 
     Raises:
-        OSError: it could not be written (no room, say); the old last one is as it was.
+        OSError: it could not be written (no room, say); the old last one is as it was, if only as the previous one.
     """
-    new = folder / (LAST + _TEMPORARY)
+    new, last = folder / (LAST + _TEMPORARY), folder / LAST
     with file:
         try:
             _write(file, content.getbuffer())
             if best:
                 _name_best(new, folder / BEST)
-            new.replace(folder / LAST)
+            if previous:
+                _name_previous(last, folder / PREVIOUS)
+            new.replace(last)
             sync_folder(folder)
         except OSError:
             _remove_temporaries(folder)
@@ -225,6 +232,15 @@ def remove_leftovers(folder: Path) -> None:
             file = stack.enter_context((folder / (LAST + _TEMPORARY)).open("rb"))
             fcntl.flock(file, fcntl.LOCK_SH)
         _remove_temporaries(folder)
+
+
+def remove_previous(folder: Path) -> None:
+    """Remove the previous checkpoint in `folder`, of a training that does not go on; no harm if there is none.
+
+    Raises:
+        OSError: it cannot be removed.
+    """
+    (folder / PREVIOUS).unlink(missing_ok=True)
 
 
 def load_model(config: TrialConfig, path: Path, info: DataInfo, device: torch.device | str = "cpu") -> nn.Module:
@@ -312,6 +328,20 @@ def _name_best(source: Path, target: Path) -> None:
         with new.open("wb") as file:
             _write(file, source.read_bytes())
     new.replace(target)
+
+
+def _name_previous(source: Path, target: Path) -> None:
+    new = target.with_name(target.name + _TEMPORARY)
+    new.unlink(missing_ok=True)
+    if not source.exists():  # the first epoch, or somebody removed it
+        return
+    try:
+        new.hardlink_to(source)
+    except OSError:  # no hard links on this file system
+        source.replace(target)
+    else:
+        new.replace(target)
+        new.unlink(missing_ok=True)  # two names of one file stay two: it was killed here and went on from that file
 
 
 def _remove_temporaries(folder: Path) -> None:

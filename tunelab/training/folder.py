@@ -13,7 +13,7 @@ from tunelab.config import Telemetry
 from tunelab.errors import InputError
 from tunelab.records import EpochMetrics
 from tunelab.training import checkpoint
-from tunelab.training.saver import Saver
+from tunelab.training.saver import AT_ONCE, Room, Saver
 
 if TYPE_CHECKING:
     from tunelab.training.observe import Observer
@@ -31,12 +31,15 @@ class TrialFolder:
             the graph of the network.
         epochs: of the whole training; of thousands not each has its numbers written.
         notes: takes what went wrong with the events: no training ends of that.
+        room: what is done while the disk has no room for a checkpoint.
 
     Raises:
         InputError: `telemetry` is unknown.
     """
 
-    def __init__(self, path: Path | None, telemetry: Telemetry, epochs: int, notes: list[str]) -> None:
+    def __init__(
+        self, path: Path | None, telemetry: Telemetry, epochs: int, notes: list[str], room: Room = AT_ONCE
+    ) -> None:
         if telemetry not in get_args(Telemetry):
             raise InputError(f"telemetry {telemetry!r} is unknown; allowed are off, scalars and full")
         self.path = path
@@ -47,12 +50,13 @@ class TrialFolder:
         self._events: EventWriter | None = None
         self._untold: EpochMetrics | None = None
         self._next_step = 0
-        self._saver = Saver()
+        self._saver = Saver(room)
+        self._last_is_good = True
 
     def checkpoints(
         self, device: torch.device
     ) -> Iterator[tuple[Path, checkpoint.Checkpoint | checkpoint.CheckpointError]]:
-        """The checkpoints to go on from, the last one first; in place of one that cannot be read, why.
+        """The checkpoints to go on from: the last one, the previous one, the best; of one that cannot be read, why.
 
         What a killed process left half-written is removed first, and one that is being written is waited for.
 
@@ -62,24 +66,35 @@ class TrialFolder:
         self.wait()
         if self.path is None:
             return
-        checkpoint.remove_leftovers(self.path / "checkpoint")
-        for name in (checkpoint.LAST, checkpoint.BEST):
-            path = self.path / "checkpoint" / name
+        folder = self.path / "checkpoint"
+        checkpoint.remove_leftovers(folder)
+        for name in (checkpoint.LAST, checkpoint.PREVIOUS, checkpoint.BEST):
+            self._last_is_good = name == checkpoint.LAST  # asked for another one, it was passed over
+            path = folder / name
             try:
                 yield path, checkpoint.load(path, device)
             except FileNotFoundError:
-                continue
+                if name == checkpoint.LAST and (folder / checkpoint.BEST).exists():  # the first epoch makes both
+                    yield path, checkpoint.CheckpointError("it is missing")
             except checkpoint.CheckpointError as error:
                 yield path, error
 
     def save(self, state: checkpoint.Checkpoint, *, best: bool, wait: bool) -> None:
-        """Save `state` as `Saver.save` does."""
+        """Save `state` as `Saver.save` does; a last one that was passed over does not become the previous one."""
         if self.path is not None:
-            self._saver.save(self.path / "checkpoint", state, best=best, wait=wait)
+            self._saver.save(self.path / "checkpoint", state, best=best, wait=wait, previous=self._last_is_good)
+            self._last_is_good = True
 
     def wait(self) -> None:
         """Return when no checkpoint is being written any more; raises as `Saver.wait` does."""
         self._saver.wait()
+
+    def close(self, *, ended: bool) -> None:
+        """As `wait`, with a last attempt where the disk has no room; one that has `ended` keeps no previous one."""
+        self._saver.close()
+        if self.path is not None and ended:
+            with contextlib.suppress(OSError):
+                checkpoint.remove_previous(self.path / "checkpoint")
 
     def check(self) -> None:
         """Raise what `wait` would, if it is known already."""

@@ -39,6 +39,7 @@ from tunelab.training.observe import Eye, LastStep, Observer, Scene, weight_norm
 from tunelab.training.optim import build_optimizer
 from tunelab.training.parts import in_parts, note_of
 from tunelab.training.pulse import Beats, NoBeats
+from tunelab.training.saver import AT_ONCE, Room
 from tunelab.training.schedules import epoch_rates, find_schedule
 from tunelab.training.stages import check_optimizers, recipe_of, stage_of
 from tunelab.training.step import Forward, Steps, graph_recorder
@@ -78,6 +79,7 @@ class Trainer:
         split: int = 1,
         observers: Sequence[Observer] = (),
         pulse: Beats | None = None,
+        room: Room = AT_ONCE,
     ):
         """Open the data and build the network; nothing is written to `folder` before the first epoch ends.
 
@@ -95,6 +97,7 @@ class Trainer:
                 are added up. It is then neither recorded nor compiled.
             observers: see the training as it runs.
             pulse: is told what is being done, and of each step.
+            room: what is done while the disk has no room for a checkpoint.
 
         Raises:
             InputError: a name or value in the configuration, the device or the data cannot be used.
@@ -102,7 +105,7 @@ class Trainer:
         self.notes: list[str] = []
         self._pulse = pulse or NoBeats()
         self._pulse.enter("opening the data")
-        self._kept = TrialFolder(folder, telemetry, config.train.epochs, self.notes)
+        self._kept = TrialFolder(folder, telemetry, config.train.epochs, self.notes, room)
         find_schedule(config.train.schedule)
         check_optimizers(config.train)
         self.config = config
@@ -184,7 +187,7 @@ class Trainer:
         return metrics
 
     def resume(self) -> bool:
-        """Go on from the last good checkpoint in the folder: the last one, else the best one, else from the start.
+        """Go on from a good checkpoint: the last one, else the previous, else the best one, else from the start.
 
         Each one that is passed over is named in `notes`. One that is still being written is waited for.
 
@@ -239,7 +242,7 @@ class Trainer:
             OSError: the last checkpoint could not be written; all the same is done.
         """
         try:
-            self._kept.wait()
+            self._kept.close(ended=self.finished)
         finally:
             self._kept.close_events()
             if "_steps" in self.__dict__:

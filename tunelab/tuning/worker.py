@@ -24,10 +24,12 @@ from tunelab.errors import DivergedError, OutOfTimeError
 from tunelab.records import EpochMetrics, Finding, TrialStatus
 from tunelab.training.health import Health
 from tunelab.training.loop import Trainer
+from tunelab.training.saver import NO_ROOM, Room
 from tunelab.training.verdicts import NOT_FINITE
 
-_NO_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO}
+_NO_STORAGE = {*NO_ROOM, errno.EROFS, errno.EIO, errno.ESTALE}
 """Errors that no other trial would be spared: they pause the search, and none fails of them."""
+_PATIENCE = 35 * 60.0  # seconds that a checkpoint waits for room: longer than the driver, which says why; our choice
 
 
 class TrialWorker(tune.Trainable):
@@ -77,8 +79,8 @@ class TrialWorker(tune.Trainable):
     def cleanup(self) -> None:
         """Frees the network, its optimizer and the device's memory, when the last checkpoint is on the disk.
 
-        If it cannot be written, the trial has ended, or goes on from the one before. For what no other trial would be
-        spared, the next `step` halts the search.
+        If it cannot be written, the trial has ended, or goes on from the one before. Where nothing can be written any
+        more, the next `step` halts the search; for room the next trial waits.
         """
         trainer, self._trainer = self._trainer, None
         if trainer is None:
@@ -87,7 +89,7 @@ class TrialWorker(tune.Trainable):
             trainer.close()
         except OSError as error:
             self._explain(error)
-            self._unsaved = error if error.errno in _NO_STORAGE else None
+            self._unsaved = error if error.errno in _NO_STORAGE - NO_ROOM else None
 
     def _next_report(self) -> dict[str, Any]:
         metrics = self._next_metrics()
@@ -131,6 +133,7 @@ class TrialWorker(tune.Trainable):
             compute=from_json(ComputeConfig, self._config["compute"]),
             memory=self._config["memory"],
             observers=(self._health,),
+            room=Room(_PATIENCE),
         )
         if trainer.resume():
             known = self._config["known_epochs"]
