@@ -1,0 +1,302 @@
+"""Searches in processes of their own, on a real Ray, in which things go wrong; and the books that must balance then.
+
+`faults` makes a `Fault`: a study with its own space, cache and temporary folder, whose commands are real processes.
+What goes wrong inside of workers is ordered through `benchmarks/provoked`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator
+from getpass import getuser
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from tunelab.config import DataConfig
+from tunelab.data.cache import prepare
+from tunelab.journal import is_locked, read_journal
+from tunelab.records import Trial, TrialStatus
+from tunelab.study import load, proposed
+
+PROVOKED = Path(__file__).resolve().parents[2] / "benchmarks" / "provoked"
+MARK = "TUNELAB_TEST_MARK"
+LIMIT = 100  # training images
+GONE = 15.0  # seconds until no process of a search is left
+SPACE = """
+from tunelab.config import ArchSpec, BlockSpec, StemSpec, TrainConfig, TrialConfig
+
+SUMMARY = "one block, and recipes that cannot work"
+VERSION = 1
+BASELINES = ({"lr": 0.1, "kind": "good"},)
+KINDS = ("good", "raises", "diverges")
+STARTERS = tuple(({"lr": 0.05 + 0.01 * at, "kind": kind},) for at, kind in enumerate(FIRST))
+
+
+def draw(suggest):
+    lr = suggest.suggest_float("lr", 0.001, 0.5, log=True)
+    kind = suggest.suggest_categorical("kind", KINDS[:LAST])
+    recipe = {"lr": 1000.0 + lr, "batch_size": 8, "precision": "float32"}
+    if kind != "diverges":
+        recipe = {"lr": lr, "batch_size": 32, "optimizer": "nothing" if kind == "raises" else "sgd"}
+    norm = "none" if kind == "diverges" else "batch"
+    stages = ((BlockSpec("basic", 4, 2, 1),),)
+    return TrialConfig(ArchSpec(StemSpec(4), stages, activation="leaky_relu", norm=norm), TrainConfig(**recipe))
+"""
+
+
+class Machine:
+    """Starts commands whose processes, and whose processes' processes, can be told from all others."""
+
+    def __init__(self) -> None:
+        self.mark = uuid.uuid4().hex
+        self.temporary = Path(tempfile.mkdtemp(prefix="tl-", dir="/tmp"))  # short: Ray puts sockets below it
+
+    def environment(self, **more: str) -> dict[str, str]:
+        return {**os.environ, MARK: self.mark, "TMPDIR": str(self.temporary), "PYTHONPATH": str(PROVOKED), **more}
+
+    def start(self, *arguments: str, before: str = "", **more: str) -> subprocess.Popen[str]:
+        """Starts a command of tunelab in a session of its own, after the lines of Python in `before`."""
+        code = f"{before}\nimport sys\nfrom tunelab.cli import run\nsys.exit(run(sys.argv[1:]))"
+        return subprocess.Popen(
+            [sys.executable, "-c", code, *arguments],
+            env=self.environment(**more),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def processes(self, *words: str) -> list[psutil.Process]:
+        """What runs because of these commands, by the variable that all inherit; with one of `words` in its name."""
+        return [process for process in psutil.process_iter() if self._is_ours(process, words)]
+
+    def _is_ours(self, process: psutil.Process, words: tuple[str, ...]) -> bool:
+        try:
+            if process.status() == psutil.STATUS_ZOMBIE or process.environ().get(MARK) != self.mark:
+                return False
+            line = " ".join(process.cmdline()[:1])
+            return not words or any(word in line for word in words)
+        except (psutil.Error, OSError):
+            return False  # gone, or somebody else's
+
+    def workers(self) -> list[psutil.Process]:
+        """The processes that train."""
+        return self.processes("ray::TrialWorker", "ray::ResourceTrainable")
+
+    def raylet(self) -> psutil.Process:
+        (found,) = self.processes("/raylet")
+        return found
+
+    def gcs(self) -> psutil.Process:
+        (found,) = self.processes("/gcs_server")
+        return found
+
+    def assert_nothing_runs(self, seconds: float = GONE) -> None:
+        """No process outlives the driver by more than a few seconds."""
+        end = time.monotonic() + seconds
+        while left := self.processes():
+            told = [(process.pid, process.status(), process.cmdline()[:3]) for process in left if process.is_running()]
+            assert time.monotonic() < end, f"after {seconds} s there still are {told}"
+            time.sleep(0.1)
+
+    def leftovers(self) -> list[str]:
+        """What is in the temporary folder, but for the empty one that torch makes when it is imported."""
+        return sorted(path.name for path in self.temporary.iterdir() if path.name != f"torchinductor_{getuser()}")
+
+    def kill_all(self) -> None:
+        for process in self.processes():
+            process.kill()
+
+
+class Fault:
+    """One study, the commands that search it, and its books.
+
+    `orders` are those of `benchmarks/provoked`; `order` changes them while the search runs.
+    """
+
+    def __init__(self, machine: Machine, folder: Path, cache: Path) -> None:
+        self.machine = machine
+        self.folder = folder
+        self.study = folder / "study"
+        self.log = folder / "log"
+        self.cache = cache
+        self.command: subprocess.Popen[str] | None = None
+        self._kept: dict[int, tuple[str, list[Any]]] = {}
+        self._asked = (0, 0)
+        self.kills = 0
+        self.order()
+
+    def order(self, *orders: dict[str, Any]) -> None:
+        new = self.folder / "orders.new"
+        new.write_text(json.dumps(orders))
+        new.replace(self.folder / "orders.json")
+
+    def write_space(self, *first: str) -> str:
+        """The space file; `first` are the kinds of the trials after the baseline, all the others are good."""
+        last = 1 + max((("good", "raises", "diverges").index(kind) for kind in first), default=0)
+        file = self.folder / "small.py"
+        file.write_text(f"FIRST = {first!r}\nLAST = {last}\n{SPACE}", encoding="utf-8")
+        return str(file)
+
+    def environment(self) -> dict[str, str]:
+        return {
+            "TUNELAB_CACHE": str(self.cache),
+            "PROVOKED_LOG": str(self.log),
+            "PROVOKED_ORDERS": str(self.folder / "orders.json"),
+            "PROVOKED_QUICK": "1",
+        }
+
+    def search(
+        self,
+        *options: str,
+        kinds: tuple[str, ...] = (),
+        trials: int = 4,
+        epochs: int = 4,
+        concurrent: int = 2,
+        before: str = "",
+        **more: str,
+    ) -> subprocess.Popen[str]:
+        """Starts the search: its trials have no repeats, and none is stopped early, unless `options` say so."""
+        self._asked = (trials, epochs)
+        words = ["--trials", str(trials), "--epochs", str(epochs), "--concurrent", str(concurrent)]
+        words += ["--limit-train", str(LIMIT), "--telemetry", "off", "--race", "0", "--scheduler", "none", *options]
+        given = ["search", self.write_space(*kinds), "--study", str(self.study), *words]
+        self.command = self.machine.start(*given, before=before, **{**self.environment(), **more})
+        return self.command
+
+    def resume(self, *options: str, before: str = "", **more: str) -> subprocess.Popen[str]:
+        """Starts `tunelab resume`."""
+        given = {**self.environment(), **more}
+        self.command = self.machine.start("resume", str(self.study), *options, before=before, **given)
+        return self.command
+
+    def end(self, status: int, seconds: float = 120) -> tuple[str, str]:
+        """Waits for the command's end and checks its exit status and that nothing of it runs; what it said."""
+        assert self.command is not None
+        out, err = self.command.communicate(timeout=seconds)
+        assert self.command.returncode == status, f"{self.command.returncode}: {err}"
+        assert "Traceback" not in err
+        assert not is_locked(self.study)
+        self.machine.assert_nothing_runs()
+        return out, err
+
+    def kill(self) -> None:
+        """Kills the driver, which nothing of it outlives; the record is whole and keeps what it held."""
+        assert self.command is not None
+        self.command.kill()
+        self.command.communicate()
+        self.kills += 1
+        self.machine.assert_nothing_runs()
+        self.keep()
+
+    def signal(self, number: signal.Signals, *, group: bool = False) -> None:
+        assert self.command is not None
+        (os.killpg if group else os.kill)(self.command.pid, number)
+
+    def wait_until(self, condition: Callable[[], object], seconds: float = 60) -> None:
+        """Waits while the command runs."""
+        assert self.command is not None
+        end = time.monotonic() + seconds
+        while not condition():
+            if self.command.poll() is not None:
+                pytest.fail(f"the command has ended with {self.command.returncode}: {self.command.communicate()}")
+            assert time.monotonic() < end, "waited too long"
+            time.sleep(0.05)
+
+    def events(self, *kinds: str) -> list[dict[str, Any]]:
+        """What the record holds."""
+        return [event for event in read_journal(self.study / "journal.jsonl") if not kinds or event["event"] in kinds]
+
+    def results(self) -> int:
+        """How many epochs the record holds."""
+        return len(self.events("result"))
+
+    def trained(self, what: str = "end") -> Counter[tuple[int, int]]:
+        """How often each epoch of each trial was really trained (or begun), by (trial, epoch)."""
+        lines = self.log.read_text().splitlines() if self.log.exists() else []
+        told = [json.loads(line) for line in lines]
+        return Counter((one["trial"], one["epoch"]) for one in told if one["what"] == what)
+
+    def trials(self) -> list[Trial]:
+        return load(self.study).list_trials()
+
+    def keep(self) -> None:
+        """Notes what has ended: it must be just so at the end."""
+        ended = {trial.number: told(trial) for trial in self.trials() if trial.status.ended}
+        for number, before in self._kept.items():
+            assert ended.get(number) == before, f"trial {number} is not what it was"
+        self._kept = ended
+
+    def check_books(self, retrained: int = 0) -> list[Trial]:
+        """What must hold at the end of a search, whatever went wrong in it; its trials.
+
+        Args:
+            retrained: how many epochs may have been trained twice beside one for each running trial and kill.
+        """
+        total, epochs = self._asked
+        self.keep()
+        trials = self.trials()
+        assert [trial.number for trial in trials] == list(range(total))
+        assert all(trial.status.ended for trial in trials)
+        own = proposed(trials)
+        assert len({json.dumps({**trial.config, "seed": 0}, sort_keys=True) for trial in own}) == len(own)
+        assert len({trial.config["seed"] for trial in trials}) == len(trials), "all seeds differ"
+        for kind in ("proposed", "ended"):
+            assert sorted(event["trial"] for event in self.events(kind)) == list(range(total)), f"{kind} once each"
+        told = [(event["trial"], event["metrics"]["epoch"]) for event in self.events("result")]
+        assert len(set(told)) == len(told), "no epoch is in the record twice"
+        for trial in trials:
+            numbers = [metrics.epoch for metrics in trial.epochs]
+            assert numbers == list(range(1, len(numbers) + 1)), "none is missing"
+            assert (trial.status is TrialStatus.COMPLETED) == (len(numbers) == epochs)
+        trained = self.trained()
+        assert trained.keys() >= set(told), "what was recorded was trained"
+        again = sum(times - 1 for times in trained.values())
+        assert again <= 2 * self.kills + retrained, f"{again} epochs were trained again"
+        return trials
+
+    def check_nothing_is_left(self) -> None:
+        self.machine.assert_nothing_runs()
+        assert self.machine.leftovers() == []
+
+
+def told(trial: Trial) -> tuple[str, list[Any]]:
+    """What must never change of an ended trial."""
+    return trial.status.value + trial.reason, [metrics.to_json() for metrics in trial.epochs]
+
+
+@pytest.fixture(scope="session")
+def decoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A cache in which the images are decoded."""
+    folder = tmp_path_factory.mktemp("decoded")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUNELAB_CACHE", str(folder))
+        prepare(DataConfig(limit_train=LIMIT))
+    return folder
+
+
+@pytest.fixture
+def machine() -> Iterator[Machine]:
+    made = Machine()
+    yield made
+    made.kill_all()
+    shutil.rmtree(made.temporary, ignore_errors=True)
+
+
+@pytest.fixture
+def fault(machine: Machine, tmp_path: Path, decoded: Path) -> Fault:
+    """A study that is not begun yet."""
+    return Fault(machine, tmp_path, decoded)
