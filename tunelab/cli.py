@@ -6,8 +6,11 @@ help is shown, and imports what is slow only when it runs.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Iterator, Mapping
 
@@ -66,15 +69,20 @@ def main() -> None:
 def run(arguments: list[str]) -> int:
     """Runs one command line and returns its exit status."""
     debug = "--debug" in arguments
+    words = [word for word in arguments if word != "--debug"]
     try:
-        tunelab.main(args=[word for word in arguments if word != "--debug"], prog_name="tunelab", standalone_mode=False)
+        with _stoppable():
+            tunelab.main(args=words, prog_name="tunelab", standalone_mode=False)
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
     except click.ClickException as error:
         return _complain(error.format_message(), 2, debug)
     except TunelabError as error:
         return _complain(str(error), error.exit_status, debug)
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, click.Abort) as error:
+        told = error.__cause__ or error  # click makes Abort of what it catches
+        if isinstance(told, _Stop):
+            return _complain(f"stopped ({told})", 3, debug)
         return _complain("interrupted", 130, debug)
     except BrokenPipeError:
         sys.stderr.close()
@@ -82,6 +90,37 @@ def run(arguments: list[str]) -> int:
     except Exception as error:
         return _complain(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1, debug)
     return 0
+
+
+class _Stop(KeyboardInterrupt):
+    """A signal that asks the process to end has come; its name."""
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """SIGTERM and SIGHUP end a command as Ctrl-C does: it cleans up. The next signal ends the process at once.
+
+    A signal that is ignored, as under nohup, stays ignored. A search, once its trials run, has ways of its own.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _frame: object) -> None:
+        for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(one, signal.SIG_DFL)
+        raise _Stop(signal.Signals(number).name)
+
+    usual = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is signal.SIG_DFL]
+    interrupt = signal.getsignal(signal.SIGINT)
+    for number in usual:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in usual:
+            signal.signal(number, signal.SIG_DFL)
+        signal.signal(signal.SIGINT, interrupt)
 
 
 def _complain(message: str, status: int, debug: bool) -> int:
