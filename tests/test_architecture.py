@@ -108,7 +108,7 @@ ROOMS = [
         "one run of an engine on Ray, from what is planned to its end or a pause",
         "tunelab.tuning.progress tunelab.tuning.forecast tunelab.tuning.ray_tune tunelab.tuning.ray_home"
         " tunelab.tuning.slots tunelab.tuning.losses tunelab.tuning.listeners tunelab.tuning.engine"
-        " tunelab.tuning.sessions"
+        " tunelab.tuning.sessions tunelab.tuning.keeping"
         " tunelab.tuning.repeats tunelab.tuning.deadline tunelab.tuning.stopping tunelab.tuning.searcher"
         " tunelab.tuning.sources tunelab.tuning.options tunelab.summary tunelab.study tunelab.journal",
     ),
@@ -174,6 +174,11 @@ ROOMS = [
     Room(
         "tunelab.tuning.sessions",
         "the trials of a study as TensorBoard's table compares them",
+        "tunelab.training tunelab.records",
+    ),
+    Room(
+        "tunelab.tuning.keeping",
+        "which ended trials keep their checkpoints",
         "tunelab.training tunelab.records",
     ),
     Room("tunelab.tuning.simulation", "a search played through with random luck; plain arithmetic"),

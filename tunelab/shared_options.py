@@ -83,6 +83,24 @@ def shared(*options: Callable[[Command], Command]) -> Callable[[Command], Comman
     return decorate
 
 
+class _NumberOrAll(click.ParamType[int | None]):
+    """A number from 0 on, or the word `all`, which becomes None."""
+
+    name = "NUMBER|all"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> int | None:
+        """What the text says."""
+        if value is None or isinstance(value, int):
+            return value
+        text = str(value).strip()
+        if text == "all":
+            return None
+        if not (text.isascii() and text.isdigit()):
+            self.fail(f"{value!r} is neither a number from 0 on nor all", parameter, context)
+        return int(text)
+
+
+NUMBER_OR_ALL = _NumberOrAll()
 CONFIG = click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),

@@ -240,9 +240,21 @@ def test_the_checkpoint_before_stays_as_the_previous_one(tmp_path):
     assert found == {"best.pt": 1, "last.pt": 3, "previous.pt": 2}
     save(tmp_path, state(4), best=False, previous=False)
     assert len(load(tmp_path / "previous.pt").history) == 2, "one that was passed over is not kept as the previous one"
-    checkpoint.remove_previous(tmp_path)
-    checkpoint.remove_previous(tmp_path)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt"]
+
+
+def test_what_an_ended_training_needs_not_keep_is_removed(tmp_path):
+    folder = tmp_path / "checkpoint"
+    assert checkpoint.discard(folder, previous_only=True), "there is none"
+    for epoch in (1, 2):
+        save(folder, state(epoch), best=True)
+    file = checkpoint.claim(folder)
+    assert not checkpoint.discard(folder, previous_only=False)
+    assert len(list(folder.iterdir())) == 4, "it is being written"
+    file.close()
+    assert checkpoint.discard(folder, previous_only=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["best.pt", "last.pt"]
+    assert checkpoint.discard(folder, previous_only=False)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_process_killed_between_the_names_leaves_none_behind_later(tmp_path):
@@ -317,7 +329,7 @@ def test_load_model_refuses_another_network_or_no_file(tmp_path, make_config):
     path = tmp_path / "checkpoint" / "last.pt"
     with pytest.raises(InputError, match="holds the network"):
         load_model(make_config(arch={"activation": "silu"}), path, trainer.info)
-    with pytest.raises(InputError, match="there is no checkpoint"):
+    with pytest.raises(InputError, match="there is no checkpoint .*--keep-weights"):
         load_model(make_config(), tmp_path / "none.pt", trainer.info)
 
 

@@ -17,6 +17,7 @@ from tunelab.shared_options import (
     DEADLINE,
     JSON,
     MEMORY,
+    NUMBER_OR_ALL,
     RUNS_DIR,
     STUDY,
     data_options,
@@ -111,6 +112,13 @@ from tunelab.shared_options import (
     default=3,
     show_default=True,
     help="Epochs before a hopeless trial is ended.",
+)
+@click.option(
+    "--keep-weights",
+    type=NUMBER_OR_ALL,
+    default="10",
+    show_default=True,
+    help="Of how many ended trials the checkpoints are kept, the best ones: a number, or all.",
 )
 @click.option("--dry-run", is_flag=True, help="Say how long it would take and what fits until the deadline; no search.")
 @shared(DEADLINE, CONCURRENT, MEMORY, RUNS_DIR, CONFIG, JSON)

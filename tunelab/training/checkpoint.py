@@ -234,13 +234,32 @@ def remove_leftovers(folder: Path) -> None:
         _remove_temporaries(folder)
 
 
-def remove_previous(folder: Path) -> None:
-    """Remove the previous checkpoint in `folder`, of a training that does not go on; no harm if there is none.
+def discard(folder: Path, *, previous_only: bool) -> bool:
+    """Remove the checkpoints in `folder` of a training that has ended, or the previous one alone.
+
+    Returns:
+        False if one is being written; then all of them are there still.
 
     Raises:
-        OSError: it cannot be removed.
+        OSError: one cannot be removed.
     """
-    (folder / PREVIOUS).unlink(missing_ok=True)
+    if not folder.is_dir():
+        return True
+    with contextlib.ExitStack() as stack:
+        try:
+            file = stack.enter_context((folder / (LAST + _TEMPORARY)).open("rb"))
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # no such file, no locks
+            pass
+        for name in (PREVIOUS,) if previous_only else (PREVIOUS, LAST, BEST):
+            (folder / name).unlink(missing_ok=True)
+        _remove_temporaries(folder)
+    if not previous_only:
+        with contextlib.suppress(OSError):  # it is gone, or holds what is not tunelab's
+            folder.rmdir()
+    return True
 
 
 def load_model(config: TrialConfig, path: Path, info: DataInfo, device: torch.device | str = "cpu") -> nn.Module:
@@ -253,7 +272,9 @@ def load_model(config: TrialConfig, path: Path, info: DataInfo, device: torch.de
     try:
         checkpoint = load(path, device)
     except FileNotFoundError as error:
-        raise InputError(f"there is no checkpoint {path}") from error
+        raise InputError(
+            f"there is no checkpoint {path}; a search keeps those of its best trials alone (--keep-weights)"
+        ) from error
     if checkpoint.arch_id != arch_id(config.arch):
         raise InputError(f"{path} holds the network {checkpoint.arch_id}, not {arch_id(config.arch)}")
     model = build_network(config.arch, info.channels, len(info.classes), info.image_size)

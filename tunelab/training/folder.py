@@ -94,7 +94,7 @@ class TrialFolder:
         self._saver.close()
         if self.path is not None and ended:
             with contextlib.suppress(OSError):
-                checkpoint.remove_previous(self.path / "checkpoint")
+                checkpoint.discard(self.path / "checkpoint", previous_only=True)
 
     def check(self) -> None:
         """Raise what `wait` would, if it is known already."""

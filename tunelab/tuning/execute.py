@@ -16,6 +16,7 @@ from tunelab.tuning import ray_tune
 from tunelab.tuning.deadline import Deadline
 from tunelab.tuning.engine import Engine
 from tunelab.tuning.forecast import Forecast
+from tunelab.tuning.keeping import Keeper
 from tunelab.tuning.listeners import Listener, Told
 from tunelab.tuning.losses import FewerBeside
 from tunelab.tuning.options import SearchOptions
@@ -67,6 +68,7 @@ def execute(study: Study, plan: Plan) -> Study:
         PausedError: a signal or the deadline stopped it; it can be resumed.
         TunelabError: it failed, or another process is writing the study.
     """
+    kind = study.info["kind"]
     journal = Journal.open(study.path)
     try:
         known = study.list_trials()
@@ -76,6 +78,8 @@ def execute(study: Study, plan: Plan) -> Study:
             counted = current(study.info, known)
             shown = Progress(terminal(), plan.title, plan.total, counted, study.val_images, left)
         listeners: list[Listener] = [plan.forecast, shown]
+        keeper = Keeper(study.trial_folder, plan.options.keep_weights if kind == "search" else None, known)
+        listeners.append(keeper)
         if plan.options.telemetry != "off":
             listeners.append(Sessions(study.path.name, study.trial_folder, known))
         engine = Engine(
@@ -107,6 +111,7 @@ def execute(study: Study, plan: Plan) -> Study:
                     stop_at=plan.deadline.breaks_off,
                     log=study.path / "ray.log",
                 )
+            keeper.close()
     finally:
         journal.close()
     if engine.error is not None:

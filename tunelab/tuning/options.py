@@ -51,6 +51,8 @@ class SearchOptions:
     `concurrent` None is as many trials as the processors or GPUs carry. `cpus_per_trial` is the number of threads of
     a trial. `memory` is the most bytes of the machine's memory that all trials together may take; None is what is free.
     `base` is what `--from` names.
+    `keep_weights` is of how many ended trials the checkpoints are kept, the best ones; None is of all, which is what a
+    study keeps that was begun when there was no such option.
     With `health` a trial of which nothing can come any more ends as DIVERGED, not before the end of epoch
     `health_grace`; three epochs let a warm-up begin and the statistics of norms settle (our choice).
     """
@@ -75,6 +77,7 @@ class SearchOptions:
     telemetry: Telemetry = "scalars"
     health: bool = True
     health_grace: Annotated[int, Field(ge=1)] = 3
+    keep_weights: Annotated[int, Field(ge=0)] | None = None
     base: Base | None = None
 
     @property

@@ -85,6 +85,7 @@ def search(
     telemetry: Telemetry = "scalars",
     health: bool = True,
     health_grace: int = 3,
+    keep_weights: int | None = 10,
     progress: bool = True,
 ) -> Study:
     """Searches `space` and returns the study; the names are those of `tunelab search`.
@@ -129,6 +130,7 @@ def search(
             also histograms, pictures and the graph of the network ("full").
         health: ends trials of which nothing can come any more; what is found wrong is recorded in any case.
         health_grace: after so many epochs it may be ended for that; numbers that are not finite end it at once.
+        keep_weights: of how many ended trials the checkpoints are kept, the best ones; None: of all.
         progress: shows the progress on standard error.
 
     Raises:
@@ -161,6 +163,7 @@ def search(
             "telemetry": telemetry,
             "health": health,
             "health_grace": health_grace,
+            "keep_weights": keep_weights,
             "repeat": repeat,
             "objective": list(objective),
         },
