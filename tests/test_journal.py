@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gc
 import json
@@ -19,8 +20,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunelab.errors import TunelabError
-from tunelab.journal import Journal, StudyLockedError, decode, encode, is_locked, read_journal, uncollected
+from tunelab.errors import InputError, StorageError, TunelabError
+from tunelab.journal import (
+    RESERVE,
+    RESERVE_BYTES,
+    Journal,
+    StudyLockedError,
+    decode,
+    encode,
+    is_locked,
+    read_journal,
+    uncollected,
+)
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
@@ -232,10 +243,96 @@ def test_a_full_disk_leaves_the_record_as_it_was(tmp_path: Path, room: int) -> N
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     said, size = done.stdout.splitlines()
-    assert "journal.jsonl cannot be written" in said
-    assert ("File too large" in said) == (room == 0)
+    assert "journal.jsonl cannot be written: File too large" in said
     assert int(size) == len(before)
     assert read(tmp_path) == [{"event": "first"}, {"event": "third"}]
+
+
+class Disk:
+    """Has room for no line while a file is there, or ever; `gone` says what else is wrong with it."""
+
+    def __init__(self, occupied: Path | None = None) -> None:
+        self.occupied = occupied
+        self.gone = 0
+        self.attempts = 0
+        self._write = os.write
+
+    def write(self, descriptor: int, line: bytes) -> int:
+        self.attempts += 1
+        if self.gone:
+            raise OSError(self.gone, os.strerror(self.gone))
+        if self.occupied is not None and self.occupied.exists():
+            if len(line) > 5:
+                return self._write(descriptor, line[:5])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return self._write(descriptor, line)
+
+
+def test_the_reserve_is_given_back_when_the_disk_is_full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path, {"event": "first"})
+    journal = Journal.open(tmp_path)
+    assert journal.reserve()
+    assert journal.reserve()
+    held = (tmp_path / RESERVE).stat()
+    assert held.st_size == RESERVE_BYTES
+    assert held.st_blocks * 512 >= RESERVE_BYTES, "it holds real room"
+    disk = Disk(tmp_path / RESERVE)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", disk.write)
+        journal.append({"event": "second"})
+        assert not (tmp_path / RESERVE).exists()
+        (tmp_path / "other").touch()
+        disk.occupied = tmp_path / "other"
+        disk.attempts = 0
+        before = (tmp_path / "journal.jsonl").read_bytes()
+        with pytest.raises(StorageError, match="cannot be written: No space left on device"):
+            journal.append({"event": "third, for which there is none"})
+        assert (tmp_path / "journal.jsonl").read_bytes() == before
+    assert journal.reserve()
+    journal.append({"event": "fourth"})
+    journal.close()
+    assert not (tmp_path / RESERVE).exists()
+    assert read(tmp_path) == [{"event": "first"}, {"event": "second"}, {"event": "fourth"}]
+
+
+@pytest.mark.parametrize("wrong", [errno.EIO, errno.EROFS, errno.ESTALE])
+def test_a_record_that_is_gone_can_be_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: int
+) -> None:
+    write(tmp_path, {"event": "first"})
+    journal = Journal.open(tmp_path)
+    journal.reserve()
+    disk = Disk()
+    disk.gone = wrong
+
+    def cut(_file: int, _size: int) -> None:
+        raise OSError(wrong, os.strerror(wrong))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", disk.write)
+        patch.setattr(os, "ftruncate", cut)
+        with pytest.raises(StorageError, match=os.strerror(wrong)) as raised:
+            journal.append({"event": "second"})
+    assert raised.value.exit_status == 3
+    assert (tmp_path / RESERVE).exists(), "it would be of no use"
+    with pytest.raises(StorageError, match=os.strerror(wrong)):
+        journal.append({"event": "third"})  # it might follow half a line
+    journal.close()
+    again = Journal.open(tmp_path)
+    again.append({"event": "fourth"})
+    again.close()
+    assert read(tmp_path) == [{"event": "first"}, {"event": "fourth"}]
+
+
+def test_a_folder_that_cannot_be_written_is_refused_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_given: object) -> int:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(InputError, match=f"the study {tmp_path} cannot be written: Read-only file system"):
+        Journal.open(tmp_path)
 
 
 def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path: Path) -> None:

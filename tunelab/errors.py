@@ -15,6 +15,12 @@ class InputError(TunelabError, ValueError):
     exit_status = 2
 
 
+class StorageError(TunelabError):
+    """A disk is full, read-only or gone; what was recorded is kept, and the work can go on later (exit status 3)."""
+
+    exit_status = 3
+
+
 class RefusedError(InputError):
     """A configuration that cannot work, or is beyond the limits, found out before any time is spent on it."""
 

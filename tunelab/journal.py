@@ -1,12 +1,14 @@
 """The record of a study: JSON lines with a checksum, on the disk before anything acts on them.
 
 One process writes, under a lock that a dead process does not keep; any number read. A last line that a crash cut off or
-garbled never counted, and is removed by the next writer; damage anywhere else is an error, never a guess.
+garbled never counted, and is removed by the next writer; damage anywhere else is an error, never a guess. A small file
+beside it holds room on the disk, which is given back when the disk is full, so that what was trained is recorded.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import gc
 import json
@@ -20,9 +22,14 @@ from typing import Any
 
 from pydantic_core import from_json
 
-from tunelab.errors import InputError, TunelabError
+from tunelab.errors import InputError, StorageError, TunelabError
 from tunelab.files import sync_folder
 
+RESERVE = "reserve"
+RESERVE_BYTES = 128 * 1024
+"""Room for some 300 epochs: those of the trials that run while the disk is full (our choice)."""
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
+_WRITE_ATTEMPTS = 10
 _LOCK_ATTEMPTS = 10
 _BATCH = 1000
 """Lines are parsed so many at a time, which saves time and keeps equal names once (our choice)."""
@@ -127,6 +134,8 @@ class Journal:
         self._path = path
         self._file = file
         self._lock = lock
+        self._reserve = path.with_name(RESERVE)
+        self._broken = ""
 
     @classmethod
     def open(cls, folder: Path) -> Journal:
@@ -134,43 +143,105 @@ class Journal:
 
         Raises:
             StudyLockedError: another process holds the lock; the message names it.
+            InputError: nothing can be written there.
             TunelabError: the record is damaged before its last line.
         """
-        lock = _take_lock(folder / "lock")
+        opened: list[int] = []
         path = folder / "journal.jsonl"
-        opened = [lock]
         try:
+            lock = _take_lock(folder / "lock")
+            opened.append(lock)
             file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
             opened.append(file)
             _cut_torn_tail(path, file)
             sync_folder(folder)
-        except BaseException:
+        except BaseException as error:
             for descriptor in opened:
                 os.close(descriptor)
+            if isinstance(error, OSError):
+                raise InputError(f"the study {folder} cannot be written: {error.strerror}") from error
             raise
         return cls(path, file, lock)
 
     def append(self, event: Mapping[str, Any]) -> None:
         """Puts one event on the disk: when this returns, it survives a power cut.
 
+        Where the disk is full, what `reserve` held is given back first.
+
         Raises:
-            TunelabError: the disk is full or gone. The record is then as it was before.
+            StorageError: the disk is full or gone. The record is then as it was before.
         """
         line = encode(event)
+        for attempt in range(_WRITE_ATTEMPTS):
+            try:
+                self._write(line)
+            except OSError as error:
+                if error.errno in _NO_ROOM and attempt + 1 < _WRITE_ATTEMPTS and self._give_back(attempt):
+                    continue
+                why = f"the record {self._path} cannot be written: {error.strerror or error}"
+                raise StorageError(why) from error
+            return
+
+    def reserve(self) -> bool:
+        """Takes room on the disk that `append` gives back when there is no other; True if it is there."""
+        try:
+            if self._reserve.stat().st_size >= RESERVE_BYTES:
+                return True
+        except FileNotFoundError:
+            pass
+        except OSError:
+            return False
+        try:
+            file = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError:
+            return False
+        try:
+            os.posix_fallocate(file, 0, RESERVE_BYTES)
+        except OSError:
+            self._reserve.unlink(missing_ok=True)
+            return False
+        finally:
+            os.close(file)
+        return True
+
+    def close(self) -> None:
+        """Closes the file and gives the lock back, and what was held in reserve."""
+        with contextlib.suppress(OSError):
+            self._reserve.unlink(missing_ok=True)
+        for descriptor in (self._file, self._lock):
+            with contextlib.suppress(OSError):  # a file system that is gone may say so once more
+                os.close(descriptor)
+
+    def _write(self, line: bytes) -> None:
+        """Writes a line to the disk, or leaves the record as it was."""
+        if self._broken:
+            raise OSError(errno.EIO, self._broken)
         end = os.fstat(self._file).st_size
         try:
             written = os.write(self._file, line)
-            if written != len(line):
-                raise OSError(f"only {written} of {len(line)} bytes could be written")
+            while written < len(line):
+                written += os.write(self._file, line[written:])
             os.fsync(self._file)
         except OSError as error:
-            os.ftruncate(self._file, end)
-            raise TunelabError(f"the record {self._path} cannot be written: {error.strerror or error}") from error
+            try:
+                os.ftruncate(self._file, end)
+            except OSError:  # what there is of the line is cut off by the next writer; nothing may follow it
+                self._broken = error.strerror or str(error)
+            raise
 
-    def close(self) -> None:
-        """Closes the file and gives the lock back."""
-        os.close(self._file)
-        os.close(self._lock)
+    def _give_back(self, attempt: int) -> bool:
+        """Gives the reserve back; True if it is worth trying again.
+
+        Another process may have the room for a moment, in which it finds that it is too little for what it writes.
+        """
+        if attempt == 0:
+            try:
+                self._reserve.unlink()
+            except OSError:
+                return False
+        else:
+            time.sleep(0.1)
+        return True
 
 
 def is_locked(folder: Path) -> bool:
@@ -202,8 +273,9 @@ def _take_lock(path: Path) -> int:
         holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
         os.close(descriptor)
         raise StudyLockedError(f"the study {path.parent} is being written by {holder}; stop that one first")
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
+    with contextlib.suppress(OSError):  # on a full disk the lock holds all the same
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
     return descriptor
 
 
