@@ -110,7 +110,8 @@ ROOMS = [
         " tunelab.tuning.slots tunelab.tuning.losses tunelab.tuning.listeners tunelab.tuning.engine"
         " tunelab.tuning.sessions tunelab.tuning.keeping"
         " tunelab.tuning.repeats tunelab.tuning.deadline tunelab.tuning.stopping tunelab.tuning.searcher"
-        " tunelab.tuning.sources tunelab.tuning.options tunelab.summary tunelab.study tunelab.journal",
+        " tunelab.tuning.sources tunelab.tuning.options tunelab.tuning.guard tunelab.summary tunelab.study"
+        " tunelab.liveness tunelab.journal",
     ),
     Room(
         "tunelab.tuning.lineage",
@@ -210,8 +211,23 @@ ROOMS = [
         "tunelab.tuning.ray_tune",
         "runs an engine's trials on Ray Tune",
         "tunelab.tuning.ray_pieces tunelab.tuning.ray_home tunelab.tuning.worker tunelab.tuning.engine"
-        " tunelab.tuning.losses tunelab.tuning.slots",
+        " tunelab.tuning.guard tunelab.tuning.losses tunelab.tuning.slots",
         "ray",
+    ),
+    Room(
+        "tunelab.tuning.guard",
+        "everything that watches over a search while it runs",
+        "tunelab.tuning.ray_watch tunelab.tuning.watchdog tunelab.tuning.deadline tunelab.liveness",
+    ),
+    Room(
+        "tunelab.tuning.ray_watch",
+        "sees to it that Ray answers, and ends in order where it does not",
+        "tunelab.tuning.watchdog tunelab.tuning.losses tunelab.training",
+    ),
+    Room(
+        "tunelab.tuning.watchdog",
+        "sees to it that no trial hangs unnoticed",
+        "tunelab.tuning.losses tunelab.tuning.deadline tunelab.training tunelab.noise tunelab.records tunelab.files",
     ),
     Room(
         "tunelab.tuning.ray_home",
@@ -241,7 +257,7 @@ ROOMS = [
         " tunelab.records tunelab.config",
     ),
     Room(
-        "tunelab.tuning.guard",
+        "tunelab.tuning.memory_guard",
         "ends a trial's process that takes too much memory, and says why",
         "tunelab.capacity",
     ),
@@ -351,6 +367,7 @@ ROOMS = [
         "tunelab.noise tunelab.records",
     ),
     Room("tunelab.noise", "by how much two trainings of one configuration differ; plain arithmetic", "tunelab.records"),
+    Room("tunelab.liveness", "signs of life of a process that searches, in the study's folder"),
     Room("tunelab.journal", "the record on the disk: checked lines, one writer"),
     Room("tunelab.space", "what a search space is, and how one is found", "tunelab.foreign tunelab.config"),
     Room("tunelab.foreign", "code of the user's own: found, trusted, run, and named where it fails", "tunelab.config"),

@@ -329,7 +329,7 @@ def test_load_model_refuses_another_network_or_no_file(tmp_path, make_config):
     path = tmp_path / "checkpoint" / "last.pt"
     with pytest.raises(InputError, match="holds the network"):
         load_model(make_config(arch={"activation": "silu"}), path, trainer.info)
-    with pytest.raises(InputError, match="there is no checkpoint .*--keep-weights"):
+    with pytest.raises(InputError, match=r"there is no checkpoint .*--keep-weights"):
         load_model(make_config(), tmp_path / "none.pt", trainer.info)
 
 

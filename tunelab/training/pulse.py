@@ -12,6 +12,7 @@ import os
 import signal
 import statistics
 import sys
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -32,8 +33,11 @@ Phase = Literal[
     "validating",
     "looking at the epoch",
     "waiting for the disk",
+    "waiting for room",
 ]
-"""What a training is doing. In the phase `idle`, between epochs and trials, it waits for whoever it works for."""
+"""What a training is doing. In `idle`, between epochs and trials, it waits for whoever it works for."""
+WITHOUT_END: tuple[Phase, ...] = ("idle", "waiting for room")
+"""In these phases nothing is expected of a training."""
 
 LEAST_SECONDS = 60.0
 """No training is taken for hung sooner: another program may have the processors for a while (our choice)."""
@@ -108,8 +112,8 @@ class Pulse:
         new.replace(path)
 
     def enter(self, phase: Phase) -> None:
-        """Something else begins now; in `idle` nothing is expected of this process."""
-        limit, median = (0.0, 0.0) if phase == "idle" else self._limits.get(phase, (self._pause, 0.0))
+        """Something else begins now; in the phases `WITHOUT_END` nothing is expected of this process."""
+        limit, median = (0.0, 0.0) if phase in WITHOUT_END else self._limits.get(phase, (self._pause, 0.0))
         at = self._at
         at[_PHASE], at[_MEDIAN], at[_LIMIT] = _PHASES.index(phase), median, limit
         at[_TIME] = time.monotonic()
@@ -139,7 +143,8 @@ class Pulse:
             return
         self.enter("idle")
         faulthandler.unregister(signal.SIGUSR1)
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # one that is under way ends nothing
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGUSR1, signal.SIG_IGN)  # one that is under way ends nothing
         self._stacks.close()
         self._at.release()
         self._map.close()
@@ -190,13 +195,18 @@ def read_beat(path: Path) -> Beat | None:
     return Beat(*numbers, _PHASES[int(at[_PHASE])], at[_LIMIT], at[_MEDIAN])
 
 
+def beat_path(folder: Path, number: int) -> Path:
+    """Where trial `number` beats, in the folder of all beats."""
+    return folder / f"{number:04d}.beat"
+
+
 def stacks_path(path: Path) -> Path:
     """Where the process of the beats in `path` writes its stacks to."""
     return path.with_suffix(".stacks")
 
 
 def started(pid: int) -> float | None:
-    """What tells a process from a later one of the same number: when it began. None if there is none.
+    """What tells a process from a later one of the same number: when it began. None if there is none, or it has ended.
 
     On Linux in ticks since the machine started, which no change of the clock moves.
     """
@@ -204,11 +214,13 @@ def started(pid: int) -> float | None:
         import psutil
 
         try:
-            return float(psutil.Process(pid).create_time())
+            process = psutil.Process(pid)
+            return None if process.status() == psutil.STATUS_ZOMBIE else float(process.create_time())
         except psutil.Error:
             return None
     try:
         stat = Path(f"/proc/{pid}/stat").read_bytes()
     except OSError:
         return None
-    return float(stat.rpartition(b")")[2].split()[19])  # the 22nd field of proc(5); the 2nd may hold anything
+    fields = stat.rpartition(b")")[2].split()  # of proc(5) from the 3rd on; the 2nd may hold anything
+    return None if fields[0] in (b"Z", b"X") else float(fields[19])

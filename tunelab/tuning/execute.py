@@ -10,12 +10,14 @@ from threadpoolctl import threadpool_limits
 
 from tunelab.errors import TunelabError
 from tunelab.journal import Journal
+from tunelab.liveness import SignsOfLife
 from tunelab.study import Study, current, history
 from tunelab.summary import write_summary
 from tunelab.tuning import ray_tune
 from tunelab.tuning.deadline import Deadline
 from tunelab.tuning.engine import Engine
 from tunelab.tuning.forecast import Forecast
+from tunelab.tuning.guard import Guard
 from tunelab.tuning.keeping import Keeper
 from tunelab.tuning.listeners import Listener, Told
 from tunelab.tuning.losses import FewerBeside
@@ -70,6 +72,7 @@ def execute(study: Study, plan: Plan) -> Study:
     """
     kind = study.info["kind"]
     journal = Journal.open(study.path)
+    life = SignsOfLife(study.path)
     try:
         known = study.list_trials()
         shown: Progress | Silent = Silent()
@@ -80,6 +83,8 @@ def execute(study: Study, plan: Plan) -> Study:
         listeners: list[Listener] = [plan.forecast, shown]
         keeper = Keeper(study.trial_folder, plan.options.keep_weights if kind == "search" else None, known)
         listeners.append(keeper)
+        guard = Guard(study.trial_folder, plan.forecast, plan.options.trial_timeout, life, terminal())
+        listeners.append(guard.watchdog)
         if plan.options.telemetry != "off":
             listeners.append(Sessions(study.path.name, study.trial_folder, known))
         engine = Engine(
@@ -102,7 +107,8 @@ def execute(study: Study, plan: Plan) -> Study:
             plan.forecast.begin()
             # One thread for the sampler's algebra: the trials have the processors, and threads that wait for each other
             # on busy ones take twice as long.
-            with shown, threadpool_limits(1, "blas"):
+            guard.farewell = lambda why: str(PausedError(study, why, engine.trials_left))
+            with shown, life.given(), threadpool_limits(1, "blas"):
                 ray_tune.run(
                     engine,
                     plan.slots,
@@ -110,6 +116,7 @@ def execute(study: Study, plan: Plan) -> Study:
                     telemetry=plan.options.telemetry,
                     stop_at=plan.deadline.breaks_off,
                     log=study.path / "ray.log",
+                    guard=guard,
                 )
             keeper.close()
     finally:

@@ -31,6 +31,7 @@ class _Bridge:
     folder_of: Callable[[int], Path]
     settings: Mapping[str, Any]
     witnesses: Sequence[Witness]
+    asked: Callable[[], None] | None
 
 
 _BRIDGES: dict[str, _Bridge] = {}
@@ -42,6 +43,7 @@ def bridge(
     folder_of: Callable[[int], Path],
     settings: Mapping[str, Any],
     witnesses: Sequence[Witness] = (),
+    asked: Callable[[], None] | None = None,
 ) -> Iterator[str]:
     """The key by which the pieces find `engine`.
 
@@ -50,9 +52,10 @@ def bridge(
         folder_of: from a trial's number to its folder.
         settings: what every worker is given beside its trial: `device`, `threads`, `compute`, `stop_at` and so on.
         witnesses: are asked why the process of a trial is gone, in order.
+        asked: is called as often as Ray asks whether to stop, at least every 0.1 s while its loop runs.
     """
     key = uuid.uuid4().hex
-    _BRIDGES[key] = _Bridge(engine, folder_of, settings, witnesses)
+    _BRIDGES[key] = _Bridge(engine, folder_of, settings, witnesses, asked)
     try:
         yield key
     finally:
@@ -148,4 +151,7 @@ class EngineStopper(Stopper):
 
     def stop_all(self) -> bool:
         """True when the engine halts."""
-        return _BRIDGES[self._key].engine.should_halt
+        here = _BRIDGES[self._key]
+        if here.asked is not None:
+            here.asked()
+        return here.engine.should_halt

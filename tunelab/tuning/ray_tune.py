@@ -16,6 +16,7 @@ from typing import Any
 
 from tunelab.errors import TunelabError
 from tunelab.tuning.engine import Engine
+from tunelab.tuning.guard import Guard
 from tunelab.tuning.losses import Witness
 from tunelab.tuning.ray_home import environment, first_line, private_folder, quiet, started
 from tunelab.tuning.slots import Slots
@@ -30,6 +31,7 @@ def run(
     log: Path,
     stop_at: float = math.inf,
     witnesses: Sequence[Witness] = (),
+    guard: Guard | None = None,
 ) -> None:
     """Runs `engine` until every trial has ended or it halts; Ray is gone when this returns.
 
@@ -43,6 +45,7 @@ def run(
         log: where everything goes that Ray writes to the terminal.
         stop_at: when workers break their epochs off, on the monotonic clock.
         witnesses: are asked why the process of a trial is gone.
+        guard: watches over it all.
 
     Raises:
         TunelabError: Ray does not start, or ends the search by itself; its log is named.
@@ -59,18 +62,25 @@ def run(
         try:
             from tunelab.tuning.ray_pieces import bridge
 
-            with (
-                started(slots, folder),
-                _signals(engine),
-                bridge(engine, folder_of, settings, witnesses) as key,
-            ):
+            with contextlib.ExitStack() as stack:
+                watch = None
+                if guard is not None:
+                    settings |= guard.settings(folder)
+                    watch = stack.enter_context(guard.over(engine, folder))
+                    witnesses = (watch, guard.watchdog, *witnesses)
+                stack.enter_context(started(slots, folder))
+                if watch is not None:
+                    stack.enter_context(watch.up())
+                stack.enter_context(_signals(engine))
+                asked = None if guard is None else guard.ask
+                key = stack.enter_context(bridge(engine, folder_of, settings, witnesses, asked))
                 _fit(key, engine, slots, folder)
         except TunelabError:
             raise
         except (KeyboardInterrupt, SystemExit):  # while Ray started or ended; it answers SIGTERM with SystemExit itself
             engine.halt("SIGTERM")
         except Exception as error:
-            if engine.error is None:
+            if engine.error is None and not (guard is not None and guard.ray_is_lost):
                 raise TunelabError(f"Ray ended the search: {first_line(error)}; see {log}") from error
 
 

@@ -24,6 +24,7 @@ from tunelab.errors import DivergedError, OutOfTimeError
 from tunelab.records import EpochMetrics, Finding, TrialStatus
 from tunelab.training.health import Health
 from tunelab.training.loop import Trainer
+from tunelab.training.pulse import Pulse, beat_path
 from tunelab.training.saver import NO_ROOM, Room
 from tunelab.training.verdicts import NOT_FINITE
 
@@ -36,8 +37,10 @@ class TrialWorker(tune.Trainable):
     """Trains the configuration that it is given, epoch by epoch, from the trial's last checkpoint if there is one.
 
     Its config: `number`; `trial_config`, the JSON text of a TrialConfig; `folder`, the trial's; `known_epochs`, how
-    many epochs the record holds; `split`, in how many parts each batch is computed; `device`, `threads`, `telemetry`,
-    `memory` as `Trainer` takes them; `compute`, the JSON of a ComputeConfig; `stop_at`, as `run_epoch` takes it.
+    many epochs the record holds; `split`, in how many parts each batch is computed; `device`, `threads`,
+    `telemetry`, `memory` as `Trainer` takes them; `compute`, the JSON of a ComputeConfig; `stop_at`, as `run_epoch`
+    takes it; `beats`, the folder of the beats that the watchdog sees, with `least` and `pause` as `Pulse` takes
+    them; without it there are none.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -45,6 +48,7 @@ class TrialWorker(tune.Trainable):
         self._config = config
         self._trainer: Trainer | None = None
         self._health = Health(Path(config["folder"]))
+        self._pulse: Pulse | None = None
         self._unsaved: OSError | None = None
         self._untold: deque[EpochMetrics] = deque()
 
@@ -58,6 +62,12 @@ class TrialWorker(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """One epoch, or the telling again of one that was trained before a restart."""
+        content = self._step()
+        if self._pulse is not None:
+            self._pulse.enter("idle")
+        return {"report": json.dumps(content)}
+
+    def _step(self) -> dict[str, Any]:
         try:
             content = self._next_report()
         except OutOfTimeError:
@@ -66,9 +76,9 @@ class TrialWorker(tune.Trainable):
             content = self._told_of_divergence(str(error))
         except Exception as error:
             if isinstance(error, OSError) and error.errno in _NO_STORAGE:
-                return {"report": json.dumps({"halt": f"the trials' storage: {error.strerror}"})}
+                return {"halt": f"the trials' storage: {error.strerror}"}
             content = {"status": TrialStatus.FAILED.value, "reason": self._explain(error)}
-        return {"report": json.dumps(content)}
+        return content
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
         """Nothing: the trial has checkpoints of its own."""
@@ -83,13 +93,16 @@ class TrialWorker(tune.Trainable):
         more, the next `step` halts the search; for room the next trial waits.
         """
         trainer, self._trainer = self._trainer, None
-        if trainer is None:
-            return
+        pulse, self._pulse = self._pulse, None
         try:
-            trainer.close()
+            if trainer is not None:
+                trainer.close()
         except OSError as error:
             self._explain(error)
             self._unsaved = error if error.errno in _NO_STORAGE - NO_ROOM else None
+        finally:
+            if pulse is not None:
+                pulse.close()
 
     def _next_report(self) -> dict[str, Any]:
         metrics = self._next_metrics()
@@ -123,7 +136,17 @@ class TrialWorker(tune.Trainable):
             return self._untold.popleft()
         return self._trainer.run_epoch(self._config["stop_at"])
 
+    def _make_pulse(self) -> Pulse | None:
+        """What the watchdog sees; None where it does not watch, or there is no room for it."""
+        if self._config.get("beats") is None:
+            return None
+        number, folder = self._config["number"], Path(self._config["beats"])
+        with contextlib.suppress(OSError):
+            return Pulse(beat_path(folder, number), number, least=self._config["least"], pause=self._config["pause"])
+        return None
+
     def _begin(self) -> Trainer:
+        self._pulse = self._make_pulse()
         trainer = Trainer(
             from_json(TrialConfig, json.loads(self._config["trial_config"])),
             folder=Path(self._config["folder"]),
@@ -133,12 +156,17 @@ class TrialWorker(tune.Trainable):
             compute=from_json(ComputeConfig, self._config["compute"]),
             memory=self._config["memory"],
             observers=(self._health,),
-            room=Room(_PATIENCE),
+            room=Room(_PATIENCE, self._wait_for_room),
+            pulse=self._pulse,
         )
         if trainer.resume():
             known = self._config["known_epochs"]
             self._untold.extend(trainer.history[known:] or trainer.history[-1:])
         return trainer
+
+    def _wait_for_room(self, why: str) -> None:
+        if self._pulse is not None:
+            self._pulse.enter("waiting for room" if why else "waiting for the disk")
 
     def _explain(self, error: Exception) -> str:
         """The cause in one line; the traceback goes to `error.txt` in the trial's folder."""

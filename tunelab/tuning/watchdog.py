@@ -1,0 +1,295 @@
+"""Sees to it that no trial hangs unnoticed: looks at the beats of their processes, and ends those that stand still.
+
+A process is ended with all that it started, after the stacks of its threads were written to `stacks.txt` in the trial's
+folder. Time in which the watchdog itself did not run, because the machine was suspended, say, is nobody's fault and
+does not count.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import json
+import os
+import signal
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import psutil
+
+from tunelab.files import make_private
+from tunelab.noise import full_length
+from tunelab.records import Trial
+from tunelab.training.pulse import LEAST_SECONDS, PAUSE_SECONDS, Beat, beat_path, read_beat, stacks_path, started
+from tunelab.tuning.deadline import Pace
+from tunelab.tuning.losses import Loss
+
+STACKS = "stacks.txt"
+LIMITS_VARIABLE = "TUNELAB_TEST_LIMITS"
+"""An environment variable for tests: a JSON mapping of fields of `Limits` to seconds."""
+_TIMES_FORECAST = 20
+"""A trial that takes so many times as long as forecast is ended (our choice)."""
+_WORKERS = ("ray::IDLE", "ray::TrialWorker", "ray::ResourceTrainable")  # what Ray calls processes of trials
+_STACKS_PATIENCE = 5.0  # seconds that a process is given to write its stacks (our choice)
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long things may take, in seconds (all our choice).
+
+    `least` and `pause` are those of `tunelab.training.pulse.Pulse`. `begin`: until the process of a trial that was
+    handed out beats. `trial`: a bound on the time of a trial is never less, unless it was asked for. `ray`: between two
+    questions of Ray's loop. `end`: until Ray is through with stopping; it ends this process after 60 s without its
+    head. `look`: between two looks.
+    """
+
+    least: float = LEAST_SECONDS
+    pause: float = PAUSE_SECONDS
+    begin: float = 900.0
+    trial: float = 3600.0
+    ray: float = 120.0
+    end: float = 30.0
+    look: float = 1.0
+
+    @classmethod
+    def usual(cls) -> Limits:
+        """Those above, with what the environment variable for tests says."""
+        return cls(**json.loads(os.environ.get(LIMITS_VARIABLE, "{}")))
+
+
+class Looker(Protocol):
+    """Looks for something that goes wrong, again and again."""
+
+    def look(self, watched: float) -> None:
+        """Looks; `watched` are the seconds since the last look in which this process ran."""
+
+
+@contextlib.contextmanager
+def patrol(lookers: Sequence[Looker], seconds: float) -> Iterator[None]:
+    """A thread in which each of `lookers` looks every so many seconds. What one raises goes to standard error."""
+    over = threading.Event()
+
+    def go() -> None:
+        last = time.monotonic()
+        while not over.wait(seconds):
+            now = time.monotonic()
+            watched, last = min(now - last, 2 * seconds), now
+            for looker in lookers:
+                _look(looker, watched)
+
+    thread = threading.Thread(target=go, name="watchdog", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _look(looker: Looker, watched: float) -> None:
+    try:
+        looker.look(watched)
+    except Exception:
+        traceback.print_exc()
+
+
+@dataclass
+class _Watched:
+    """A trial that was handed out: what is known of its process, and for how long nothing was heard of it."""
+
+    bound: float
+    why_bound: str
+    told: tuple[int, int] | None = None  # process and number of its last beat
+    silent: float = 0.0
+    spent: float = 0.0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+class Watchdog:
+    """Watches the trials of a search: a listener of its engine, and a witness of what it did.
+
+    Args:
+        folder_of: from a trial's number to its folder.
+        pace: how long trials take; None: nothing is known.
+        timeout: the longest that a trial may take from when it is handed out, in seconds; None: 20 times as long as
+            forecast, and at least an hour.
+        asked: counts the questions that Ray's loop has put so far: as long as it puts none, no trial can begin.
+        limits: how long anything else may take.
+    """
+
+    def __init__(
+        self,
+        folder_of: Callable[[int], Path],
+        pace: Pace | None,
+        *,
+        timeout: float | None = None,
+        asked: Callable[[], int] = lambda: 0,
+        limits: Limits | None = None,
+    ) -> None:
+        self.limits = limits or Limits.usual()
+        self._folder_of, self._pace, self._timeout, self._asked = folder_of, pace, timeout, asked
+        self._beats: Path | None = None
+        self._trials: dict[int, _Watched] = {}
+        self._losses: dict[int, Loss] = {}
+        self._last_asked = -1
+
+    def watch(self, beats: Path) -> None:
+        """Beats are in the folder `beats` from now on, which is made."""
+        beats.mkdir(mode=0o700)
+        self._beats = beats
+
+    def started(self, trial: Trial) -> None:
+        """A trial was handed out."""
+        self._losses.pop(trial.number, None)
+        self._trials[trial.number] = _Watched(*self._bound(trial))
+
+    def reported(self, trial: Trial) -> None:
+        """Nothing: it beats."""
+
+    def retried(self, trial: Trial, why: str) -> None:
+        """A trial was lost; it is watched again when it is handed out."""
+        self._trials.pop(trial.number, None)
+
+    def ended(self, trial: Trial) -> None:
+        """A trial will not go on."""
+        self._trials.pop(trial.number, None)
+
+    def testify(self, number: int) -> Loss | None:
+        """Why this watchdog ended the process of a trial; None if it did not."""
+        return self._losses.pop(number, None)
+
+    def look(self, watched: float) -> None:
+        """Ends trials that have been silent for too long, or take too long; see `Looker`."""
+        asked = self._asked()
+        alive, self._last_asked = asked != self._last_asked, asked
+        beats = {number: self._beat(number) for number in list(self._trials)}
+        for number, beat in beats.items():
+            trial = self._trials.get(number)
+            if trial is None or number in self._losses:
+                continue
+            trial.spent += watched
+            why = self._silence(trial, beat, watched, alive)
+            if not why and trial.spent > trial.bound:
+                why = f"it has taken {describe(trial.spent)}, {trial.why_bound}"
+            if not why:
+                continue
+            trial.silent = 0.0
+            if beat is None:
+                self._end_unknown(number, why, beats)
+            else:
+                self._end(number, beat, why)
+
+    def _bound(self, trial: Trial) -> tuple[float, str]:
+        """How long a trial may take, and why that is too long."""
+        if self._timeout is not None:
+            return self._timeout, f"longer than --trial-timeout allows ({describe(self._timeout)})"
+        expected = None
+        if self._pace is not None:
+            expected = self._pace.seconds(trial, full_length(trial) - len(trial.epochs))
+        if expected is None:
+            return float("inf"), ""
+        bound = max(self.limits.trial, _TIMES_FORECAST * expected)
+        return bound, f"longer than the limit of {describe(bound)}, where {describe(expected)} were forecast"
+
+    def _beat(self, number: int) -> Beat | None:
+        """The last beat of a trial whose process lives."""
+        try:
+            beat = None if self._beats is None else read_beat(beat_path(self._beats, number))
+        except OSError:
+            return None
+        return beat if beat is not None and started(beat.pid) == beat.started else None
+
+    def _silence(self, trial: _Watched, beat: Beat | None, watched: float, alive: bool) -> str:
+        """Why the trial has been silent for too long; "" if it has not."""
+        if beat is None:
+            trial.silent += watched if alive else 0.0
+            if trial.silent > self.limits.begin:
+                return f"no process has begun with it for {describe(trial.silent)}"
+            return ""
+        if (beat.pid, beat.count) != trial.told:
+            trial.told, trial.silent = (beat.pid, beat.count), 0.0
+            return ""
+        if not beat.limit:
+            return ""
+        trial.silent += watched
+        if trial.silent <= beat.limit:
+            return ""
+        what = "no step" if beat.phase in ("training", "validating", "averaging") else "no sign of life"
+        median = f", median {describe(beat.median)}" if beat.median else ""
+        return f"{what} for {describe(trial.silent)} (limit {describe(beat.limit)}{median}) in {beat.phase}"
+
+    def _end(self, number: int, beat: Beat, why: str) -> None:
+        """Ends the process that beats for a trial."""
+        try:
+            process = psutil.Process(beat.pid)
+            stopped = process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
+        except psutil.Error:
+            return  # it has ended by itself
+        if stopped:
+            said = f"{why}; its process {beat.pid} was stopped from outside, so there are no stacks"
+        else:
+            said = f"{why}; {self._take_stacks(number, beat, why)}"
+        if started(beat.pid) != beat.started:
+            return
+        self._losses[number] = Loss("hung", said)
+        end_tree(process)
+
+    def _take_stacks(self, number: int, beat: Beat, why: str) -> str:
+        """Has the process write its stacks, and puts them into the trial's folder; what is to be said of them."""
+        assert self._beats is not None
+        file = stacks_path(beat_path(self._beats, number))
+        size, end = 0, time.monotonic() + _STACKS_PATIENCE
+        try:
+            os.kill(beat.pid, signal.SIGUSR1)
+            while time.monotonic() < end and (size == 0 or file.stat().st_size != size):
+                size = file.stat().st_size
+                time.sleep(0.1)
+            stacks = file.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            return f"its stacks could not be read: {error.strerror or error}"
+        if not stacks:
+            return "it did not even tell its stacks"
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        head = f"trial {number}, process {beat.pid} on {socket.gethostname()}, {now}: {why}\n\n"
+        folder = self._folder_of(number)
+        try:
+            make_private(folder)
+            (folder / STACKS).write_text(head + stacks, encoding="utf-8")
+        except OSError as error:
+            return f"its stacks could not be written: {error.strerror or error}"
+        return f"see {STACKS}"
+
+    def _end_unknown(self, number: int, why: str, beats: dict[int, Beat | None]) -> None:
+        """Ends the processes of Ray that begin with no trial which beats: one of them has this one."""
+        known = {beat.pid for other, beat in beats.items() if beat is not None and other != number}
+        self._losses[number] = Loss("hung", why)
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if process.pid not in known and any(word.startswith(_WORKERS) for word in process.cmdline()):
+                    end_tree(process)
+
+
+def end_tree(process: psutil.Process) -> None:
+    """Kills a process with all that it has started, which may not start more meanwhile; one that has ended is left."""
+    with contextlib.suppress(psutil.Error):
+        process.suspend()
+        for child in process.children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                child.kill()
+    with contextlib.suppress(psutil.Error):
+        process.kill()
+
+
+def describe(seconds: float) -> str:
+    """A length of time for a line of text: "0.25 s", "93 s", "2.5 h"."""
+    if seconds < 10:
+        return f"{seconds:.2g} s"
+    if seconds < 600:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
