@@ -93,7 +93,7 @@ ROOMS = [
         "how a list of trainings shares the machine, measured where there is a choice",
         "tunelab.tuning.prospect tunelab.tuning.calibrate tunelab.tuning.quota tunelab.tuning.probes"
         " tunelab.tuning.hardware tunelab.tuning.slots tunelab.tuning.options tunelab.study tunelab.records"
-        " tunelab.capacity",
+        " tunelab.capacity tunelab.config",
     ),
     Room(
         "tunelab.tuning.profile",

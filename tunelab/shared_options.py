@@ -124,6 +124,11 @@ CONCURRENT = click.option("--concurrent", type=click.IntRange(min=1), help="Tria
 MEMORY = click.option(
     "--memory", metavar="SIZE", help="Memory that all trials together may take, e.g. 8GiB  [default: what is free]"
 )
+TRIAL_TIMEOUT = click.option(
+    "--trial-timeout",
+    metavar="LENGTH",
+    help="End a trial that takes longer (2h, 90m)  [default: 20 times the forecast, at least 1h]",
+)
 STUDY = click.argument("study", type=click.Path(path_type=Path), required=False)
 
 

@@ -20,6 +20,7 @@ from tunelab.shared_options import (
     NUMBER_OR_ALL,
     RUNS_DIR,
     STUDY,
+    TRIAL_TIMEOUT,
     data_options,
     names_given,
     shared,
@@ -121,7 +122,7 @@ from tunelab.shared_options import (
     help="Of how many ended trials the checkpoints are kept, the best ones: a number, or all.",
 )
 @click.option("--dry-run", is_flag=True, help="Say how long it would take and what fits until the deadline; no search.")
-@shared(DEADLINE, CONCURRENT, MEMORY, RUNS_DIR, CONFIG, JSON)
+@shared(DEADLINE, TRIAL_TIMEOUT, CONCURRENT, MEMORY, RUNS_DIR, CONFIG, JSON)
 def search(
     space: str,
     as_json: bool,
@@ -147,7 +148,7 @@ def search(
     from tunelab.config import DataConfig, from_json
     from tunelab.tuning.grid_files import options_of_templates
     from tunelab.tuning.memory import choose_data, find_base, find_studies
-    from tunelab.tuning.options import SearchOptions, fill_in
+    from tunelab.tuning.options import SearchOptions, fill_in, timeout_of
     from tunelab.tuning.prospect import forecast_search
     from tunelab.tuning.runner import start_search
 
@@ -160,6 +161,7 @@ def search(
             click.echo(f"note: {', '.join(taken)}, as {grid} has it", err=True)
     base = find_base(from_study, from_trial, runs_dir)
     chosen = choose_data(name, {field: value for field, value in data.items() if field != "name"}, base)
+    options["trial_timeout"] = timeout_of(options["trial_timeout"])
     options["health"] = not options.pop("no_health")
     options["warm_start"] = find_studies(options["warm_start"], runs_dir)
     options, request = fill_in(options, grid)
@@ -175,8 +177,15 @@ def search(
 
 @click.command()
 @STUDY
-@shared(DEADLINE, CONCURRENT, RUNS_DIR, JSON)
-def resume(study: Path | None, as_json: bool, runs_dir: Path, deadline: str | None, concurrent: int | None) -> None:
+@shared(DEADLINE, TRIAL_TIMEOUT, CONCURRENT, RUNS_DIR, JSON)
+def resume(
+    study: Path | None,
+    as_json: bool,
+    runs_dir: Path,
+    deadline: str | None,
+    trial_timeout: str | None,
+    concurrent: int | None,
+) -> None:
     """Go on with STUDY (by default the newest) after an interrupt, a crash or a deadline.
 
     \b
@@ -186,7 +195,8 @@ def resume(study: Path | None, as_json: bool, runs_dir: Path, deadline: str | No
     from tunelab.tuning.runner import resume as go_on
 
     with _plotted():
-        found = go_on(find_study(study, runs_dir), deadline=deadline, concurrent=concurrent)
+        opened = find_study(study, runs_dir)
+        found = go_on(opened, deadline=deadline, concurrent=concurrent, trial_timeout=trial_timeout)
     print_best(found, 5, as_json)
 
 

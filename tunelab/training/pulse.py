@@ -26,6 +26,7 @@ Phase = Literal[
     "opening the data",
     "building the network",
     "reading the checkpoint",
+    "beginning an epoch",
     "compiling",
     "training",
     "summing up the epoch",

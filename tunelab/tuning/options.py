@@ -23,6 +23,8 @@ On a CPU that is the plain ResNet18 of width 16 on images of 32x32; on a GPU tha
 """
 
 
+_LENGTH = r"(\d{1,6}(?:\.\d+)?)\s*([hms])"
+_UNITS = {"h": 3600, "m": 60, "s": 1}
 _FORBID = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
@@ -145,6 +147,23 @@ def fill_in(asked: Mapping[str, Any], grid: str | Path | None) -> tuple[dict[str
     return values, request
 
 
+def seconds_in(length: str, option: str) -> float:
+    """Seconds of a length of time such as `2h`, `90m` or `45s`, given with `option`.
+
+    Raises:
+        InputError: it is none.
+    """
+    found = re.fullmatch(_LENGTH, length.strip())
+    if found is None or float(found[1]) <= 0:
+        raise InputError(f"{option} {length!r} is no length of time such as 2h, 90m or 45s")
+    return float(found[1]) * _UNITS[found[2]]
+
+
+def timeout_of(given: str | float | None) -> float | None:
+    """Seconds that a trial may take: a number of them, or a text as `seconds_in` reads it."""
+    return seconds_in(given, "--trial-timeout") if isinstance(given, str) else given
+
+
 def seconds_until(deadline: str, now: datetime.datetime) -> float:
     """Seconds from `now` to a deadline: a length such as `8h`, `90m` or `45s`, or a time of day such as `07:30`.
 
@@ -154,9 +173,9 @@ def seconds_until(deadline: str, now: datetime.datetime) -> float:
     Raises:
         InputError: it is neither.
     """
-    length = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([hms])", deadline.strip())
+    length = re.fullmatch(_LENGTH, deadline.strip())
     if length and float(length[1]) > 0:
-        return float(length[1]) * {"h": 3600, "m": 60, "s": 1}[length[2]]
+        return float(length[1]) * _UNITS[length[2]]
     try:
         if not re.fullmatch(r"\d{1,2}:\d{2}(:\d{2})?", deadline.strip()):  # fromisoformat takes "10" for 10:00
             raise ValueError(deadline)

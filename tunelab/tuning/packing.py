@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunelab.capacity import free_memory_mib
+from tunelab.config import TrialConfig, to_json
 from tunelab.errors import InputError, TunelabError
 from tunelab.records import Trial
 from tunelab.study import Study
@@ -66,6 +67,22 @@ def pack(trials: Sequence[Trial], options: SearchOptions, like: Study | None, be
         raise
     except TunelabError:  # nothing could be measured: the trainings will say why
         return Packing(usual)
+
+
+def still_open(study: Study, configs: Sequence[TrialConfig], trials: list[Trial]) -> list[Trial]:
+    """Those of a list of trainings that have not ended in the study that they are trained in.
+
+    Raises:
+        InputError: it was begun with other configurations.
+    """
+    known = study.list_trials()
+    for trial, config in zip(known, configs, strict=False):  # more or fewer of them than before
+        if trial.config != to_json(config):
+            raise InputError(
+                f"{study.path} was begun with another configuration of trial {trial.number}; remove it first"
+            )
+    ended = {trial.number for trial in known if trial.status.ended}
+    return [trial for trial in trials if trial.number not in ended]
 
 
 def filled(slots: Slots, trainings: int) -> float:

@@ -17,7 +17,6 @@ from tunelab.config import DataConfig, Telemetry, TrialConfig, from_json, to_jso
 from tunelab.data.cache import DataInfo
 from tunelab.errors import InputError
 from tunelab.journal import Journal
-from tunelab.records import Trial
 from tunelab.space import SearchSpace
 from tunelab.study import Study, current, proposed
 from tunelab.study import runs_dir as find_runs_dir
@@ -29,8 +28,8 @@ from tunelab.tuning.hardware import describe_hardware, describe_versions
 from tunelab.tuning.lineage import Begun, again_of, baseline_number, carry_over, reopen, study_source
 from tunelab.tuning.memory import choose_data, find_base, find_studies
 from tunelab.tuning.memory import write as write_earlier
-from tunelab.tuning.options import GridRequest, SearchOptions, fill_in
-from tunelab.tuning.packing import pack
+from tunelab.tuning.options import GridRequest, SearchOptions, fill_in, timeout_of
+from tunelab.tuning.packing import pack, still_open
 from tunelab.tuning.preflight import make_check, new_path, require_same_data
 from tunelab.tuning.prospect import (
     calibration_of,
@@ -86,6 +85,7 @@ def search(
     health: bool = True,
     health_grace: int = 3,
     keep_weights: int | None = 10,
+    trial_timeout: str | float | None = None,
     progress: bool = True,
 ) -> Study:
     """Searches `space` and returns the study; the names are those of `tunelab search`.
@@ -131,6 +131,8 @@ def search(
         health: ends trials of which nothing can come any more; what is found wrong is recorded in any case.
         health_grace: after so many epochs it may be ended for that; numbers that are not finite end it at once.
         keep_weights: of how many ended trials the checkpoints are kept, the best ones; None: of all.
+        trial_timeout: ends a trial that takes longer from when it is handed out, in seconds or as a text such as `2h`;
+            by default one that takes 20 times as long as forecast, and at least an hour. It is retried once.
         progress: shows the progress on standard error.
 
     Raises:
@@ -164,6 +166,7 @@ def search(
             "health": health,
             "health_grace": health_grace,
             "keep_weights": keep_weights,
+            "trial_timeout": timeout_of(trial_timeout),
             "repeat": repeat,
             "objective": list(objective),
         },
@@ -233,6 +236,7 @@ def resume(
     *,
     deadline: str | None = None,
     concurrent: int | None = None,
+    trial_timeout: str | float | None = None,
     progress: bool = True,
 ) -> Study:
     """Goes on with a study that was stopped, and returns it at its end; a finished study is returned as it is.
@@ -243,6 +247,7 @@ def resume(
         study: the study or its folder.
         deadline: as for `search`.
         concurrent: trials at once; by default what the study was started with.
+        trial_timeout: as for `search`; by default what the study was started with.
         progress: shows the progress on standard error.
 
     Raises:
@@ -251,8 +256,12 @@ def resume(
         TunelabError: the search failed.
     """
     end_time(deadline)  # refused before anything is changed
+    timeout = timeout_of(trial_timeout)
     begun = reopen(study, progress)
     carry_over(begun, progress)
+    if timeout is not None:
+        begun.study.update(lambda info: {"options": {**info["options"], "trial_timeout": timeout}})
+        begun = dataclasses.replace(begun, options=dataclasses.replace(begun.options, trial_timeout=timeout))
     return go_on(begun, deadline, concurrent, show_progress=progress)
 
 
@@ -319,7 +328,7 @@ def run_configs(
     left = first_proposals(source, None, len(configs))
     if begun is not None:
         require_same_data(begun, info)
-        left = _left(begun, configs, left)
+        left = still_open(begun, configs, left)
     packing = pack(left, options, like, begun)
     slots = dataclasses.replace(packing.slots, compile=compile, **(compute or {}))
     shared = {"slots": dataclasses.asdict(slots)}
@@ -346,22 +355,6 @@ def run_configs(
     forecast = forecast_of(configs, source, info, slots, packing.measured or calibration_of(like))
     stopping: Stopping = NeverStop() if stop_after is None else StopAfter(stop_after)
     return execute(study, Plan(source, stopping, len(configs), options, title, show_progress, slots, forecast))
-
-
-def _left(study: Study, configs: Sequence[TrialConfig], trials: list[Trial]) -> list[Trial]:
-    """Those of a list of trainings that have not ended in the study that they are trained in.
-
-    Raises:
-        InputError: it was begun with other configurations.
-    """
-    known = study.list_trials()
-    for trial, config in zip(known, configs, strict=False):  # more or fewer of them than before
-        if trial.config != to_json(config):
-            raise InputError(
-                f"{study.path} was begun with another configuration of trial {trial.number}; remove it first"
-            )
-    ended = {trial.number for trial in known if trial.status.ended}
-    return [trial for trial in trials if trial.number not in ended]
 
 
 def _run_search(

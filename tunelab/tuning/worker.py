@@ -24,7 +24,7 @@ from tunelab.errors import DivergedError, OutOfTimeError
 from tunelab.records import EpochMetrics, Finding, TrialStatus
 from tunelab.training.health import Health
 from tunelab.training.loop import Trainer
-from tunelab.training.pulse import Pulse, beat_path
+from tunelab.training.pulse import Phase, Pulse, beat_path
 from tunelab.training.saver import NO_ROOM, Room
 from tunelab.training.verdicts import NOT_FINITE
 
@@ -62,10 +62,14 @@ class TrialWorker(tune.Trainable):
 
     def step(self) -> dict[str, Any]:
         """One epoch, or the telling again of one that was trained before a restart."""
+        self._tell("beginning an epoch")
         content = self._step()
-        if self._pulse is not None:
-            self._pulse.enter("idle")
+        self._tell("idle")
         return {"report": json.dumps(content)}
+
+    def _tell(self, phase: Phase) -> None:
+        if self._pulse is not None:
+            self._pulse.enter(phase)
 
     def _step(self) -> dict[str, Any]:
         try:
@@ -165,8 +169,7 @@ class TrialWorker(tune.Trainable):
         return trainer
 
     def _wait_for_room(self, why: str) -> None:
-        if self._pulse is not None:
-            self._pulse.enter("waiting for room" if why else "waiting for the disk")
+        self._tell("waiting for room" if why else "waiting for the disk")
 
     def _explain(self, error: Exception) -> str:
         """The cause in one line; the traceback goes to `error.txt` in the trial's folder."""
