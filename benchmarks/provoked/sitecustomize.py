@@ -7,9 +7,9 @@ Nothing of tunelab is replaced but for what these variables ask for:
     `trial`, `epoch`, `pid`.
 `PROVOKED_ORDERS`: a JSON file, a list of orders, read before each epoch: `do`, and where it applies, `trial` (a number;
     left out, all), `epoch` (left out, all), `times` (so many in all processes together; left out, always). The first
-    that applies is done, but of "sleep" all. What there is to do is in `DEEDS`.
-`PROVOKED_CLOCK`: seconds by which the wall clock of the driver jumps ahead, half of `PROVOKED_CLOCK_AFTER` seconds
-    after its start, and back by twice as much after the whole of them.
+    that applies is done, but of "sleep" and "wait" all. What there is to do is in `DEEDS`.
+`PROVOKED_CLOCK`: seconds by which the wall clock of the driver jumps ahead, and a second later back by twice as much,
+    and so on, from the moment when a search has been opened.
 """
 
 from __future__ import annotations
@@ -52,6 +52,11 @@ def _busy(_order: dict[str, Any]) -> None:
         pass
 
 
+def _hold(_order: dict[str, Any]) -> None:
+    """C code that never gives Python's lock back: no other thread of Python runs, no signal is answered."""
+    sum(range(10**15))
+
+
 def _multiply(order: dict[str, Any]) -> None:
     """One computation outside of Python, so long that no signal is answered meanwhile."""
     import torch
@@ -68,30 +73,39 @@ def _eat(order: dict[str, Any]) -> None:
         time.sleep(0.01)
 
 
+def _wait(order: dict[str, Any]) -> None:
+    """Until the order is given no more."""
+    while order in _orders():
+        time.sleep(0.05)
+
+
 DEEDS: dict[str, Callable[[dict[str, Any]], object]] = {
     "sleep": lambda order: time.sleep(order["seconds"]),
+    "wait": _wait,
     "kill": lambda _order: os.kill(os.getpid(), signal.SIGKILL),
     "stop": lambda _order: os.kill(os.getpid(), signal.SIGSTOP),
     "raise": _raise,
     "busy": _busy,
+    "hold": _hold,
     "multiply": _multiply,
     "eat": _eat,
 }
 
 
+def _orders() -> list[dict[str, Any]]:
+    path = os.environ.get("PROVOKED_ORDERS")
+    return json.loads(Path(path).read_text()) if path else []
+
+
 def _obey(trial: int, epoch: int) -> None:
-    try:
-        orders = json.loads(Path(os.environ.get("PROVOKED_ORDERS", "")).read_text())
-    except OSError:
-        return
-    for index, order in enumerate(orders):
+    for index, order in enumerate(_orders()):
         if order.get("trial", trial) != trial or order.get("epoch", epoch) != epoch:
             continue
         if "times" in order and _done(index) >= order["times"]:
             continue
         _log(what=order["do"], order=index, trial=trial, epoch=epoch)
         DEEDS[order["do"]](order)
-        if order["do"] != "sleep":
+        if order["do"] not in ("sleep", "wait"):
             return
 
 
@@ -131,12 +145,10 @@ def _jump(_module: Any) -> None:
     """The wall clock alone jumps; the monotonic one does not, as on a machine whose clock is set."""
     import datetime
 
-    ahead, after = float(os.environ["PROVOKED_CLOCK"]), float(os.environ["PROVOKED_CLOCK_AFTER"])
-    begun, real = time.monotonic(), time.time
+    ahead, real = float(os.environ["PROVOKED_CLOCK"]), time.time
 
     def shift() -> float:
-        passed = time.monotonic() - begun
-        return 0.0 if passed < after / 2 else ahead if passed < after else -ahead
+        return ahead if int(time.monotonic()) % 2 else -ahead
 
     class Jumping(datetime.datetime):
         @classmethod

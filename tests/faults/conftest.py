@@ -6,6 +6,7 @@ What goes wrong inside of workers is ordered through `benchmarks/provoked`.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -19,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from getpass import getuser
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import psutil
 import pytest
@@ -40,7 +41,7 @@ from tunelab.config import ArchSpec, BlockSpec, StemSpec, TrainConfig, TrialConf
 SUMMARY = "one block, and recipes that cannot work"
 VERSION = 1
 BASELINES = ({"lr": 0.1, "kind": "good"},)
-KINDS = ("good", "raises", "diverges")
+KINDS = ("good", "idles", "raises", "diverges")
 STARTERS = tuple(({"lr": 0.05 + 0.01 * at, "kind": kind},) for at, kind in enumerate(FIRST))
 
 
@@ -49,7 +50,8 @@ def draw(suggest):
     kind = suggest.suggest_categorical("kind", KINDS[:LAST])
     recipe = {"lr": 1000.0 + lr, "batch_size": 8, "precision": "float32"}
     if kind != "diverges":
-        recipe = {"lr": lr, "batch_size": 32, "optimizer": "nothing" if kind == "raises" else "sgd"}
+        recipe = {"lr": 1e-6 * lr if kind == "idles" else lr, "batch_size": 8}
+        recipe["optimizer"] = "nothing" if kind == "raises" else "sgd"
     norm = "none" if kind == "diverges" else "batch"
     stages = ((BlockSpec("basic", 4, 2, 1),),)
     return TrialConfig(ArchSpec(StemSpec(4), stages, activation="leaky_relu", norm=norm), TrainConfig(**recipe))
@@ -62,6 +64,7 @@ class Machine:
     def __init__(self) -> None:
         self.mark = uuid.uuid4().hex
         self.temporary = Path(tempfile.mkdtemp(prefix="tl-", dir="/tmp"))  # short: Ray puts sockets below it
+        self._started: list[subprocess.Popen[str]] = []
 
     def environment(self, **more: str) -> dict[str, str]:
         return {**os.environ, MARK: self.mark, "TMPDIR": str(self.temporary), "PYTHONPATH": str(PROVOKED), **more}
@@ -69,7 +72,7 @@ class Machine:
     def start(self, *arguments: str, before: str = "", **more: str) -> subprocess.Popen[str]:
         """Starts a command of tunelab in a session of its own, after the lines of Python in `before`."""
         code = f"{before}\nimport sys\nfrom tunelab.cli import run\nsys.exit(run(sys.argv[1:]))"
-        return subprocess.Popen(
+        process = subprocess.Popen(
             [sys.executable, "-c", code, *arguments],
             env=self.environment(**more),
             stdin=subprocess.DEVNULL,
@@ -78,16 +81,18 @@ class Machine:
             text=True,
             start_new_session=True,
         )
+        self._started.append(process)
+        return process
 
     def processes(self, *words: str) -> list[psutil.Process]:
-        """What runs because of these commands, by the variable that all inherit; with one of `words` in its name."""
+        """What runs because of these commands, by the variable that all inherit; with one of `words` in its command."""
         return [process for process in psutil.process_iter() if self._is_ours(process, words)]
 
     def _is_ours(self, process: psutil.Process, words: tuple[str, ...]) -> bool:
         try:
             if process.status() == psutil.STATUS_ZOMBIE or process.environ().get(MARK) != self.mark:
                 return False
-            line = " ".join(process.cmdline()[:1])
+            line = " ".join(process.cmdline()[:3])
             return not words or any(word in line for word in words)
         except (psutil.Error, OSError):
             return False  # gone, or somebody else's
@@ -97,11 +102,11 @@ class Machine:
         return self.processes("ray::TrialWorker", "ray::ResourceTrainable")
 
     def raylet(self) -> psutil.Process:
-        (found,) = self.processes("/raylet")
+        (found,) = [process for process in self.processes("/raylet") if process.name() == "raylet"]
         return found
 
     def gcs(self) -> psutil.Process:
-        (found,) = self.processes("/gcs_server")
+        (found,) = [process for process in self.processes("/gcs_server") if process.name() == "gcs_server"]
         return found
 
     def assert_nothing_runs(self, seconds: float = GONE) -> None:
@@ -116,9 +121,14 @@ class Machine:
         """What is in the temporary folder, but for the empty one that torch makes when it is imported."""
         return sorted(path.name for path in self.temporary.iterdir() if path.name != f"torchinductor_{getuser()}")
 
-    def kill_all(self) -> None:
-        for process in self.processes():
-            process.kill()
+    def close(self) -> None:
+        """Ends all that was started, however the test ended."""
+        for one in self.processes():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
+        for process in self._started:
+            process.communicate()
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
 
 class Fault:
@@ -135,7 +145,7 @@ class Fault:
         self.cache = cache
         self.command: subprocess.Popen[str] | None = None
         self._kept: dict[int, tuple[str, list[Any]]] = {}
-        self._asked = (0, 0)
+        self.asked = (0, 0)
         self.kills = 0
         self.order()
 
@@ -146,18 +156,18 @@ class Fault:
 
     def write_space(self, *first: str) -> str:
         """The space file; `first` are the kinds of the trials after the baseline, all the others are good."""
-        last = 1 + max((("good", "raises", "diverges").index(kind) for kind in first), default=0)
+        last = 1 + max((("good", "idles", "raises", "diverges").index(kind) for kind in first), default=0)
         file = self.folder / "small.py"
         file.write_text(f"FIRST = {first!r}\nLAST = {last}\n{SPACE}", encoding="utf-8")
         return str(file)
 
-    def environment(self) -> dict[str, str]:
-        return {
+    def environment(self, *, quick: bool = True) -> dict[str, str]:
+        given = {
             "TUNELAB_CACHE": str(self.cache),
             "PROVOKED_LOG": str(self.log),
             "PROVOKED_ORDERS": str(self.folder / "orders.json"),
-            "PROVOKED_QUICK": "1",
         }
+        return {**given, "PROVOKED_QUICK": "1"} if quick else given
 
     def search(
         self,
@@ -167,14 +177,18 @@ class Fault:
         epochs: int = 4,
         concurrent: int = 2,
         before: str = "",
+        quick: bool = True,
         **more: str,
     ) -> subprocess.Popen[str]:
-        """Starts the search: its trials have no repeats, and none is stopped early, unless `options` say so."""
-        self._asked = (trials, epochs)
+        """Starts the search: its trials have no repeats, and none is stopped early, unless `options` say so.
+
+        If it is not to be `quick`, it measures the machine, as every search does.
+        """
+        self.asked = (trials, epochs)
         words = ["--trials", str(trials), "--epochs", str(epochs), "--concurrent", str(concurrent)]
         words += ["--limit-train", str(LIMIT), "--telemetry", "off", "--race", "0", "--scheduler", "none", *options]
         given = ["search", self.write_space(*kinds), "--study", str(self.study), *words]
-        self.command = self.machine.start(*given, before=before, **{**self.environment(), **more})
+        self.command = self.machine.start(*given, before=before, **{**self.environment(quick=quick), **more})
         return self.command
 
     def resume(self, *options: str, before: str = "", **more: str) -> subprocess.Popen[str]:
@@ -246,7 +260,7 @@ class Fault:
         Args:
             retrained: how many epochs may have been trained twice beside one for each running trial and kill.
         """
-        total, epochs = self._asked
+        total, epochs = self.asked
         self.keep()
         trials = self.trials()
         assert [trial.number for trial in trials] == list(range(total))
@@ -288,15 +302,26 @@ def decoded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def machine() -> Iterator[Machine]:
-    made = Machine()
-    yield made
-    made.kill_all()
-    shutil.rmtree(made.temporary, ignore_errors=True)
+class MakeFault(Protocol):
+    """What the fixture `make_fault` gives."""
+
+    def __call__(self) -> Fault: ...
+
+
+@pytest.fixture(scope="module")
+def make_fault(tmp_path_factory: pytest.TempPathFactory, decoded: Path) -> Iterator[MakeFault]:
+    """Makes studies that are not begun yet, each with a temporary folder of its own; for all tests of a file."""
+    with contextlib.ExitStack() as stack:
+
+        def make() -> Fault:
+            machine = stack.enter_context(contextlib.closing(Machine()))
+            return Fault(machine, tmp_path_factory.mktemp("fault"), decoded)
+
+        yield make
 
 
 @pytest.fixture
-def fault(machine: Machine, tmp_path: Path, decoded: Path) -> Fault:
+def fault(tmp_path: Path, decoded: Path) -> Iterator[Fault]:
     """A study that is not begun yet."""
-    return Fault(machine, tmp_path, decoded)
+    with contextlib.closing(Machine()) as machine:
+        yield Fault(machine, tmp_path, decoded)

@@ -1,10 +1,12 @@
-"""Processes of a search are killed: its driver, its workers, Ray's own."""
+"""Processes of a search are killed: its driver, its workers, Ray's own. Nothing that has ended is lost."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 import pytest
+
+from tunelab.records import TrialStatus
 
 if TYPE_CHECKING:
     from tests.faults.conftest import Fault
@@ -13,18 +15,59 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def test_a_killed_driver_loses_nothing(fault: Fault) -> None:
-    """Row 1: at several moments, of which the first two are before any trial has ended."""
+    """Row 1: first before any trial has ended, then twice later, once while its workers cannot hear of it."""
     fault.order({"do": "sleep", "seconds": 0.2})
     fault.search(trials=4, epochs=4)
     fault.wait_until(lambda: fault.results() >= 1)
     fault.kill()
-    for more in (2, 5):
-        before = fault.results()
-        fault.resume()
-        fault.wait_until(lambda before=before, more=more: fault.results() >= before + more)  # type: ignore[misc]
-        fault.kill()
+    fault.order({"do": "stop", "epoch": 4, "times": 1}, {"do": "hold", "epoch": 4, "times": 1})
+    fault.resume()
+    fault.wait_until(lambda: fault.trained("stop") and fault.trained("hold"))
+    fault.kill()
+    assert len(fault.machine.leftovers()) == 1, "the next start takes it away"
     fault.resume()
     out, _ = fault.end(0)
     assert "4 of 4 trials begun" in out
+    fault.check_books()
+    fault.check_nothing_is_left()
+
+
+def test_what_ends_one_trial_ends_no_other(fault: Fault) -> None:
+    """Rows 7 to 10: one that is killed once, one whose every process is, one that raises, two that cannot work."""
+    fault.order(
+        {"do": "kill", "trial": 1, "epoch": 3, "times": 1},
+        {"do": "kill", "trial": 2, "epoch": 2},
+        {"do": "raise", "trial": 3, "epoch": 2},
+    )
+    fault.search(trials=7, epochs=4, kinds=("good", "good", "good", "raises", "diverges"))
+    fault.end(0)
+    trials = fault.check_books(retrained=1)
+    good, lost = [trials[number] for number in (0, 1, 6)], trials[2]
+    assert {trial.status for trial in good} == {TrialStatus.COMPLETED}
+    assert fault.trained("begin")[1, 3] == 2, "it went on from its checkpoint"
+    assert fault.trained()[1, 1] == 1
+    assert (lost.status, len(lost.epochs)) == (TrialStatus.FAILED, 1)
+    assert fault.trained("kill") == {(1, 3): 1, (2, 2): 3}, "two retries"
+    assert (trials[3].status, len(trials[3].epochs)) == (TrialStatus.FAILED, 1)
+    assert trials[3].reason == "ValueError: provoked"
+    assert fault.trained("raise") == {(3, 2): 1}, "an error comes again: no retry"
+    assert trials[4].status is TrialStatus.FAILED
+    assert trials[4].reason.startswith("InputError: optimizer 'nothing' is unknown")
+    assert trials[5].status is TrialStatus.DIVERGED
+    assert trials[5].reason.startswith("epoch 1: the training loss became")
+    fault.check_nothing_is_left()
+
+
+def test_trials_that_all_fail_end_the_search_with_their_cause(fault: Fault) -> None:
+    """Row 11: five, and not the whole night; the record is whole, and the search can go on when it is mended."""
+    fault.order({"do": "raise"})
+    fault.search(trials=9, epochs=2)
+    _, err = fault.end(1)
+    assert err.splitlines()[-1] == "tunelab: 5 trials in a row failed with: ValueError: provoked"
+    assert 5 <= len(fault.events("ended")) <= 6
+    assert {trial.status for trial in fault.trials() if trial.status.ended} == {TrialStatus.FAILED}
+    fault.order()
+    fault.resume()
+    fault.end(0)
     fault.check_books()
     fault.check_nothing_is_left()
