@@ -48,7 +48,7 @@ STARTERS = tuple(({"lr": 0.05 + 0.01 * at, "kind": kind},) for at, kind in enume
 def draw(suggest):
     lr = suggest.suggest_float("lr", 0.001, 0.5, log=True)
     kind = suggest.suggest_categorical("kind", KINDS[:LAST])
-    recipe = {"lr": 1000.0 + lr, "batch_size": 8, "precision": "float32"}
+    recipe = {"lr": 999.0 + lr, "batch_size": 8, "precision": "float32"}
     if kind != "diverges":
         recipe = {"lr": 1e-6 * lr if kind == "idles" else lr, "batch_size": 8}
         recipe["optimizer"] = "nothing" if kind == "raises" else "sgd"
@@ -220,7 +220,7 @@ class Fault:
         assert self.command is not None
         (os.killpg if group else os.kill)(self.command.pid, number)
 
-    def wait_until(self, condition: Callable[[], object], seconds: float = 60) -> None:
+    def wait_until(self, condition: Callable[[], object], seconds: float = 120) -> None:
         """Waits while the command runs."""
         assert self.command is not None
         end = time.monotonic() + seconds

@@ -20,11 +20,12 @@ def test_a_killed_driver_loses_nothing(fault: Fault) -> None:
     fault.search(trials=4, epochs=4)
     fault.wait_until(lambda: fault.results() >= 1)
     fault.kill()
-    fault.order({"do": "stop", "epoch": 4, "times": 1}, {"do": "hold", "epoch": 4, "times": 1})
+    fault.order({"do": "stop", "trial": 0, "epoch": 4}, {"do": "hold", "trial": 1, "epoch": 4})
     fault.resume()
     fault.wait_until(lambda: fault.trained("stop") and fault.trained("hold"))
     fault.kill()
     assert len(fault.machine.leftovers()) == 1, "the next start takes it away"
+    fault.order()
     fault.resume()
     out, _ = fault.end(0)
     assert "4 of 4 trials begun" in out
