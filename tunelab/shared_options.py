@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -72,6 +73,14 @@ def _plain(node: Any) -> str | list[str] | None:
     return [str(one.value) for one in node.value]
 
 
+@dataclass(frozen=True)
+class CommandLine:
+    """What was called: a command line, and what runs another one and gives its exit status."""
+
+    arguments: tuple[str, ...]
+    run: Callable[[list[str]], int]
+
+
 def shared(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Several options as one decorator, in this order."""
 
@@ -128,6 +137,9 @@ TRIAL_TIMEOUT = click.option(
     "--trial-timeout",
     metavar="LENGTH",
     help="End a trial that takes longer (2h, 90m)  [default: 20 times the forecast, at least 1h]",
+)
+SUPERVISE = click.option(
+    "--supervise", is_flag=True, help="Start again if the search dies or hangs, not if it is told to stop."
 )
 STUDY = click.argument("study", type=click.Path(path_type=Path), required=False)
 

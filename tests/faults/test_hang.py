@@ -55,12 +55,12 @@ def test_trials_that_hang_are_ended_and_retried_once(fault: Fault) -> None:
 
 def test_a_trial_that_takes_too_long_is_ended(fault: Fault) -> None:
     """Steps go on, but it never ends: twice it takes longer than it may."""
-    fault.order({"do": "sleep", "seconds": 4, "trial": 0})
-    fault.search("--trial-timeout", "6s", trials=2, epochs=6, **limits())
+    fault.order({"do": "sleep", "seconds": 8, "trial": 0})
+    fault.search("--trial-timeout", "15s", trials=2, epochs=6, **limits())
     fault.end(0, 200)
     slow, quick = fault.trials()
     assert slow.status is TrialStatus.FAILED
-    assert "longer than --trial-timeout allows (6 s)" in slow.reason
+    assert "longer than --trial-timeout allows (15 s)" in slow.reason
     assert quick.status is TrialStatus.COMPLETED
     fault.check_nothing_is_left()
 

@@ -20,7 +20,9 @@ from tunelab.shared_options import (
     NUMBER_OR_ALL,
     RUNS_DIR,
     STUDY,
+    SUPERVISE,
     TRIAL_TIMEOUT,
+    CommandLine,
     data_options,
     names_given,
     shared,
@@ -122,7 +124,7 @@ from tunelab.shared_options import (
     help="Of how many ended trials the checkpoints are kept, the best ones: a number, or all.",
 )
 @click.option("--dry-run", is_flag=True, help="Say how long it would take and what fits until the deadline; no search.")
-@shared(DEADLINE, TRIAL_TIMEOUT, CONCURRENT, MEMORY, RUNS_DIR, CONFIG, JSON)
+@shared(DEADLINE, TRIAL_TIMEOUT, SUPERVISE, CONCURRENT, MEMORY, RUNS_DIR, CONFIG, JSON)
 def search(
     space: str,
     as_json: bool,
@@ -130,6 +132,7 @@ def search(
     runs_dir: Path,
     deadline: str | None,
     dry_run: bool,
+    supervise: bool,
     grid: str | None,
     from_study: Path | None,
     from_trial: int | None,
@@ -145,6 +148,8 @@ def search(
     tunelab search lenet --grid strategies --epochs 8
     tunelab search recipe --from arch-20261121-2330
     """
+    if supervise and not dry_run:
+        _supervise(deadline)
     from tunelab.config import DataConfig, from_json
     from tunelab.tuning.grid_files import options_of_templates
     from tunelab.tuning.memory import choose_data, find_base, find_studies
@@ -177,13 +182,14 @@ def search(
 
 @click.command()
 @STUDY
-@shared(DEADLINE, TRIAL_TIMEOUT, CONCURRENT, RUNS_DIR, JSON)
+@shared(DEADLINE, TRIAL_TIMEOUT, SUPERVISE, CONCURRENT, RUNS_DIR, JSON)
 def resume(
     study: Path | None,
     as_json: bool,
     runs_dir: Path,
     deadline: str | None,
     trial_timeout: str | None,
+    supervise: bool,
     concurrent: int | None,
 ) -> None:
     """Go on with STUDY (by default the newest) after an interrupt, a crash or a deadline.
@@ -192,6 +198,8 @@ def resume(
     tunelab resume
     tunelab resume runs/arch-20261121-2330 --deadline 8h
     """
+    if supervise:
+        _supervise(deadline)
     from tunelab.tuning.runner import resume as go_on
 
     with _plotted():
@@ -205,13 +213,14 @@ def resume(
 @click.option("--trials", type=click.IntRange(min=1), help="How many there are to be, or of the new length.")
 @click.option("--epochs", type=click.IntRange(min=1), help="Full length of a trial from now on.")
 @click.option("--grid", type=click.Path(), help="Trials to add: the name of a grid, or a file; see `tunelab search`.")
-@shared(DEADLINE, CONCURRENT, RUNS_DIR, JSON)
+@shared(DEADLINE, SUPERVISE, CONCURRENT, RUNS_DIR, JSON)
 def extend(
     study: Path | None,
     trials: int | None,
     epochs: int | None,
     grid: str | None,
     deadline: str | None,
+    supervise: bool,
     concurrent: int | None,
     runs_dir: Path,
     as_json: bool,
@@ -224,12 +233,32 @@ def extend(
     tunelab extend --trials 200
     tunelab extend runs/arch-20261121-2330 --epochs 90 --trials 30 --deadline 8h
     """
+    if supervise:
+        _supervise(deadline)
     from tunelab.tuning.extend import extend as more
 
     opened = find_study(study, runs_dir)
     with _plotted():
         found = more(opened, trials=trials, epochs=epochs, grid=grid, deadline=deadline, concurrent=concurrent)
     print_best(found, 5, as_json)
+
+
+def _supervise(deadline: str | None) -> None:
+    """Has the command run in a process that this one watches; returns in that process alone."""
+    from tunelab import supervision
+
+    if supervision.is_supervised():
+        return
+    context = click.get_current_context()
+    called: CommandLine = context.find_root().obj
+    kept = [f"--{name}={value}" for name in ("concurrent", "trial-timeout") if (value := _given(context, name))]
+    kept += [flag for flag, name in (("--json", "as_json"),) if context.params.get(name)]
+    raise click.exceptions.Exit(supervision.supervise(called.run, called.arguments, deadline, kept))
+
+
+def _given(context: click.Context, name: str) -> Any:
+    """The value of an option of a command, None where there is no such option or value."""
+    return context.params.get(name.replace("-", "_"))
 
 
 @contextlib.contextmanager

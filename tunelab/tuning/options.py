@@ -52,8 +52,8 @@ class SearchOptions:
     those of a whole training). `repeat` is how often each configuration of a grid is trained.
     `concurrent` None is as many trials as the processors or GPUs carry. `cpus_per_trial` is the number of threads of
     a trial. `memory` is the most bytes of the machine's memory that all trials together may take; None is what is free.
-    `base` is what `--from` names. `trial_timeout` is the most seconds that a trial may take from when it is handed out;
-    None is 20 times as long as forecast, and at least an hour.
+    `base` is what `--from` names. `trial_timeout` is the most seconds that a trial may take from when its process
+    begins or goes on with it; None is 20 times as long as forecast, and at least an hour.
     `keep_weights` is of how many ended trials the checkpoints are kept, the best ones; None is of all, which is what a
     study keeps that was begun when there was no such option.
     With `health` a trial of which nothing can come any more ends as DIVERGED, not before the end of epoch

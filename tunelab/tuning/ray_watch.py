@@ -18,6 +18,7 @@ from typing import Protocol
 
 import psutil
 
+from tunelab.supervision import tell
 from tunelab.training.pulse import started
 from tunelab.tuning.losses import Loss
 from tunelab.tuning.watchdog import Limits, describe
@@ -143,6 +144,7 @@ class RayWatch:
     def _lose(self, why: str) -> None:
         if not self.lost:
             self.lost = why
+            tell(again=True)
             self._engine.halt(why)
 
     def _find_processes(self) -> None:

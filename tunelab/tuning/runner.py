@@ -20,6 +20,7 @@ from tunelab.journal import Journal
 from tunelab.space import SearchSpace
 from tunelab.study import Study, current, proposed
 from tunelab.study import runs_dir as find_runs_dir
+from tunelab.supervision import tell
 from tunelab.tuning.deadline import Deadline
 from tunelab.tuning.execute import PausedError, Plan, execute
 from tunelab.tuning.forecast import Forecast
@@ -131,8 +132,8 @@ def search(
         health: ends trials of which nothing can come any more; what is found wrong is recorded in any case.
         health_grace: after so many epochs it may be ended for that; numbers that are not finite end it at once.
         keep_weights: of how many ended trials the checkpoints are kept, the best ones; None: of all.
-        trial_timeout: ends a trial that takes longer from when it is handed out, in seconds or as a text such as `2h`;
-            by default one that takes 20 times as long as forecast, and at least an hour. It is retried once.
+        trial_timeout: ends a trial that takes longer from when it begins or goes on, in seconds or as a text such as
+            `2h`; by default one that takes 20 times as long as forecast, and at least an hour. It is retried once.
         progress: shows the progress on standard error.
 
     Raises:
@@ -367,6 +368,7 @@ def _run_search(
     slots: Slots,
     forecast: Forecast,
 ) -> Study:
+    tell(study=str(study.path.absolute()))
     known = study.list_trials()
     source = study_source(study, space, options, info, known, study.path / "optuna.journal")
     baseline = baseline_number(study.info, known, source)

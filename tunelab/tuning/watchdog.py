@@ -46,7 +46,7 @@ class Limits:
     `least` and `pause` are those of `tunelab.training.pulse.Pulse`. `begin`: until the process of a trial that was
     handed out beats. `trial`: a bound on the time of a trial is never less, unless it was asked for. `ray`: between two
     questions of Ray's loop. `end`: until Ray is through with stopping; it ends this process after 60 s without its
-    head. `look`: between two looks.
+    head. `look`: between two looks. `driver`: between two signs of life of a supervised search.
     """
 
     least: float = LEAST_SECONDS
@@ -56,6 +56,7 @@ class Limits:
     ray: float = 120.0
     end: float = 30.0
     look: float = 1.0
+    driver: float = 300.0
 
     @classmethod
     def usual(cls) -> Limits:
@@ -117,8 +118,8 @@ class Watchdog:
     Args:
         folder_of: from a trial's number to its folder.
         pace: how long trials take; None: nothing is known.
-        timeout: the longest that a trial may take from when it is handed out, in seconds; None: 20 times as long as
-            forecast, and at least an hour.
+        timeout: the longest that a trial may take from when its process begins with it or goes on with it, in seconds;
+            None: 20 times as long as forecast, and at least an hour.
         asked: counts the questions that Ray's loop has put so far: as long as it puts none, no trial can begin.
         limits: how long anything else may take.
     """
@@ -173,7 +174,7 @@ class Watchdog:
             trial = self._trials.get(number)
             if trial is None or number in self._losses:
                 continue
-            trial.spent += watched
+            trial.spent += 0.0 if beat is None else watched
             why = self._silence(trial, beat, watched, alive)
             if not why and trial.spent > trial.bound:
                 why = f"it has taken {describe(trial.spent)}, {trial.why_bound}"
