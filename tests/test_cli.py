@@ -32,7 +32,8 @@ SURFACE = {
         "space --trials --epochs --data --data-dir --download --skip-unreadable --image-size --limit-train"
         " --val-fraction --study --dry-run --race --warm-start --from --from-trial --grid --repeat --objective --seed"
         " --cpus-per-trial --gpus-per-trial --device --sampler --scheduler --max-params --max-mflops --telemetry"
-        " --no-health --health-grace --deadline --trial-timeout --supervise --concurrent --memory --runs-dir --config --json"
+        " --no-health --health-grace --keep-weights --deadline --trial-timeout --supervise --concurrent --memory"
+        " --runs-dir --config --json"
     ),
     "resume": "study --deadline --trial-timeout --supervise --concurrent --runs-dir --json",
     "extend": "study --trials --epochs --grid --deadline --supervise --concurrent --runs-dir --json",
