@@ -3,6 +3,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import stat
 import subprocess
 import sys
 from pathlib import Path
@@ -80,6 +81,20 @@ def test_an_existing_folder_is_refused_and_left_alone(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"exists already; `tunelab resume .*study` goes on with it"):
         Study.create(path, {"seed": 2})
     assert (path / "study.json").read_bytes() == before
+
+
+def test_what_was_killed_before_it_was_a_study_is_in_nobodys_way(tmp_path: Path) -> None:
+    path = tmp_path / "study"
+    path.mkdir(mode=0o755)
+    (path / ".study.json-x7").write_text("{")
+    assert Study.create(path, {"seed": 1}).info["seed"] == 1
+    assert [file.name for file in path.iterdir()] == ["study.json"]
+    assert stat.S_IMODE(path.stat().st_mode) == 0o700
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "notes" / "mine.txt").touch()
+    with pytest.raises(InputError, match="exists already"):
+        Study.create(tmp_path / "notes", {})
+    assert (tmp_path / "notes" / "mine.txt").exists()
 
 
 def test_a_study_inside_a_file_is_refused_as_what_it_is(tmp_path: Path) -> None:

@@ -28,6 +28,17 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     sync_folder(path.parent)
 
 
+def is_vacant(path: Path, name: str) -> bool:
+    """True if nothing is there, or a folder with no more than a killed `write_atomically` of a file `name` leaves.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    if not os.path.lexists(path):
+        return True
+    return path.is_dir() and all(file.name.startswith(f".{name}-") for file in path.iterdir())
+
+
 def make_private(folder: Path) -> None:
     """Makes a folder, and those above it that are missing, for this user alone; what there is stays as it is."""
     if not folder.is_dir():

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunelab.errors import InputError
-from tunelab.files import sync_folder, write_atomically
+from tunelab.files import is_vacant, sync_folder, write_atomically
 from tunelab.journal import Journal, is_locked, read_journal, uncollected
 from tunelab.noise import full_length
 from tunelab.records import EpochMetrics, Finding, Trial, TrialStatus
@@ -42,7 +42,7 @@ class Study:
 
     @classmethod
     def create(cls, path: Path, info: Mapping[str, Any]) -> Study:
-        """Makes the folder of a new study, readable by its owner alone.
+        """Makes the folder of a new study, readable by its owner alone; one that is empty is replaced.
 
         Raises:
             InputError: `path` exists already, or cannot be made.
@@ -51,6 +51,8 @@ class Study:
         full = {"format": FORMAT, "created": now.isoformat(timespec="seconds"), **info}
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            if path.is_dir() and is_vacant(path, "study.json"):
+                shutil.rmtree(path)
             path.mkdir(mode=0o700)
         except OSError as error:
             if path.exists():

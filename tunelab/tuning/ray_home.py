@@ -63,16 +63,24 @@ def claimed_folder() -> Iterator[Path]:
     Raises:
         OSError: no temporary folder can be written.
     """
-    folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=temporary_parent()))
-    new = folder / "in-use.new"
-    lock = os.open(new, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    new.rename(folder / IN_USE)
+    folder, lock = _claim(temporary_parent())
     try:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
         os.close(lock)
+
+
+def _claim(parent: Path) -> tuple[Path, int]:
+    """A new folder, and the locked file in it; another one, if another search took it for abandoned before that."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=parent))
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(folder / IN_USE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (folder / IN_USE).exists():
+                return folder, lock
+            os.close(lock)
 
 
 def temporary_parent() -> Path:
@@ -114,7 +122,10 @@ def rehearse(folder: Path, log: Path, patience: float) -> tuple[float, float]:
 
 
 def _remove_abandoned(parent: Path) -> None:
-    """Removes the folders of this user's searches that were killed: nobody holds the lock in them any more."""
+    """Removes the folders of this user's searches that were killed: whose lock nobody holds, and empty ones."""
+    for folder in parent.glob(PREFIX + "?" * 8):  # as `_claim` makes them
+        with contextlib.suppress(OSError):  # in use, or of another user
+            folder.rmdir()
     for in_use in parent.glob(f"{PREFIX}*/{IN_USE}"):
         with contextlib.suppress(OSError):  # held, of another user, or gone already
             lock = os.open(in_use, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)

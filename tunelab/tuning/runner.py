@@ -16,6 +16,7 @@ from typing import Any, Literal
 from tunelab.config import DataConfig, Telemetry, TrialConfig, from_json, to_json
 from tunelab.data.cache import DataInfo
 from tunelab.errors import InputError
+from tunelab.files import is_vacant
 from tunelab.journal import Journal
 from tunelab.space import SearchSpace
 from tunelab.study import Study, current, proposed
@@ -202,7 +203,7 @@ def start_search(
         TunelabError: the search failed.
     """
     ends = end_time(deadline)
-    if path is not None and path.exists():
+    if path is not None and not is_vacant(path, "study.json"):
         raise InputError(f"the study {path} exists already; `tunelab resume {path}` goes on with it")
     folder = find_runs_dir(runs)
     ahead = look_ahead(space_name, options, show_progress, grid, path or folder / "study")
