@@ -259,8 +259,8 @@ class Search:
         found.same_configurations = len(own) - len(configurations)
         events = [one for one in read_journal(self._study / "journal.jsonl") if one["event"] == "result"]
         found.same_epochs = len(events) - len({(one["trial"], one["metrics"]["epoch"]) for one in events})
-        lines = (self._folder / "log").read_text(encoding="utf-8").splitlines()
-        told = [json.loads(line) for line in lines]
+        log = self._folder / "log"
+        told = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()] if log.exists() else []
         trained = Counter((one["trial"], one["epoch"]) for one in told if one["what"] == "end")
         found.trained_twice = sum(times - 1 for times in trained.values())
         allowed = CONCURRENT * found.drivers_killed + found.workers_killed

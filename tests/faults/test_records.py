@@ -81,6 +81,9 @@ class Copies:
         end = results[0] + 1
         assert torn < len(lines[end])
         file.write_bytes(b"".join(lines[:end]) + lines[end][:torn])
+        for folder in (made.study / "trials").iterdir():
+            if int(folder.name) > self.trial:
+                shutil.rmtree(folder)
         made.keep()
         return made
 
