@@ -75,7 +75,7 @@ ROOMS = [
         "more trials, epochs or trials by hand for a study that was begun",
         "tunelab.tuning.runner tunelab.tuning.lineage tunelab.tuning.prospect tunelab.tuning.preflight"
         " tunelab.tuning.grid tunelab.tuning.grid_files tunelab.tuning.options tunelab.study tunelab.records"
-        " tunelab.config",
+        " tunelab.config tunelab.tuning.room",
     ),
     Room(
         "tunelab.tuning.runner",
@@ -108,7 +108,7 @@ ROOMS = [
         "one run of an engine on Ray, from what is planned to its end or a pause",
         "tunelab.tuning.progress tunelab.tuning.forecast tunelab.tuning.ray_tune tunelab.tuning.ray_home"
         " tunelab.tuning.slots tunelab.tuning.losses tunelab.tuning.listeners tunelab.tuning.engine"
-        " tunelab.tuning.sessions tunelab.tuning.keeping"
+        " tunelab.tuning.sessions tunelab.tuning.keeping tunelab.tuning.low_space"
         " tunelab.tuning.repeats tunelab.tuning.deadline tunelab.tuning.stopping tunelab.tuning.searcher"
         " tunelab.tuning.sources tunelab.tuning.options tunelab.tuning.guard tunelab.summary tunelab.study"
         " tunelab.liveness tunelab.journal",
@@ -131,7 +131,7 @@ ROOMS = [
         " tunelab.tuning.stopping tunelab.tuning.memory tunelab.tuning.model_sampler tunelab.tuning.grid"
         " tunelab.tuning.grid_files"
         " tunelab.tuning.options tunelab.study tunelab.space tunelab.data tunelab.records tunelab.config"
-        " tunelab.capacity",
+        " tunelab.capacity tunelab.tuning.room",
     ),
     Room(
         "tunelab.tuning.memory",
@@ -160,7 +160,8 @@ ROOMS = [
         "tunelab.tuning.preflight",
         "what is refused before a study is made",
         "tunelab.tuning.searcher tunelab.tuning.sources tunelab.tuning.model_sampler tunelab.tuning.options"
-        " tunelab.study tunelab.space tunelab.models.check tunelab.data tunelab.config",
+        " tunelab.tuning.room tunelab.tuning.ray_home tunelab.study tunelab.space tunelab.models.check tunelab.data"
+        " tunelab.config tunelab.capacity",
     ),
     Room(
         "tunelab.tuning.progress",
@@ -176,6 +177,16 @@ ROOMS = [
         "tunelab.tuning.sessions",
         "the trials of a study as TensorBoard's table compares them",
         "tunelab.training tunelab.records",
+    ),
+    Room(
+        "tunelab.tuning.low_space",
+        "space that runs out while a search runs",
+        "tunelab.tuning.room tunelab.tuning.engine tunelab.journal tunelab.records tunelab.capacity",
+    ),
+    Room(
+        "tunelab.tuning.room",
+        "how many bytes a search will need",
+        "tunelab.tuning.options tunelab.records tunelab.capacity",
     ),
     Room(
         "tunelab.tuning.keeping",
@@ -232,7 +243,7 @@ ROOMS = [
     Room(
         "tunelab.tuning.ray_home",
         "where Ray lives while a search runs: its start and end, its private folder, its settings",
-        "tunelab.tuning.slots",
+        "tunelab.tuning.slots tunelab.capacity",
         "ray",
     ),
     Room(

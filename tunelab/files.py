@@ -1,4 +1,4 @@
-"""Writing files so that a reader, a killed process and a power cut never see half of one; and the cache's folder."""
+"""Writing files so that a reader, a killed process and a power cut never see half of one; room; the cache's folder."""
 
 from __future__ import annotations
 
@@ -53,6 +53,32 @@ def sync_folder(folder: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+def existing(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists."""
+    path = folder.absolute()
+    return next((one for one in (path, *path.parents) if one.exists()), Path("/"))
+
+
+def free_bytes(folder: Path) -> int:
+    """What this user can still write to the file system of a folder.
+
+    Raises:
+        OSError: it cannot be asked.
+    """
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+def free_files(folder: Path) -> int | None:
+    """How many files can still be made there; None where the file system does not count them.
+
+    Raises:
+        OSError: it cannot be asked.
+    """
+    found = os.statvfs(folder)
+    return found.f_favail if found.f_files else None
 
 
 def cache_root() -> tuple[Path, str]:

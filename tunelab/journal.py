@@ -197,9 +197,10 @@ class Journal:
             return False
         try:
             os.posix_fallocate(file, 0, RESERVE_BYTES)
-        except OSError:
-            self._reserve.unlink(missing_ok=True)
-            return False
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._reserve.unlink(missing_ok=True)
+            return error.errno not in _NO_ROOM  # a file system that cannot hold room has none of it to give back
         finally:
             os.close(file)
         return True

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tunelab.errors import InputError
 from tunelab.tuning import ray_home
 
 
@@ -71,3 +72,49 @@ def test_the_token_is_private_and_the_environment_comes_back(tmp_path: Path, mon
         assert len(token.read_text()) == 64
         assert "RAY_AUTH_TOKEN" not in os.environ
     assert dict(os.environ) == before
+
+
+@pytest.fixture
+def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[Path, int]:
+    """The free bytes of three folders, in which a search looks for a place in this order."""
+    free = {tmp_path / name: 10 * ray_home.ROOM_BYTES for name in ("usual", "memory", "study")}
+    usual, memory, _study = free
+    for folder in (usual, memory):
+        folder.mkdir()
+    monkeypatch.setattr(ray_home, "_candidates", lambda study: [usual, memory] + ([study] if study else []))
+    monkeypatch.setattr(ray_home, "free_bytes", lambda folder: free.get(folder, 10 * ray_home.ROOM_BYTES))
+    monkeypatch.setattr(ray_home, "LONGEST_TEMPORARY", 1000)
+    return free
+
+
+def test_another_place_is_taken_where_there_is_no_room(places: dict[Path, int]) -> None:
+    usual, memory, study = places
+    assert ray_home.find_parent(study) == usual
+    places[usual] = 3 * 2**20
+    assert ray_home.find_parent(study) == memory
+    with ray_home.private_folder(study) as folder:
+        assert folder.parent == memory
+        with ray_home.environment(folder):
+            assert os.environ["TMPDIR"] == str(folder), "for Ray's processes"
+    places[memory] = 0
+    assert ray_home.find_parent(study) == study, "which is made later"
+    with pytest.raises(InputError) as refused:
+        ray_home.find_parent()
+    assert str(refused.value) == (
+        f"there is no place for Ray's files: {usual} has 3.0 MiB free, 64 MiB are needed, "
+        f"{memory} has 0.0 MiB free, 64 MiB are needed; TMPDIR names another"
+    )
+
+
+def test_a_place_must_be_short_and_one_that_can_be_written(
+    places: dict[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual, memory, _study = places
+    monkeypatch.setattr(ray_home, "LONGEST_TEMPORARY", len(str(usual)))
+    monkeypatch.setattr(os, "access", lambda folder, mode: folder != usual)
+    with pytest.raises(InputError, match=r"usual cannot be written, .*memory has more than the \d+ characters"):
+        ray_home.find_parent(memory)
+    monkeypatch.setattr(os, "access", lambda folder, mode: True)
+    monkeypatch.setattr(ray_home, "free_files", lambda folder: 7)
+    with pytest.raises(InputError, match="usual has room for 7 more files"):
+        ray_home.find_parent()

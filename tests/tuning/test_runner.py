@@ -339,12 +339,12 @@ def test_a_disk_without_room_is_refused(
 ) -> None:
     asked: list[Path] = []
 
-    def disk_usage(path: Path) -> Any:
-        asked.append(Path(path))
-        return SimpleNamespace(free=90 * 2**20)
+    def free_bytes(path: Path) -> int:
+        asked.append(path)
+        return 90 * 2**20
 
-    monkeypatch.setattr(preflight.shutil, "disk_usage", disk_usage)
-    with pytest.raises(InputError, match=r"no room for the study: it needs about 0\.1 GiB.*has 0\.1 GiB free"):
+    monkeypatch.setattr(preflight, "free_bytes", free_bytes)
+    with pytest.raises(InputError, match=r"no room for the study: it needs about 10\d MiB.*has 90 MiB free"):
         search(space, **SMALL)
     assert not runs_dir.exists()
     assert any(runs_dir.is_relative_to(place) for place in asked)

@@ -22,7 +22,7 @@ _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0  # seconds between two attempts; each p
 class Room:
     """What is done while the disk has no room for a checkpoint: for `patience` seconds it is tried again.
 
-    `waits` is told why when the training begins to wait for that, and "" when it goes on.
+    `waits` is told why, about twice a second while the training waits for that, and "" when it goes on.
     """
 
     patience: float = 0.0
@@ -104,11 +104,11 @@ class Saver:
         self.wait()
 
     def _join(self) -> None:
-        told = ""
+        told = False
         while self._thread is not None and self._thread.is_alive():
-            if self._full != told:
-                told = self._full
-                self._room.waits(told)
+            if why := self._full:
+                told = True
+                self._room.waits(why)
             self._thread.join(_FIRST_PAUSE if self._room.patience else None)
         if told:
             self._room.waits("")

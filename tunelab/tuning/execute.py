@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 from dataclasses import dataclass, field
 
 from threadpoolctl import threadpool_limits
 
-from tunelab.errors import TunelabError
+from tunelab.errors import StorageError, TunelabError
 from tunelab.journal import Journal
 from tunelab.liveness import SignsOfLife
 from tunelab.study import Study, current, history
@@ -21,6 +22,7 @@ from tunelab.tuning.guard import Guard
 from tunelab.tuning.keeping import Keeper
 from tunelab.tuning.listeners import Listener, Told
 from tunelab.tuning.losses import FewerBeside
+from tunelab.tuning.low_space import LowSpace
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.progress import Progress, Silent
 from tunelab.tuning.ray_home import terminal
@@ -85,6 +87,8 @@ def execute(study: Study, plan: Plan) -> Study:
         listeners.append(keeper)
         guard = Guard(study.trial_folder, plan.forecast, plan.options.trial_timeout, life, terminal())
         listeners.append(guard.watchdog)
+        low_space = LowSpace(study.path, journal, plan.slots.concurrent, shown.say)
+        listeners.append(low_space)
         if plan.options.telemetry != "off":
             listeners.append(Sessions(study.path.name, study.trial_folder, known))
         engine = Engine(
@@ -108,7 +112,12 @@ def execute(study: Study, plan: Plan) -> Study:
             # One thread for the sampler's algebra: the trials have the processors, and threads that wait for each other
             # on busy ones take twice as long.
             guard.farewell = lambda why: str(PausedError(study, why, engine.trials_left))
-            with shown, life.given(), threadpool_limits(1, "blas"):
+            with (
+                shown,
+                life.given(),
+                threadpool_limits(1, "blas"),
+                contextlib.suppress(StorageError),  # the engine has it
+            ):
                 ray_tune.run(
                     engine,
                     plan.slots,
@@ -117,17 +126,16 @@ def execute(study: Study, plan: Plan) -> Study:
                     stop_at=plan.deadline.breaks_off,
                     log=study.path / "ray.log",
                     guard=guard,
+                    looks=[functools.partial(low_space.look, engine)],
                 )
             keeper.close()
     finally:
         journal.close()
+    _write_derived(study, plan)
+    if isinstance(engine.error, StorageError):
+        raise PausedError(study, str(engine.error), engine.trials_left)
     if engine.error is not None:
-        with contextlib.suppress(OSError):  # on a full disk, say, which is the error then
-            study.write_tables()
-            write_summary(study)
         raise engine.error
-    study.write_tables()
-    write_summary(study)
     if engine.exhausted:
         study.update(lambda info: {"options": {**info["options"], "trials": engine.begun}})
         if plan.show_progress:
@@ -135,3 +143,13 @@ def execute(study: Study, plan: Plan) -> Study:
     if engine.unfinished or (engine.halted and engine.has_work):
         raise PausedError(study, engine.halted or "Ray ended the run", engine.trials_left)
     return study
+
+
+def _write_derived(study: Study, plan: Plan) -> None:
+    """Writes the tables; where the disk does not take them that is said, and the record is what counts."""
+    try:
+        study.write_tables()
+        write_summary(study)
+    except OSError as error:
+        if plan.show_progress:
+            print(f"note: the tables of {study.path} are not up to date: {error.strerror or error}", file=sys.stderr)

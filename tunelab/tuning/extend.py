@@ -16,8 +16,9 @@ from tunelab.tuning.grid import ORIGIN, complete, note
 from tunelab.tuning.grid_files import Grid, find_grid
 from tunelab.tuning.lineage import Begun, best_first, best_of, carry_over, foresee, reopen, study_source
 from tunelab.tuning.options import SearchOptions
-from tunelab.tuning.preflight import check_room, make_check
-from tunelab.tuning.prospect import end_time
+from tunelab.tuning.preflight import check_room, make_check, make_source
+from tunelab.tuning.prospect import DRAWS, end_time, first_proposals
+from tunelab.tuning.room import estimate
 from tunelab.tuning.runner import go_on
 
 
@@ -61,7 +62,10 @@ def extend(
     study_source(ahead.study, begun.space, begun.options, begun.info, begun.study.list_trials())  # refuses lost files
     by_hand = [] if asked is None else _by_hand(ahead, asked, epochs, progress)
     longer = extended(begun.options, trials, epochs, len(by_hand), len(_kept(ahead.study.info, epochs, by_hand)))
-    check_room(begun.study.path, begun.space, _more(begun.options, longer), begun.info)
+    more = _more(begun.options, longer)
+    draws = first_proposals(make_source(begun.space, more, begun.info, more.seed, None), None, min(DRAWS, more.trials))
+    slots = begun.study.info.get("slots", {})
+    check_room(begun.study.path, estimate(draws, more, int(slots.get("concurrent", 1))))
     carry_over(begun, progress)
 
     def change(info: dict[str, Any]) -> Mapping[str, Any]:

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tunelab.capacity import describe_size
 from tunelab.config import DataConfig, TrialConfig, derive_seed
 from tunelab.data.cache import DataInfo
 from tunelab.errors import InputError, RefusedError
+from tunelab.files import existing, free_bytes
 from tunelab.models.check import check
 from tunelab.space import SearchSpace
 from tunelab.study import Study
 from tunelab.tuning.model_sampler import Earlier
 from tunelab.tuning.options import SearchOptions
+from tunelab.tuning.ray_home import find_parent
+from tunelab.tuning.room import Needed
 from tunelab.tuning.searcher import OptunaSource
 from tunelab.tuning.sources import Check
 
 _TRIAL_DRAWS = 4
 _USUAL_BATCH = 128  # allowed whatever the data: all the images are one batch then
-_BYTES_PER_PARAMETER = 24  # two checkpoints of float32 weights and two optimizer moments
 
 
 def make_check(options: SearchOptions, info: DataInfo) -> Check:
@@ -91,24 +93,22 @@ def try_space(space: SearchSpace, options: SearchOptions, info: DataInfo) -> Non
     make_source(space, options, info, derive_seed(options.seed, "trial draws"), None).rehearse(_TRIAL_DRAWS)
 
 
-def check_room(path: Path, space: SearchSpace, options: SearchOptions, info: DataInfo) -> None:
-    """Raises InputError if the disk has no room for the checkpoints of all trials and repeats, of the first one's size.
+def check_room(path: Path, needed: Needed) -> None:
+    """Raises InputError if the disk has no room for what a search needs, or there is no place for Ray's files.
 
     Nor is there any where a folder of `path` is a file.
     """
-    source = make_source(space, options, info, options.seed, None)
-    params = int(source.propose(0, {}).stats["params"])
-    trainings = options.trials * options.repeat / (1 - options.race)  # those of the race are in full: rather fewer
-    needed = int(trainings * params * _BYTES_PER_PARAMETER) + 100 * 2**20
-    parent = next(folder for folder in path.absolute().parents if folder.exists())
+    parent = existing(path)
     if not parent.is_dir():
         raise InputError(f"the study {path} cannot be made: {parent} is a file")
-    free = shutil.disk_usage(parent).free
-    if free < needed:
+    free = free_bytes(parent)
+    if free < needed.study:
         raise InputError(
-            f"there is no room for the study: it needs about {needed / 2**30:.1f} GiB, {parent} has "
-            f"{free / 2**30:.1f} GiB free; --study or --runs-dir names another place"
+            f"there is no room for the study: it needs about {describe_size(needed.study)}, {parent} has "
+            f"{describe_size(free)} free; --study or --runs-dir names another place, --keep-weights and "
+            "--telemetry say what is kept"
         )
+    find_parent(path)
 
 
 def absolute_paths(data: DataConfig) -> DataConfig:

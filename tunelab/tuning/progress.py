@@ -37,6 +37,9 @@ class Silent:
     def __exit__(self, *_exception: object) -> None:
         pass
 
+    def say(self, line: str) -> None:
+        """Something that concerns the whole search."""
+
     def started(self, trial: Trial) -> None:
         """A trial was handed out."""
 
@@ -105,6 +108,10 @@ class Progress:
         """Prints above the live display; a terminal that has gone away does not end a search."""
         with contextlib.suppress(OSError):
             self._console.print(line, soft_wrap=True)
+
+    def say(self, line: str) -> None:
+        """Something that concerns the whole search."""
+        self._print(line)
 
     def started(self, trial: Trial) -> None:
         """A trial was handed out."""

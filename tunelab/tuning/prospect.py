@@ -38,6 +38,7 @@ from tunelab.tuning.preflight import absolute_paths, check_room, make_source, tr
 from tunelab.tuning.probes import Probes
 from tunelab.tuning.progress import ImagesBar
 from tunelab.tuning.repeats import Race
+from tunelab.tuning.room import Needed, estimate
 from tunelab.tuning.simulation import Beside, Plan
 from tunelab.tuning.slots import Slots
 from tunelab.tuning.sources import Source
@@ -77,6 +78,7 @@ class Prospect:
     first: list[dict[str, Any]]
     calibration: calibrate.Calibration
     forecast: Forecast
+    needed: Needed
 
     @property
     def slots(self) -> Slots:
@@ -84,12 +86,13 @@ class Prospect:
         return self.calibration.slots
 
     def describe(self, seconds: float | None, deadline: str | None) -> list[str]:
-        """The forecast and the way to share the machine, a line each; `seconds` are left until `deadline`."""
-        return [f"forecast: {self.forecast.describe(seconds, deadline or '')}", self.calibration.reason]
+        """The forecast, the way to share the machine and the room; `seconds` are left until `deadline`."""
+        forecast = f"forecast: {self.forecast.describe(seconds, deadline or '')}"
+        return [forecast, self.calibration.reason, self.needed.describe()]
 
     def to_json(self, seconds: float | None = None) -> dict[str, Any]:
         """The forecast as plain JSON values; with the seconds until a deadline also what fits until then."""
-        found = self.forecast.to_json()
+        found = {**self.forecast.to_json(), "bytes_needed": self.needed.to_json()}
         if seconds is not None:
             found["seconds_until_deadline"] = round(seconds, 1)
             found["trials_that_fit"] = self.forecast.what_fits(seconds)
@@ -147,7 +150,7 @@ def look_ahead(
         trials = first_proposals(source, make_race(options, info, has_baseline), min(DRAWS, options.trials))
         samples = [calibrate.Sample.of(trial.config, trial.stats) for trial in trials if trial.repeat_of is None]
         if path is not None:
-            check_room(path, space, options, info)
+            check_room(path, estimate(trials, options, max(slots.concurrent for slots in layouts)))
         choice = compute.choose(space, info, samples, layouts[0], probes, gpus, streamed=options.memory is not None)
         layouts = [compute.apply(choice, slots) for slots in layouts]
         measured = calibrate.calibrate(samples, layouts, probes, limit, gpus, options.memory)
@@ -155,7 +158,8 @@ def look_ahead(
             measured = dataclasses.replace(measured, reason=f"{measured.reason}; {choice.reason}")
     in_full = grid is not None and grid.in_full
     forecast = _forecast(options, info, measured, measured.slots, trials, 0 if has_baseline else None, in_full)
-    return Prospect(space, options, info, has_baseline, earlier, first, measured, forecast)
+    needed = estimate(trials, options, measured.slots.concurrent)
+    return Prospect(space, options, info, has_baseline, earlier, first, measured, forecast, needed)
 
 
 def forecast_search(

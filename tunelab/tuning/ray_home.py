@@ -19,7 +19,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TextIO
 
-from tunelab.errors import TunelabError
+from tunelab.capacity import describe_size
+from tunelab.errors import InputError, TunelabError
+from tunelab.files import existing, free_bytes, free_files
 from tunelab.tuning.slots import Slots
 
 SETTINGS = {
@@ -43,27 +45,39 @@ _TOKEN = secrets.token_hex(32)  # one for the whole process, which keeps the fir
 PREFIX = "tunelab-"
 IN_USE = "in-use"
 LONGEST_TEMPORARY = 20  # characters; Ray appends up to 85, and the path of a socket ends at 107
+ROOM_BYTES = 64 * 2**20
+"""Ray's files of a search: 2 to 4 MB, and logs that grow (our choice)."""
+LEAST_BYTES = 2**20
+"""With less Ray's files were too many for the folder, whatever Ray says (our choice)."""
+_FILES = 200  # that can still be made there; our choice
 OBJECT_STORE_BYTES = 80 * 2**20  # nothing but short texts goes through it; Ray's least is 75 MiB
 
 
 @contextlib.contextmanager
-def private_folder() -> Iterator[Path]:
-    """As `claimed_folder`, after those of searches that were killed are gone."""
-    _remove_abandoned(temporary_parent())
-    with claimed_folder() as folder:
+def private_folder(study: Path | None = None) -> Iterator[Path]:
+    """As `claimed_folder` where there is room, after those of searches that were killed are gone.
+
+    Raises:
+        InputError: there is no place for it.
+        OSError: it cannot be made.
+    """
+    for parent in _candidates(study):
+        _remove_abandoned(parent)
+    with claimed_folder(find_parent(study)) as folder:
         yield folder
 
 
 @contextlib.contextmanager
-def claimed_folder() -> Iterator[Path]:
+def claimed_folder(parent: Path | None = None) -> Iterator[Path]:
     """A short path that only this user can enter: Ray opens its own folder to all, and sockets need short paths.
 
-    It is gone afterwards; the next search removes those of processes that were killed.
+    It is in `parent`, by default in the temporary folder, and gone afterwards; the next search removes those of
+    processes that were killed.
 
     Raises:
-        OSError: no temporary folder can be written.
+        OSError: it cannot be made.
     """
-    folder, lock = _claim(temporary_parent())
+    folder, lock = _claim(parent or temporary_parent())
     try:
         yield folder
     finally:
@@ -91,6 +105,51 @@ def temporary_parent() -> Path:
     """
     usual = tempfile.gettempdir()
     return Path(usual if len(usual) <= LONGEST_TEMPORARY or not os.access("/tmp", os.W_OK) else "/tmp")
+
+
+def find_parent(study: Path | None = None) -> Path:
+    """Where Ray's files go: the temporary folder, or else /tmp, /dev/shm or the study itself.
+
+    Args:
+        study: its folder, which need not exist yet; None: it is no place for them.
+
+    Raises:
+        InputError: none of them is short enough, can be written and has room.
+    """
+    reasons = []
+    for folder in _candidates(study):
+        if len(str(folder)) > LONGEST_TEMPORARY:
+            why = f"has more than the {LONGEST_TEMPORARY} characters that sockets leave"
+        else:
+            why = lacks(folder, ROOM_BYTES)
+        if not why:
+            return folder
+        reasons.append(f"{folder} {why}")
+    raise InputError(f"there is no place for Ray's files: {', '.join(reasons)}; TMPDIR names another")
+
+
+def lacks(folder: Path, least: int) -> str:
+    """What a folder lacks for temporary files of so many bytes, such as "cannot be written"; "" if nothing."""
+    there = existing(folder)
+    try:
+        if not os.access(there, os.W_OK | os.X_OK):
+            return "cannot be written"
+        free, files = free_bytes(there), free_files(there)
+    except OSError as error:
+        return f"cannot be used: {error.strerror}"
+    if free < least:
+        return f"has {describe_size(free)} free, {describe_size(least)} are needed"
+    return f"has room for {files} more files" if files is not None and files < _FILES else ""
+
+
+def _candidates(study: Path | None) -> list[Path]:
+    """Where Ray's files may go, the usual place first."""
+    found = [Path("/tmp"), Path("/dev/shm")]  # a private folder in them
+    with contextlib.suppress(FileNotFoundError):
+        found.insert(0, Path(tempfile.gettempdir()))
+    if study is not None:
+        found.append(study.absolute())
+    return list(dict.fromkeys(found))
 
 
 def rehearse(folder: Path, log: Path, patience: float) -> tuple[float, float]:
@@ -138,8 +197,14 @@ def _remove_abandoned(parent: Path) -> None:
 
 @contextlib.contextmanager
 def environment(folder: Path) -> Iterator[None]:
-    """Ray's settings, and a token without which nobody reaches it; the variables are as before afterwards."""
+    """Ray's settings, and a token without which nobody reaches it; the variables are as before afterwards.
+
+    Where the usual place has no room for temporary files, those of Ray's processes go to `folder` too.
+    """
     before = dict(os.environ)
+    usual = _candidates(None)[0]
+    if folder.parent != usual and lacks(usual, ROOM_BYTES):
+        os.environ["TMPDIR"] = str(folder)
     token = folder / "token"
     token.touch(mode=0o600)
     token.write_text(_TOKEN, encoding="utf-8")

@@ -6,6 +6,7 @@ Every start is a new `Tuner`: `Tuner.restore` can silently lose a search.
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import signal
@@ -18,7 +19,7 @@ from tunelab.errors import TunelabError
 from tunelab.tuning.engine import Engine
 from tunelab.tuning.guard import Guard
 from tunelab.tuning.losses import Witness
-from tunelab.tuning.ray_home import environment, first_line, private_folder, quiet, started
+from tunelab.tuning.ray_home import LEAST_BYTES, environment, first_line, lacks, private_folder, quiet, started
 from tunelab.tuning.slots import Slots
 
 
@@ -32,6 +33,7 @@ def run(
     stop_at: float = math.inf,
     witnesses: Sequence[Witness] = (),
     guard: Guard | None = None,
+    looks: Sequence[Callable[[Path], None]] = (),
 ) -> None:
     """Runs `engine` until every trial has ended or it halts; Ray is gone when this returns.
 
@@ -46,8 +48,10 @@ def run(
         stop_at: when workers break their epochs off, on the monotonic clock.
         witnesses: are asked why the process of a trial is gone.
         guard: watches over it all.
+        looks: are called with Ray's folder again and again, each second at least.
 
     Raises:
+        InputError: there is no place for Ray's files.
         TunelabError: Ray does not start, or ends the search by itself; its log is named.
     """
     settings = {
@@ -58,7 +62,7 @@ def run(
         "compute": slots.compute,
         "stop_at": stop_at,
     }
-    with private_folder() as folder, environment(folder), quiet(log), _signals(engine, at_once=True):
+    with private_folder(log.parent) as folder, environment(folder), quiet(log), _signals(engine, at_once=True):
         try:
             from tunelab.tuning.ray_pieces import bridge
 
@@ -72,7 +76,7 @@ def run(
                 if watch is not None:
                     stack.enter_context(watch.up())
                 stack.enter_context(_signals(engine))
-                asked = None if guard is None else guard.ask
+                asked = functools.partial(_look, guard, looks, folder)
                 key = stack.enter_context(bridge(engine, folder_of, settings, witnesses, asked))
                 _fit(key, engine, slots, folder)
         except TunelabError:
@@ -80,7 +84,9 @@ def run(
         except (KeyboardInterrupt, SystemExit):  # while Ray started or ended; it answers SIGTERM with SystemExit itself
             engine.halt("SIGTERM")
         except Exception as error:
-            if engine.error is None and not (guard is not None and guard.ray_is_lost):
+            if engine.error is None and (why := lacks(folder, LEAST_BYTES)):
+                engine.halt(f"Ray's temporary folder {folder.parent} {why}")
+            elif engine.error is None and not (guard is not None and guard.ray_is_lost):
                 raise TunelabError(f"Ray ended the search: {first_line(error)}; see {log}") from error
 
 
@@ -112,6 +118,13 @@ def _fit(key: str, engine: Engine, slots: Slots, folder: Path) -> None:
         ),
     )
     tuner.fit()
+
+
+def _look(guard: Guard | None, looks: Sequence[Callable[[Path], None]], folder: Path) -> None:
+    if guard is not None:
+        guard.ask()
+    for look in looks:
+        look(folder)
 
 
 def _trial_name(trial: Any) -> str:
