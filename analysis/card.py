@@ -14,7 +14,7 @@ from typing import Any
 
 from tunelab.config import to_json
 from tunelab.errors import InputError
-from tunelab.files import write_atomically
+from tunelab.files import read_json, write_atomically
 from tunelab.noise import CONFIDENCE
 from tunelab.study import Study, proposed
 from tunelab.training.device import pick_device
@@ -44,11 +44,11 @@ def write_card(folder: Path, device: str = "auto") -> Path:
     """
     model = open_model(find_model(folder), pick_device(device))
     try:
-        metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        metrics = read_json(folder / "metrics.json")
     except (OSError, ValueError) as error:
         raise InputError(f"{folder / 'metrics.json'} cannot be read: {error}") from error
     runs = Study.open(folder)
-    description = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+    description = read_json(folder / DESCRIPTION)
     latency = measure_latency(model)
     file = folder / CARD
     write_atomically(file, card(metrics, description, runs.info, found_by(runs, metrics), latency))

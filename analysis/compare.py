@@ -10,7 +10,8 @@ from typing import Any
 from tunelab.errors import InputError
 from tunelab.journal import read_journal
 from tunelab.noise import counted_epochs
-from tunelab.records import EpochMetrics, Trial, TrialStatus
+from tunelab.record_checks import epoch_of
+from tunelab.records import Trial, TrialStatus
 from tunelab.standings import Place
 from tunelab.study import Study, count_statuses, current, proposed
 
@@ -140,7 +141,7 @@ def _course(study: Study, trials: Sequence[Trial], epochs: int) -> list[Step]:
     for event in read_journal(study.path / "journal.jsonl"):
         if event["event"] != "result":
             continue
-        metrics = EpochMetrics(**event["metrics"])
+        metrics = epoch_of(event["metrics"])
         seconds += metrics.seconds
         if last.get(event["trial"]) == metrics.epoch:
             best = metrics.score if best is None else max(best, metrics.score)

@@ -17,6 +17,7 @@ from tunelab.models.layers import LayerRow, list_layers
 from tunelab.space import SearchSpace, draw_config
 from tunelab.study import Study
 from tunelab.tuning.draws import Draw, merge
+from tunelab.yaml_files import load
 
 from .rank import describe_config
 from .text import console, print_rows
@@ -248,16 +249,7 @@ def _words(row: Mapping[str, Any]) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     """The mapping in a YAML or JSON file."""
-    import yaml
-
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InputError(f"{path} is larger than {_MAX_BYTES:,} bytes; that is no configuration")
-        plain = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise InputError(f"{path} is neither YAML nor JSON: {' '.join(str(error).split())[:300]}") from error
+    plain = load(path, _MAX_BYTES, "neither YAML nor JSON")
     if not isinstance(plain, dict) or not all(isinstance(name, str) for name in plain):
         raise InputError(f"{path} is no configuration of a network: it must be a mapping of names to values")
     return plain

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from tunelab.files import read_json
 from tunelab.records import EpochMetrics, Finding, Trial, TrialStatus
 from tunelab.study import Study
 
@@ -142,7 +142,7 @@ def _told(finding: Finding) -> dict[str, Any]:
 def _looks(study: Study, trial: Trial) -> tuple[list[Mapping[str, Any]], list[str]]:
     """The steps that were looked at and the names of the layers; nothing where the file is gone or damaged."""
     try:
-        content = json.loads((study.trial_folder(trial.number) / FILE).read_text(encoding="utf-8"))
+        content = read_json(study.trial_folder(trial.number) / FILE)
         looks, names = list(content["looks"]), list(content["layers"])
         for look in looks:
             _layers(names, look)

@@ -13,11 +13,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunelab.errors import TunelabError
-from tunelab.files import sync_folder
+from tunelab.errors import InputError, TunelabError
+from tunelab.files import read_file, read_json, sync_folder
 from tunelab.study import Study
 
 FILE = "test_reads.jsonl"
+_MOST_BYTES = 16 * 2**20  # of the file: a reading has 150 bytes; our choice
 _NAMED = 5  # so many readings are told one by one; our choice
 
 
@@ -37,7 +38,8 @@ def record(study: Study, folder: Path, trial: int, trainings: int) -> dict[str, 
     reading = {"time": now, "folder": folder.name, "trial": trial, "trainings": trainings}
     path = study.path / FILE
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        handle = os.open(path, flags, 0o600)
         try:
             size = os.fstat(handle).st_size
             torn = size and os.pread(handle, 1, size - 1) != b"\n"  # its process was killed before it read anything
@@ -86,9 +88,13 @@ def _trainings(number: int) -> str:
 
 def _recorded(path: Path) -> Iterator[dict[str, Any]]:
     """The whole lines; one that is torn was of a process that was killed before it read anything."""
-    if not path.exists():
+    try:
+        content = read_file(path, _MOST_BYTES).decode("utf-8", "replace")
+    except FileNotFoundError:
         return
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    for line in content.splitlines():
         reading = _parsed(line)
         if reading is not None:
             yield reading
@@ -97,17 +103,19 @@ def _recorded(path: Path) -> Iterator[dict[str, Any]]:
 def _parsed(line: str) -> dict[str, Any] | None:
     try:
         reading = json.loads(line)
-        datetime.datetime.fromisoformat(reading["time"])
-        return {name: reading[name] for name in ("time", "folder", "trial", "trainings")}
-    except (ValueError, KeyError, TypeError):
+        zone = datetime.datetime.fromisoformat(reading["time"]).tzinfo
+        whole = type(reading["trainings"]) is int and type(reading["trial"]) is int
+        known = zone is not None and whole and isinstance(reading["folder"], str)
+        return {name: reading[name] for name in ("time", "folder", "trial", "trainings")} if known else None
+    except (ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
 def _from_metrics(file: Path) -> dict[str, Any]:
     made = datetime.datetime.fromtimestamp(file.stat().st_mtime).astimezone().isoformat(timespec="seconds")
     try:
-        metrics = json.loads(file.read_text(encoding="utf-8"))
+        metrics = read_json(file)
         trial, trainings = metrics["trial"], len(metrics["seeds"])
-    except (ValueError, KeyError, TypeError):  # damaged: that there was a reading is all that is known
+    except (OSError, ValueError, KeyError, TypeError):  # damaged: that there was a reading is all that is known
         trial, trainings = "unknown", 1
     return {"time": made, "folder": file.parent.name, "trial": trial, "trainings": trainings}

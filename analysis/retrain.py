@@ -16,7 +16,7 @@ from tunelab.config import Telemetry, TrainConfig, TrialConfig, arch_id, config_
 from tunelab.data.batches import load_split
 from tunelab.data.cache import prepare
 from tunelab.errors import InputError, TunelabError
-from tunelab.files import write_atomically
+from tunelab.files import read_json, write_atomically
 from tunelab.records import Trial, TrialStatus
 from tunelab.study import Study, load, write_csv
 from tunelab.summary import write_summary
@@ -156,7 +156,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Writes the models, then reads the test split, unless that was done for these runs, and writes what came of it."""
     file = runs.path / "metrics.json"
-    before: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    before: dict[str, Any] = read_json(file) if file.exists() else {}
     device_name = str(study.info["options"]["device"])
     if len(before.get("seeds", [])) >= len(trained):
         if not (runs.path / CARD).exists():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from tunelab.config import DataConfig, TrialConfig, from_json
 from tunelab.data.cache import decoded_images
 from tunelab.errors import NothingToDrawError, TunelabError
+from tunelab.files import read_json
 from tunelab.records import Trial
 from tunelab.study import Study, load
 
@@ -42,7 +42,7 @@ def retrainings(study: Study) -> list[tuple[Path, dict[str, Any]]]:
 def _read(file: Path) -> dict[str, Any] | None:
     """What a `metrics.json` holds, None of one that is damaged."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except (OSError, ValueError):
         return None
     return content if isinstance(content, dict) and "test_accuracy" in content else None
@@ -237,7 +237,7 @@ def mistakes(study: Study, trials: Sequence[Trial]) -> Rows:
 def _test_images(study: Study, folder: Path, count: int) -> Any:
     """The test images, uint8 (N, H, W, C), if they are at hand: nothing is decoded or downloaded for a picture."""
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
         data = from_json(TrialConfig, config["trial_config"]).data
     except (OSError, ValueError, KeyError, TypeError):
         data = from_json(DataConfig, study.info["options"].get("data", {}))

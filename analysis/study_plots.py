@@ -10,6 +10,7 @@ from typing import Any
 from tunelab.errors import NothingToDrawError
 from tunelab.journal import read_journal
 from tunelab.noise import counted_epochs, full_length
+from tunelab.record_checks import KINDS
 from tunelab.records import Trial, TrialStatus
 from tunelab.study import Study, proposed
 
@@ -68,7 +69,7 @@ def working_hours(study: Study) -> dict[int, float]:
     before: float | None = None
     worked = longest = 0.0
     for event in read_journal(study.path / "journal.jsonl"):
-        if "time" not in event or "trial" not in event:
+        if "time" not in event or event["event"] not in KINDS:
             continue
         longest = max(longest, event.get("metrics", {}).get("seconds", 0.0))
         step = 0.0 if before is None else event["time"] - before

@@ -46,7 +46,8 @@ ROOMS = [
         " tunelab.tuning.extend tunelab.tuning.runner tunelab.tuning.execute tunelab.tuning.prospect"
         " tunelab.tuning.grid_files tunelab.tuning.memory tunelab.tuning.options tunelab.tuning.profile"
         " tunelab.tuning.progress tunelab.study"
-        " tunelab.space tunelab.space_template tunelab.foreign tunelab.records tunelab.config tunelab.shared_options",
+        " tunelab.space tunelab.space_template tunelab.foreign tunelab.records tunelab.config tunelab.shared_options"
+        " tunelab.yaml_files",
     ),
     Room(
         "tunelab.doctor",
@@ -62,7 +63,7 @@ ROOMS = [
         " tunelab.tuning.progress tunelab.tuning.options tunelab.tuning.objectives tunelab.tuning.importances"
         " tunelab.training tunelab.summary tunelab.study tunelab.journal"
         " tunelab.standings tunelab.noise tunelab.space tunelab.foreign tunelab.models tunelab.data tunelab.records"
-        " tunelab.variants tunelab.capacity tunelab.config tunelab.tuning.draws",
+        " tunelab.variants tunelab.capacity tunelab.config tunelab.tuning.draws tunelab.record_checks tunelab.yaml_files",
         "torch",
     ),
     Room(
@@ -149,7 +150,7 @@ ROOMS = [
     Room(
         "tunelab.tuning.grid_files",
         "where trials given by hand are read from: a file, or a grid of the space's own",
-        "tunelab.tuning.templates tunelab.space",
+        "tunelab.tuning.templates tunelab.space tunelab.yaml_files",
     ),
     Room(
         "tunelab.tuning.templates",
@@ -203,7 +204,7 @@ ROOMS = [
     Room(
         "tunelab.tuning.calibrate",
         "how many trials at once are fastest and fit, by measurement",
-        "tunelab.tuning.quota tunelab.tuning.probes tunelab.tuning.slots tunelab.tuning.speed",
+        "tunelab.tuning.quota tunelab.tuning.probes tunelab.tuning.slots tunelab.tuning.speed tunelab.config",
     ),
     Room(
         "tunelab.tuning.quota",
@@ -370,7 +371,8 @@ ROOMS = [
     Room(
         "tunelab.study",
         "a study is a folder; opens in a moment, without torch or Ray",
-        "tunelab.standings tunelab.noise tunelab.journal tunelab.records tunelab.config",
+        "tunelab.standings tunelab.noise tunelab.journal tunelab.replay tunelab.study_checks tunelab.records"
+        " tunelab.config",
     ),
     Room(
         "tunelab.standings",
@@ -383,11 +385,19 @@ ROOMS = [
     Room("tunelab.space", "what a search space is, and how one is found", "tunelab.foreign tunelab.config"),
     Room("tunelab.foreign", "code of the user's own: found, trusted, run, and named where it fails", "tunelab.config"),
     Room("tunelab.space_template", "the files that `tunelab new-space` writes"),
+    Room("tunelab.replay", "from the events of a record to its trials", "tunelab.record_checks tunelab.records"),
+    Room("tunelab.record_checks", "what a record must hold to be believed, whoever wrote it", "tunelab.records"),
+    Room("tunelab.study_checks", "what study.json must hold to be believed, whoever wrote it"),
     Room("tunelab.records", "what happened: metrics, trials, statuses", "tunelab.config"),
     Room("tunelab.variants", "what an ablation compares: plain data", "tunelab.config"),
     Room("tunelab.config", "what a trial is made of: frozen data, to JSON and back"),
     Room("tunelab.capacity", "amounts of memory: how they are written, and how much is free"),
-    Room("tunelab.shared_options", "options that several commands have, among them a YAML file of options"),
+    Room(
+        "tunelab.shared_options",
+        "options that several commands have, among them a YAML file of options",
+        "tunelab.yaml_files",
+    ),
+    Room("tunelab.yaml_files", "YAML of anybody's, refused where it would grow"),
     Room("tunelab.errors", "the errors raised on purpose"),
     Room("tunelab.files", "writing files so that nobody sees half of one"),
 ]

@@ -596,7 +596,7 @@ def test_an_empty_file_changes_nothing(capfd: pytest.CaptureFixture[str], tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [(b"\xff\xfe\x00", "is not YAML"), (b"#" * 1_000_001, "is larger than 1000000 bytes")]
+    ("content", "said"), [(b"\xff\xfe\x00", "is not YAML"), (b"#" * 1_000_001, "larger than 1,000,000 bytes")]
 )
 def test_a_file_of_something_else_is_one_line(
     content: bytes, said: str, capfd: pytest.CaptureFixture[str], tmp_path: Path, started: list[Any]
@@ -614,7 +614,7 @@ def test_a_file_of_something_else_is_one_line(
         ("max-params: 3\nmax_params: 4\n", ["'max_params'", "twice"]),
         ("? [trials, epochs]\n: 3\n", ["`trials: 16`"]),
         ("trials: 3\n---\ntrials: 4\n", ["not YAML"]),
-        ("trials: &many [*many]\n", ["'trials'", "one value"]),
+        ("trials: &many [*many]\n", ["line 1", "contains itself"]),
         ("trials: " + "[" * 5000, ["nested too deeply"]),
         ("trials:\n", ["--trials"]),
         ("config: other.yaml\n", ["'config'"]),

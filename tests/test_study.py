@@ -63,7 +63,7 @@ def test_the_seeds_of_a_list_of_trainings_are_runs_of_one_configuration(make_stu
 
 def test_a_new_study_is_a_private_folder_that_can_be_opened(tmp_path: Path) -> None:
     path = tmp_path / "deep" / "er" / "study"
-    made = Study.create(path, {"kind": "search", "seed": 7, "name": "Prüfung"})
+    made = Study.create(path, {"kind": "none", "seed": 7, "name": "Prüfung"})
     assert path.stat().st_mode & 0o077 == 0
     opened = load(str(path))
     assert opened.info == made.info
@@ -110,7 +110,7 @@ def test_a_study_that_cannot_be_written_leaves_nothing(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(InputError, match="cannot be made: No space left on device"):
-        Study.create(tmp_path / "study", {})
+        Study.create(tmp_path / "study", {"kind": "none"})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -123,7 +123,7 @@ def test_the_names_of_a_new_study_are_on_the_disk(tmp_path: Path, monkeypatch: p
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    Study.create(tmp_path / "study", {})
+    Study.create(tmp_path / "study", {"kind": "none"})
     assert {"study", tmp_path.name} <= set(synced)
     assert any(name.startswith(".study.json-") for name in synced), "what is in the file"
 
@@ -157,7 +157,7 @@ def test_no_folder_and_a_file_are_no_studies(tmp_path: Path) -> None:
 
 def test_home_is_understood(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    Study.create(tmp_path / "study", {})
+    Study.create(tmp_path / "study", {"kind": "none"})
     assert load("~/study").path == tmp_path / "study"
     assert runs_dir("~/runs") == tmp_path / "runs"
 
@@ -172,18 +172,18 @@ def test_the_folder_of_studies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_studies_are_listed_newest_first(tmp_path: Path) -> None:
     for name, created in (("b", "2026-01-02T00:00:00+00:00"), ("a", "2026-03-01T00:00:00+00:00"), ("c", "2025-01-01")):
-        Study.create(tmp_path / name, {"created": created})
+        Study.create(tmp_path / name, {"kind": "none", "created": created})
     (tmp_path / "no-study").mkdir()
     (tmp_path / "file").touch()
-    Study.create(tmp_path / "a" / "retrain-x", {"created": "2027-01-01"})
+    Study.create(tmp_path / "a" / "retrain-x", {"kind": "none", "created": "2027-01-01"})
     assert [study.name for study in list_studies(tmp_path)] == ["a", "b", "c"]
     assert newest_study(tmp_path).name == "a"
 
 
 def test_the_newest_study_is_so_whatever_the_clock_shows(tmp_path: Path) -> None:
     """A night's study that was begun before the clocks went back, and the one after it."""
-    Study.create(tmp_path / "before", {"created": "2026-10-25T02:50:00+02:00"})
-    Study.create(tmp_path / "after", {"created": "2026-10-25T02:10:00+01:00"})
+    Study.create(tmp_path / "before", {"kind": "none", "created": "2026-10-25T02:50:00+02:00"})
+    Study.create(tmp_path / "after", {"kind": "none", "created": "2026-10-25T02:10:00+01:00"})
     assert newest_study(tmp_path).name == "after"
 
 
@@ -215,9 +215,11 @@ def test_the_record_is_replayed(make_study: MakeStudy) -> None:
 
 
 def test_decisions_are_replayed() -> None:
+    decision = {"epoch": 2, "stop": True, "score": 0.5, "loss": 1.0, "rank": 2, "rivals": 3, "places": 1, "why": "late"}
+    decision["cutoff"] = 0.6
     proposed = {"event": "proposed", "trial": 0, "config": {}, "params": {}, "stats": {}, "arch_id": ""}
-    (one,) = replay([proposed, {"event": "decision", "trial": 0, "decision": {"epoch": 2, "stop": True}}])
-    assert one.decisions == [{"epoch": 2, "stop": True}]
+    (one,) = replay([proposed, {"event": "decision", "trial": 0, "decision": decision}])
+    assert one.decisions == [decision]
 
 
 def test_trials_come_in_the_order_of_their_numbers() -> None:

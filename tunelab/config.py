@@ -25,7 +25,7 @@ from pydantic import (
 )
 from pydantic.dataclasses import dataclass
 
-from tunelab.errors import InputError
+from tunelab.errors import InputError, brief
 
 T = TypeVar("T")
 
@@ -327,6 +327,7 @@ class ComputeConfig:
     compile: Literal["auto", "off"] = "off"
 
 
+_MOST_TOLD = 20
 _ADAPTERS: dict[type[Any], TypeAdapter[Any]] = {}
 
 
@@ -360,7 +361,9 @@ def one_line(error: ValidationError) -> str:
     found = []
     for item in error.errors(include_url=False, include_context=False):
         name = ".".join(str(part) for part in item["loc"] if part not in _FAMILIES)
-        found.append(f"{name}: {item['msg'][:1].lower()}{item['msg'][1:]} (got {item['input']!r})")
+        found.append(f"{name[:200]}: {item['msg'][:1].lower()}{item['msg'][1:]} (got {brief(item['input'])})")
+        if len(found) == _MOST_TOLD:
+            break
     return "; ".join(found)
 
 

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import reprlib
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 300
+_SHORT.maxdict = _SHORT.maxlist = _SHORT.maxtuple = 20
+_SHORT.maxlevel = 3
+
 
 class TunelabError(Exception):
     """The work failed for a reason that one sentence can name (exit status 1)."""
@@ -45,3 +52,11 @@ class StoppedError(TunelabError):
     """Ctrl-C ended the work before its end; the message says what is kept of it (exit status 130)."""
 
     exit_status = 130
+
+
+def brief(value: object) -> str:
+    """A value as Python writes it, cut off where it is long: what strangers wrote may be larger than its file."""
+    try:
+        return _SHORT.repr(value)
+    except ValueError:  # an integer of more digits than Python writes
+        return "a very long number"

@@ -1,12 +1,67 @@
-"""Writing files so that a reader, a killed process and a power cut never see half of one; room; the cache's folder."""
+"""Writing files so that a reader, a killed process and a power cut never see half of one; room; the cache's folder.
+
+And reading files that somebody else may have made: what is no file is not waited for, what is too long is not read.
+"""
 
 from __future__ import annotations
 
+import errno
+import json
 import os
+import stat
 import tempfile
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from tunelab.errors import TunelabError
+
+MOST_JSON = 32 * 2**20
+"""Bytes of JSON that are read at most, unless something else is said: it can take ten times that (our choice)."""
+
+
+def open_file(path: Path) -> BinaryIO:
+    """Opens a file for reading; a pipe, a device or a folder of that name is refused, and never waited for.
+
+    Raises:
+        OSError: there is no such file, or it is none.
+    """
+    try:
+        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY)
+    except ValueError as error:  # a zero byte, or half a character: such a name comes from a file, not from a shell
+        raise FileNotFoundError(errno.ENOENT, f"no file can have this name ({error})", repr(path)) from None
+    mode = os.fstat(handle).st_mode
+    if not stat.S_ISREG(mode):
+        os.close(handle)
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        raise OSError(errno.EINVAL, "it is a pipe, a socket or a device, not a file", str(path))
+    return os.fdopen(handle, "rb")
+
+
+def read_file(path: Path, most: int) -> bytes:
+    """The content of a file of at most `most` bytes.
+
+    Raises:
+        OSError: there is no such file, it is longer, or it cannot be read.
+    """
+    with open_file(path) as file:
+        content = file.read(most + 1)
+    if len(content) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most:,} bytes", str(path))
+    return content
+
+
+def read_json(path: Path, most: int = MOST_JSON) -> Any:
+    """What a file of JSON holds.
+
+    Raises:
+        OSError: as `read_file`.
+        ValueError: it is no JSON, or nested too deeply.
+    """
+    try:
+        return json.loads(read_file(path, most).decode("utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -18,7 +73,7 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(content.encode() if isinstance(content, str) else content)
+            file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())
         Path(name).replace(path)

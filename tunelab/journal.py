@@ -14,16 +14,17 @@ import gc
 import json
 import os
 import socket
+import stat
 import time
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from pydantic_core import from_json
 
-from tunelab.errors import InputError, StorageError, TunelabError
-from tunelab.files import sync_folder
+from tunelab.errors import InputError, StorageError
+from tunelab.files import open_file, sync_folder
 
 RESERVE = "reserve"
 RESERVE_BYTES = 128 * 1024
@@ -34,6 +35,8 @@ _LOCK_ATTEMPTS = 10
 _BATCH = 1000
 """Lines are parsed so many at a time, which saves time and keeps equal names once (our choice)."""
 _CRC_END = len('{"crc":"00000000",')
+_LONGEST = 64 * 2**20
+"""Bytes of a line at most: those of a search have a few thousand (our choice)."""
 
 
 class StudyLockedError(InputError):
@@ -57,7 +60,7 @@ def decode(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         event: dict[str, Any] = json.loads(b"{" + body)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return event
 
@@ -72,16 +75,18 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
     """The events in order; a cut-off last line is left out.
 
     Raises:
-        TunelabError: a line other than the last is damaged; the message names it. Or one that fits its checksum is no
-            event: no crash makes such a line.
+        InputError: a line other than the last is damaged; the message names it. Or one that fits its checksum is no
+            event: no crash makes such a line. Or the file cannot be read, or is none.
     """
     try:
-        stream = path.open("rb")
+        stream = open_file(path)
     except FileNotFoundError:
         return
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from None
     with stream:
         batch: list[bytes] = []
-        for number, line in enumerate(stream, start=1):
+        for number, line in enumerate(_lines(stream, path), start=1):
             body = _checked(line) if line.endswith(b"\n") else None
             if body is not None:
                 batch.append(body)
@@ -92,6 +97,14 @@ def read_journal(path: Path) -> Iterator[dict[str, Any]]:
                 yield from _events(batch, path)
                 raise _damaged(path, number)
         yield from _events(batch, path)
+
+
+def _lines(stream: BinaryIO, path: Path) -> Iterator[bytes]:
+    """The lines of a record; one that no search writes is not read to its end."""
+    for number, line in enumerate(iter(lambda: stream.readline(_LONGEST), b""), start=1):
+        if len(line) == _LONGEST:
+            raise _damaged(path, number, f"has more than {_LONGEST:,} bytes")
+        yield line
 
 
 @contextlib.contextmanager
@@ -118,13 +131,13 @@ def _events(batch: list[bytes], path: Path) -> list[dict[str, Any]]:
             events = from_json(text, cache_strings="keys")
             return events
         events = json.loads(text)  # it also reads half characters, as Python has them for the bytes of odd file names
-    except ValueError:
-        raise TunelabError(f"{path} holds a line that is no event; restore the file from a copy to go on") from None
+    except (ValueError, RecursionError):
+        raise InputError(f"{path} holds a line that is no event; restore the file from a copy to go on") from None
     return events
 
 
-def _damaged(path: Path, number: int) -> TunelabError:
-    return TunelabError(f"{path}, line {number} is damaged; restore the file from a copy to go on")
+def _damaged(path: Path, number: int, how: str = "is damaged") -> InputError:
+    return InputError(f"{path}, line {number} {how}; restore the file from a copy to go on")
 
 
 class Journal:
@@ -143,15 +156,15 @@ class Journal:
 
         Raises:
             StudyLockedError: another process holds the lock; the message names it.
-            InputError: nothing can be written there.
-            TunelabError: the record is damaged before its last line.
+            InputError: nothing can be written there, the record is damaged before its last line, or a link or no file
+                is in its place.
         """
         opened: list[int] = []
         path = folder / "journal.jsonl"
         try:
             lock = _take_lock(folder / "lock")
             opened.append(lock)
-            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            file = _open_own(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
             opened.append(file)
             _cut_torn_tail(path, file)
             sync_folder(folder)
@@ -245,10 +258,30 @@ class Journal:
         return True
 
 
+def _open_own(path: Path, flags: int) -> int:
+    """Opens a file of a study that is written in place: a link could lead to any file, and a pipe is waited for.
+
+    Raises:
+        FileNotFoundError: there is none, and `flags` makes none.
+        InputError: a link or something else is there, or it cannot be opened.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        why = "it is a link" if path.is_symlink() else error.strerror
+        raise InputError(f"{path} cannot be opened: {why}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise InputError(f"{path} cannot be opened: it is no file")
+    return descriptor
+
+
 def is_locked(folder: Path) -> bool:
     """True while some process writes the study in `folder`."""
     try:
-        descriptor = os.open(folder / "lock", os.O_RDONLY | os.O_CLOEXEC)
+        descriptor = _open_own(folder / "lock", os.O_RDONLY)
     except FileNotFoundError:
         return False
     try:
@@ -262,7 +295,7 @@ def is_locked(folder: Path) -> bool:
 
 
 def _take_lock(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    descriptor = _open_own(path, os.O_RDWR | os.O_CREAT)
     for attempt in range(_LOCK_ATTEMPTS):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -283,7 +316,7 @@ def _take_lock(path: Path) -> int:
 def _cut_torn_tail(path: Path, file: int) -> None:
     good = 0
     with path.open("rb") as stream:
-        for number, line in enumerate(stream, start=1):
+        for number, line in enumerate(_lines(stream, path), start=1):
             if line.endswith(b"\n") and decode(line) is not None:
                 good += len(line)
             elif stream.read(1):

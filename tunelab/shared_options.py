@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from tunelab.errors import InputError
+from tunelab.yaml_files import compose
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -42,14 +43,7 @@ def _load_yaml(path: Path) -> dict[str, Any]:
     """A flat YAML mapping with every value as text, so that `07:30`, `1e-3` and `no` mean what they say."""
     import yaml
 
-    if path.stat().st_size > _MAX_BYTES:
-        raise InputError(f"{path} is larger than {_MAX_BYTES} bytes; that is no options file")
-    try:
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not YAML: {error}") from error
-    except RecursionError:
-        raise InputError(f"{path} is nested too deeply; it must hold lines such as `trials: 16`") from None
+    node = compose(path, _MAX_BYTES, "not YAML")
     if node is None:
         return {}
     if not isinstance(node, yaml.MappingNode):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import datetime
+import io
 import json
 import os
 import shutil
@@ -18,11 +19,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunelab.errors import InputError
-from tunelab.files import is_vacant, sync_folder, write_atomically
+from tunelab.files import is_vacant, read_json, sync_folder, write_atomically
 from tunelab.journal import Journal, is_locked, read_journal, uncollected
 from tunelab.noise import full_length
-from tunelab.records import EpochMetrics, Finding, Trial, TrialStatus
+from tunelab.records import EpochMetrics, Trial, TrialStatus
+from tunelab.replay import replay
 from tunelab.standings import Place, Standing, as_runs, places
+from tunelab.study_checks import require_info
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,14 +78,15 @@ class Study:
         """
         file = path / "study.json"
         try:
-            info = json.loads(file.read_text())
+            info = read_json(file)
         except (FileNotFoundError, NotADirectoryError):
             raise InputError(f"{path} is not a study (there is no {file.name} in it)") from None
         except (ValueError, OSError) as error:
-            raise InputError(f"{file} cannot be read: {error}") from error
+            raise InputError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
         if not isinstance(info, dict) or info.get("format") != FORMAT:
             found = info.get("format") if isinstance(info, dict) else None
             raise InputError(f"{file} has format {found!r}; this version of tunelab reads format {FORMAT}")
+        require_info(file, info)
         return cls(path, info)
 
     @property
@@ -98,7 +102,11 @@ class Study:
     def list_trials(self) -> list[Trial]:
         """All trials in the order of their numbers; those that did not end are PAUSED unless the study is running."""
         with uncollected():
-            trials = replay(read_journal(self.path / "journal.jsonl"))
+            file = self.path / "journal.jsonl"
+            try:
+                trials = replay(read_journal(file))
+            except InputError as error:
+                raise InputError(str(error) if str(file) in str(error) else f"{file}: {error}") from None
         if not self.running:
             for trial in trials:
                 if trial.status is TrialStatus.RUNNING:
@@ -258,40 +266,6 @@ def newest_study(folder: Path) -> Study:
     return studies[0]
 
 
-def replay(events: Iterable[Mapping[str, Any]]) -> list[Trial]:
-    """The trials that a record tells of, in the order of their numbers."""
-    trials: dict[int, Trial] = {}
-    for event in events:
-        kind = event["event"]
-        if kind == "proposed":
-            trials[event["trial"]] = Trial(
-                number=event["trial"],
-                config=event["config"],
-                params=event["params"],
-                stats=event["stats"],
-                arch_id=event["arch_id"],
-                origin=event.get("origin", ""),
-                repeat_of=event.get("repeat_of"),
-                split=event.get("split", 1),
-            )
-        elif kind == "result":
-            trials[event["trial"]].epochs.append(EpochMetrics(**event["metrics"]))
-            trials[event["trial"]].notes += event.get("notes", ())
-            if "findings" in event:
-                trials[event["trial"]].findings += [Finding(**plain) for plain in event["findings"]]
-        elif kind == "decision":
-            trials[event["trial"]].decisions.append(dict(event["decision"]))
-        elif kind == "retried":
-            known = ("event", "trial", "time", "crc")
-            trials[event["trial"]].retries.append({name: value for name, value in event.items() if name not in known})
-            trials[event["trial"]].split = event["split"]
-        elif kind == "ended":
-            trials[event["trial"]].status = TrialStatus(event["status"])
-            trials[event["trial"]].reason = event["reason"]
-            trials[event["trial"]].findings += [Finding(**plain) for plain in event.get("findings", ())]
-    return [trials[number] for number in sorted(trials)]
-
-
 def rank(trials: Iterable[Trial], val_images: int = 0) -> list[Trial]:
     """One trial per configuration that ran its full length, best configuration first.
 
@@ -383,9 +357,8 @@ def flat_row(trial: Trial) -> dict[str, Any]:
 def write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     """Writes rows of differing columns as one table; a column that a row lacks stays empty."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, columns)
-        writer.writeheader()
-        writer.writerows(rows)
-    temporary.replace(path)
+    stream = io.StringIO(newline="")
+    writer = csv.DictWriter(stream, columns)
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, stream.getvalue())

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunelab.files import make_private
+from tunelab.files import make_private, read_json
 from tunelab.records import Trial
 from tunelab.study import Study, write_csv
 
@@ -117,7 +117,7 @@ def _tested(study: Study, trials: Sequence[Trial]) -> list[tuple[Trial, float | 
 def _read(file: Path) -> dict[str, Any]:
     """What a `metrics.json` holds; nothing of one that is damaged."""
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
     except (OSError, ValueError):
         return {}
     return content if isinstance(content, dict) else {}

@@ -12,6 +12,7 @@ import click
 from tunelab.commands.studies import find_study, print_best
 from tunelab.errors import InputError
 from tunelab.shared_options import JSON, RUNS_DIR, STUDY, shared, words_given
+from tunelab.yaml_files import load
 
 _OF_RETRAINING = ("epochs", "seeds", "trial", "keep_val", "average", "recipe", "compile", "telemetry")
 _MAX_BYTES = 100_000
@@ -96,16 +97,10 @@ def best(
 
 def _read_recipe(path: Path) -> dict[str, Any]:
     """The mapping in a YAML file."""
-    import yaml
-
-    if path.stat().st_size > _MAX_BYTES:
-        raise InputError(f"--recipe {path} is larger than {_MAX_BYTES} bytes; that is no recipe")
     try:
-        found = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"--recipe {path} is not YAML: {error}") from error
-    except RecursionError:
-        raise InputError(f"--recipe {path} is nested too deeply; it must hold lines such as `lr: 0.05`") from None
+        found = load(path, _MAX_BYTES, "not YAML")
+    except InputError as error:
+        raise InputError(f"--recipe {error}") from error
     if not isinstance(found, dict) or not all(isinstance(name, str) for name in found):
         raise InputError(f"--recipe {path} must hold lines such as `lr: 0.05`")
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import lzma
 import math
 import zipfile
 import zlib
@@ -11,8 +13,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.lib.npyio import NpzFile
 
+from tunelab.capacity import free_memory_mib
 from tunelab.config import DataConfig
 from tunelab.data.raw import (
     CHUNK_BYTES,
@@ -27,7 +29,7 @@ from tunelab.data.raw import (
     resize_all,
     size_of,
 )  # fmt: skip
-from tunelab.errors import InputError
+from tunelab.errors import InputError, brief
 
 # Per layout, the keys of each split's images and labels. The second is MedMNIST's, the third that of Keras.
 _LAYOUTS: tuple[dict[str, tuple[str, str]], ...] = (
@@ -35,7 +37,13 @@ _LAYOUTS: tuple[dict[str, tuple[str, str]], ...] = (
     {split: (f"{split}_images", f"{split}_labels") for split in ("train", "val", "test")},
     {split: (f"x_{split}", f"y_{split}") for split in ("train", "val", "test")},
 )
-_DAMAGE = (OSError, EOFError, zipfile.BadZipFile, zlib.error)
+_DAMAGE = (OSError, EOFError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, NotImplementedError, RuntimeError)
+_MOST_IMAGES = 100_000_000
+"""In an archive, at most: their labels alone take 800 MB (our choice)."""
+_LARGEST_SIDE = 16_384
+"""Pixels; 1 GB of memory for one image in four channels (our choice)."""
+_MOST_NAMES = 64 * 2**20  # bytes of the names of classes; our choice
+_LONGEST_HEAD = 10_000  # bytes; numpy's own limit, which it looks at when it has read them
 _LAYOUTS_TEXT = "images and labels, or train_images and train_labels, or x_train and y_train"
 
 
@@ -59,7 +67,7 @@ def _keys(file: Path) -> set[str]:
     try:
         with zipfile.ZipFile(file) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
-    except (zipfile.BadZipFile, OSError) as error:
+    except (*_DAMAGE, ValueError) as error:
         raise InputError(f"{file} is not a numpy archive that can be read ({error})") from error
 
 
@@ -67,7 +75,7 @@ def _layout(file: Path, keys: set[str]) -> dict[str, tuple[str, str]]:
     found = [layout for layout in _LAYOUTS if keys.intersection(layout["train"])]
     if len(found) != 1:
         state = "more than one" if found else "none"
-        names = ", ".join(sorted(keys)) or "nothing"
+        names = brief(", ".join(sorted(keys)) or "nothing")
         raise InputError(f"{file} must have one of: {_LAYOUTS_TEXT}; it has {state} (it holds {names})")
     layout = {split: pair for split, pair in found[0].items() if keys.intersection(pair)}
     for pair in layout.values():
@@ -131,8 +139,16 @@ def _exactly(stream: IO[bytes], size: int) -> bytes:
 def _read_head(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
     """Shape, whether it is in Fortran's order, and type of the array that comes."""
     version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    head: tuple[tuple[int, ...], bool, np.dtype[Any]] = read(stream)
+    width = 2 if version == (1, 0) else 4
+    length = _exactly(stream, width)
+    if int.from_bytes(length, "little") > _LONGEST_HEAD:
+        raise ValueError(f"its head has {int.from_bytes(length, 'little'):,} bytes")
+    read = np.lib.format.read_array_header_1_0 if width == 2 else np.lib.format.read_array_header_2_0
+    head: tuple[tuple[int, ...], bool, np.dtype[Any]] = read(
+        io.BytesIO(length + _exactly(stream, int.from_bytes(length, "little")))
+    )
+    if not all(type(side) is int and side >= 0 for side in head[0]):
+        raise ValueError(f"its shape is {head[0]}")
     return head
 
 
@@ -155,9 +171,9 @@ def _read(
     file: Path, layout: dict[str, tuple[str, str]], has_classes: bool, image_size: int | None, meter: Meter
 ) -> Raw:
     try:
-        with np.load(file, allow_pickle=False) as archive:
+        with zipfile.ZipFile(file) as archive:
             parts = {split: _split(file, archive, pair) for split, pair in layout.items()}
-            names = _array(file, archive, "classes") if has_classes else None
+            names = _array(file, archive, "classes", _MOST_NAMES) if has_classes else None
     except _DAMAGE as error:
         raise InputError(f"{file} is damaged ({type(error).__name__}: {error})") from error
     shapes = {part.shape[1:] for part in parts.values()}
@@ -173,45 +189,68 @@ def _read(
     return Raw(classes, size, channels, {split: part.images(file, size) for split, part in parts.items()}, notes)
 
 
-def _array(file: Path, archive: NpzFile, key: str) -> np.ndarray[Any, Any]:
+def _array(file: Path, archive: zipfile.ZipFile, key: str, most: int) -> np.ndarray[Any, Any]:
+    """A member whole, if it takes at most so many bytes; it is never unpickled."""
+    shape, _, dtype, begin = _head_of(file, archive, key)
+    needed = math.prod(shape) * dtype.itemsize
+    if needed > most:
+        raise InputError(f"{file}: {key} takes {needed:,} bytes; it can take {most:,}")
+    if archive.getinfo(_member(archive, key)).file_size < begin + needed:
+        raise EOFError(f"{key} ends too early")
     try:
-        return np.asarray(archive[key])
-    except (ValueError, SyntaxError) as error:  # an object array, which only a pickle can hold, or a broken header
+        with archive.open(_member(archive, key)) as stream:
+            return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
+    except (ValueError, SyntaxError, TypeError) as error:
         raise InputError(f"{file}: {key} cannot be read ({error})") from error
 
 
-def _split(file: Path, archive: NpzFile, pair: tuple[str, str]) -> _Part:
-    assert archive.zip is not None  # it is open
-    member = f"{pair[0]}.npy" if f"{pair[0]}.npy" in archive.zip.namelist() else pair[0]
+def _member(archive: zipfile.ZipFile, key: str) -> str:
+    return f"{key}.npy" if f"{key}.npy" in archive.namelist() else key
+
+
+def _head_of(file: Path, archive: zipfile.ZipFile, key: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """Shape, order and type of a member, and where its values begin."""
     try:
-        with archive.zip.open(member) as stream:
+        with archive.open(_member(archive, key)) as stream:
             shape, in_fortran_order, dtype = _read_head(stream)
             begin = stream.tell()
-    except (ValueError, SyntaxError) as error:
-        raise InputError(f"{file}: {pair[0]} cannot be read ({error})") from error
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError) as error:
+        raise InputError(f"{file}: {key} cannot be read ({error})") from error
     if dtype.hasobject:
-        raise InputError(f"{file}: {pair[0]} cannot be read (it holds Python objects)")
+        raise InputError(f"{file}: {key} cannot be read (it holds Python objects)")
+    return shape, in_fortran_order, dtype, begin
+
+
+def _split(file: Path, archive: zipfile.ZipFile, pair: tuple[str, str]) -> _Part:
+    shape, in_fortran_order, dtype, begin = _head_of(file, archive, pair[0])
     if dtype != np.uint8:
         raise InputError(f"{file}: {pair[0]} must be uint8 (0 to 255), not {dtype}")
     if len(shape) == 3:
         shape = (*shape, 1)
     if len(shape) != 4 or not 1 <= shape[3] <= 4 or 0 in shape:
         raise InputError(f"{file}: {pair[0]} must be (N, H, W) or (N, H, W, C) with C from 1 to 4, not {shape}")
-    if archive.zip.getinfo(member).file_size < begin + math.prod(shape):
+    if max(shape[1:3]) > _LARGEST_SIDE or shape[0] > _MOST_IMAGES:
+        raise InputError(
+            f"{file}: {pair[0]} is {shape}; at most {_MOST_IMAGES:,} images of {_LARGEST_SIDE}x{_LARGEST_SIDE} are allowed"
+        )
+    member = _member(archive, pair[0])
+    if archive.getinfo(member).file_size < begin + math.prod(shape):
         raise EOFError(f"{pair[0]} ends too early")
     # In that order the parts of an image lie all over the array.
-    whole = _array(file, archive, pair[0]).reshape(shape) if in_fortran_order else None
+    free = int(free_memory_mib() * 2**20 / 2)
+    whole = _array(file, archive, pair[0], free).reshape(shape) if in_fortran_order else None
     return _Part(member, shape, _labels(file, archive, pair, shape[0]), whole)
 
 
-def _labels(file: Path, archive: NpzFile, pair: tuple[str, str], images: int) -> Rows:
-    labels = _array(file, archive, pair[1])
+def _labels(file: Path, archive: zipfile.ZipFile, pair: tuple[str, str], images: int) -> Rows:
+    shape = _head_of(file, archive, pair[1])[0]
+    if shape not in ((images,), (images, 1)):
+        raise InputError(f"{file}: {pair[1]} must be ({images},), one per image, not {shape}")
+    labels = _array(file, archive, pair[1], 64 + 16 * images)
     if labels.dtype.kind not in "iu":
         raise InputError(f"{file}: {pair[1]} must be integers from 0, not {labels.dtype}")
     if labels.ndim == 2 and labels.shape[1] == 1:
         labels = labels[:, 0]
-    if labels.shape != (images,):
-        raise InputError(f"{file}: {pair[1]} must be ({images},), one per image, not {labels.shape}")
     if labels.min() < 0:
         raise InputError(f"{file}: {pair[1]} must number the classes 0, 1, 2, ...; it has {labels.min()}")
     found: Rows = labels.astype(np.int64)

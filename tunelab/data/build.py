@@ -16,7 +16,7 @@ from tunelab.config import DataConfig, derive_seed
 from tunelab.data.raw import Found, Images, Meter, Progress, Raw, Rows, require_images
 from tunelab.data.splits import cut
 from tunelab.data.storage import NpyWriter, require_room, room_errors
-from tunelab.files import sync_folder
+from tunelab.files import read_json, sync_folder
 
 DESCRIPTION = "decoded.json"
 FORMAT = 1  # goes into the cache's key; raise it when the same data would be decoded differently
@@ -47,12 +47,12 @@ def file_names(split: str) -> tuple[str, str]:
 def read_description(folder: Path) -> Decoded | None:
     """What was decoded into `folder`, None where there is nothing that can be used."""
     try:
-        plain = json.loads((folder / DESCRIPTION).read_text())
+        plain = read_json(folder / DESCRIPTION)
         return Decoded(
             tuple(plain["classes"]), tuple(plain["image_size"]), plain["channels"], plain["fingerprint"],
             plain["rows"], plain["sizes"], tuple(plain["notes"]),
         )  # fmt: skip
-    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -20,6 +20,7 @@ import torch
 from torch import nn
 
 from tunelab.data.batches import Batch, Split
+from tunelab.files import read_json
 from tunelab.records import EpochMetrics, Finding
 from tunelab.training.cases import Case, Task, hopeless
 from tunelab.training.evaluate import Evaluation
@@ -261,7 +262,7 @@ def _number(value: float | None) -> float:
 def _read(file: Path) -> dict[str, Any]:
     """The content of a file; nothing where it is not there or is damaged."""
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}

@@ -24,7 +24,7 @@ from tunelab.config import CustomSpec, TrialConfig, from_json, to_json
 from tunelab.data.augment import normalizer
 from tunelab.data.cache import DataInfo
 from tunelab.errors import InputError
-from tunelab.files import write_atomically
+from tunelab.files import read_json, write_atomically
 from tunelab.models.check import check
 from tunelab.models.network import build_network
 
@@ -189,7 +189,7 @@ def read_info(path: Path) -> ModelInfo:
         size = path.stat().st_size
         if size > _MOST_BYTES:
             raise InputError(f"{path} is not the description of a model: it has {size:,} bytes")
-        plain = json.loads(path.read_text(encoding="utf-8"))
+        plain = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise

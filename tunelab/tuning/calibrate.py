@@ -15,6 +15,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tunelab.config import from_json
 from tunelab.errors import TunelabError
 from tunelab.tuning.probes import PATIENCE, ProbeError, Probes, TooSlowError
 from tunelab.tuning.quota import PROCESS_MIB, RAY_MIB, WORKER_MIB, in_words, share_memory
@@ -80,11 +81,12 @@ class Calibration:
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Calibration:
-        """What `to_json` wrote."""
-        layouts = [Layout(**{**layout, "slots": Slots(**layout["slots"])}) for layout in plain["layouts"]]
-        points = [Point(**{**point, "load": Load(**point["load"])}) for point in plain["points"]]
-        made = {**plain, "slots": Slots(**plain["slots"]), "layouts": tuple(layouts), "points": tuple(points)}
-        return cls(**made)
+        """What `to_json` wrote.
+
+        Raises:
+            InputError: something else did.
+        """
+        return from_json(cls, plain)
 
 
 def calibrate(

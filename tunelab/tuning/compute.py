@@ -19,7 +19,7 @@ from tunelab.config import ComputeConfig, from_json, to_json
 from tunelab.data.cache import DataInfo
 from tunelab.data.storage import exclusive
 from tunelab.errors import InputError, TunelabError
-from tunelab.files import cache_root, write_atomically
+from tunelab.files import cache_root, read_json, write_atomically
 from tunelab.space import SearchSpace
 from tunelab.tuning.calibrate import Sample, processes_for, shrink
 from tunelab.tuning.hardware import describe_hardware, precisions, torch_version
@@ -164,7 +164,7 @@ def fastest(
 def recall(key: str) -> Choice | None:
     """What is known of this machine under `key`; None if nothing is, or the file is damaged."""
     try:
-        found = json.loads((cache_root()[0] / FILE).read_text(encoding="utf-8"))[key]
+        found = read_json(cache_root()[0] / FILE)[key]
         images = {str(name): float(rate) for name, rate in found["images"].items()}
         choice = Choice(from_json(ComputeConfig, found["compute"]), images)
         return choice if all(0 < rate < math.inf for rate in images.values()) else None
@@ -178,7 +178,7 @@ def remember(key: str, choice: Choice) -> None:
     made = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
     with contextlib.suppress(OSError, TunelabError), exclusive(path.with_suffix(".lock")):
         try:
-            known = json.loads(path.read_text(encoding="utf-8"))
+            known = read_json(path)
             known = known if isinstance(known, dict) else {}
         except (OSError, ValueError):
             known = {}

@@ -18,6 +18,7 @@ from typing import Any
 from tunelab.errors import InputError
 from tunelab.space import SearchSpace
 from tunelab.tuning.templates import is_template, params_of, take_options
+from tunelab.yaml_files import compose
 
 Entry = Mapping[str, str]
 
@@ -126,16 +127,7 @@ def _read_yaml(path: Path) -> Any:
     """Lists and mappings of texts; a name that is there twice is refused, and what contains itself."""
     import yaml
 
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            raise InputError(f"{path} is larger than {_MAX_BYTES} bytes")
-        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is neither YAML nor JSON: {' '.join(str(error).split())}") from error
-    except RecursionError:
-        raise InputError(f"{path} is nested too deeply") from None
+    node = compose(path, _MAX_BYTES, "neither YAML nor JSON")
     made: dict[int, Any] = {}  # by node: what is there once and meant again is made once
 
     def plain(node: yaml.Node | None) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from tunelab.capacity import free_memory_mib
-from tunelab.config import TrialConfig, to_json
+from tunelab.config import TrialConfig, from_json, to_json
 from tunelab.errors import InputError, TunelabError
 from tunelab.records import Trial
 from tunelab.study import Study
@@ -92,7 +92,7 @@ def filled(slots: Slots, trainings: int) -> float:
 
 def _as_begun(usual: Slots, begun: Study, options: SearchOptions) -> Packing:
     """As a list of trainings was begun, with no more at once than fit into the memory that is free now."""
-    slots = Slots(**begun.info["slots"])
+    slots = from_json(Slots, begun.info["slots"])
     slots = dataclasses.replace(slots, precision=usual.precision, channels_last=usual.channels_last, memory=None)
     measured = calibration_of(begun)
     if measured is not None:

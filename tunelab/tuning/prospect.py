@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tunelab.capacity import free_memory_mib
-from tunelab.config import DataConfig, TrialConfig, to_json
+from tunelab.config import DataConfig, TrialConfig, from_json, to_json
 from tunelab.data.cache import DataInfo, prepare
 from tunelab.errors import TunelabError
 from tunelab.records import BY_MODEL, Trial
@@ -265,7 +265,7 @@ def computing_like(slots: Slots, study: Study) -> Slots:
     same = all(then.get(name) == now[name] for name in ("processor", "gpus"))
     if plain is None or plain["device"] != slots.device or not same:
         return slots
-    measured = Slots(**plain)
+    measured = from_json(Slots, plain)
     return dataclasses.replace(slots, precision=measured.precision, channels_last=measured.channels_last)
 
 
