@@ -63,7 +63,8 @@ ROOMS = [
         " tunelab.tuning.progress tunelab.tuning.options tunelab.tuning.objectives tunelab.tuning.importances"
         " tunelab.training tunelab.summary tunelab.study tunelab.journal"
         " tunelab.standings tunelab.noise tunelab.space tunelab.foreign tunelab.models tunelab.data tunelab.records"
-        " tunelab.variants tunelab.capacity tunelab.config tunelab.tuning.draws tunelab.record_checks tunelab.yaml_files",
+        " tunelab.variants tunelab.capacity tunelab.config tunelab.tuning.draws"
+        " tunelab.record_checks tunelab.yaml_files",
         "torch",
     ),
     Room(

@@ -262,16 +262,15 @@ def _open_own(path: Path, flags: int) -> int:
     """Opens a file of a study that is written in place: a link could lead to any file, and a pipe is waited for.
 
     Raises:
-        FileNotFoundError: there is none, and `flags` makes none.
-        InputError: a link or something else is there, or it cannot be opened.
+        OSError: it cannot be opened.
+        InputError: a link or something else is there.
     """
     try:
         descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600)
-    except FileNotFoundError:
-        raise
     except OSError as error:
-        why = "it is a link" if path.is_symlink() else error.strerror
-        raise InputError(f"{path} cannot be opened: {why}") from error
+        if error.errno in (errno.ELOOP, errno.ENXIO):
+            raise InputError(f"{path} cannot be opened: it is no file") from None
+        raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise InputError(f"{path} cannot be opened: it is no file")
@@ -284,6 +283,8 @@ def is_locked(folder: Path) -> bool:
         descriptor = _open_own(folder / "lock", os.O_RDONLY)
     except FileNotFoundError:
         return False
+    except OSError as error:
+        raise InputError(f"{folder / 'lock'} cannot be opened: {error.strerror}") from error
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

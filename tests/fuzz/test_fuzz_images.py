@@ -18,6 +18,7 @@ from PIL import Image
 if TYPE_CHECKING:
     from tests.fuzz.conftest import Fuzz, World
 
+pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
 SEARCH = ["search", "SPACE", "--dry-run", "--image-size", "8", "--data"]
 
 

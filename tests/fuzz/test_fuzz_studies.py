@@ -1,4 +1,4 @@
-"""Studies of strangers: whatever their files hold, a command that reads them answers or says in one line what is wrong."""
+"""Studies of strangers: whatever their files hold, a command answers or says in one line what is wrong."""
 
 from __future__ import annotations
 

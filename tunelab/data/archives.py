@@ -231,7 +231,7 @@ def _split(file: Path, archive: zipfile.ZipFile, pair: tuple[str, str]) -> _Part
         raise InputError(f"{file}: {pair[0]} must be (N, H, W) or (N, H, W, C) with C from 1 to 4, not {shape}")
     if max(shape[1:3]) > _LARGEST_SIDE or shape[0] > _MOST_IMAGES:
         raise InputError(
-            f"{file}: {pair[0]} is {shape}; at most {_MOST_IMAGES:,} images of {_LARGEST_SIDE}x{_LARGEST_SIDE} are allowed"
+            f"{file}: {pair[0]} is {shape}; allowed are {_MOST_IMAGES:,} images of {_LARGEST_SIDE}x{_LARGEST_SIDE}"
         )
     member = _member(archive, pair[0])
     if archive.getinfo(member).file_size < begin + math.prod(shape):

@@ -7,6 +7,7 @@ goes into Python itself. Threads need no second interpreter and no picklable `__
 from __future__ import annotations
 
 import struct
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -24,6 +25,8 @@ Result = TypeVar("Result")
 _GREY_MODES = {"1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "I;16N"}
 _SIDEWAYS = {5, 6, 7, 8}  # EXIF orientations that exchange height and width
 _HEADERS_PER_TASK = 256
+# What it says of odd metadata is nothing to a user, and goes to no one line.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 # What Pillow's many decoders raise for damaged files; OSError is also UnidentifiedImageError, cut data, no access.
 _UNREADABLE = (
     OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError,
