@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,6 +105,19 @@ class _NumberOrAll(click.ParamType[int | None]):
 
 
 NUMBER_OR_ALL = _NumberOrAll()
+
+
+class FiniteRange(click.FloatRange):
+    """A number in a range, which "nan" is not: it is in every range that is asked for what is outside."""
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Any:
+        """The number; `inf` and `nan` are refused."""
+        found = super().convert(value, parameter, context)
+        if not math.isfinite(found):
+            self.fail(f"{value} is not in the range {self._describe_range()}.", parameter, context)
+        return found
+
+
 CONFIG = click.option(
     "--config",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
@@ -149,7 +163,7 @@ def data_options(command: Command) -> Command:
         click.option("--limit-train", type=click.IntRange(min=2), help="Use this many training images."),
         click.option(
             "--val-fraction",
-            type=click.FloatRange(min=0, max=1, min_open=True, max_open=True),
+            type=FiniteRange(min=0, max=1, min_open=True, max_open=True),
             default=0.15,
             show_default=True,
             help="Share of images held out to compare trials by, where the data has no such split.",

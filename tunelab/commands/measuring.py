@@ -18,6 +18,7 @@ from tunelab.shared_options import (
     JSON,
     RUNS_DIR,
     STUDY,
+    FiniteRange,
     data_options,
     several,
     shared,
@@ -58,7 +59,7 @@ _USUAL_SPACE = "arch"
 )
 @click.option(
     "--seconds",
-    type=click.FloatRange(min=0, max=600, min_open=True),
+    type=FiniteRange(min=0, max=600, min_open=True),
     default=3,
     show_default=True,
     help="How long each point trains, beside its start and its validation.",

@@ -23,6 +23,7 @@ from tunelab.shared_options import (
     SUPERVISE,
     TRIAL_TIMEOUT,
     CommandLine,
+    FiniteRange,
     data_options,
     names_given,
     shared,
@@ -40,9 +41,7 @@ from tunelab.shared_options import (
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Everything random derives from it."
 )
 @click.option("--cpus-per-trial", type=click.IntRange(min=1), help="Threads of a trial  [default: as measured]")
-@click.option(
-    "--gpus-per-trial", type=click.FloatRange(min=0, min_open=True), help="Share of a GPU  [default: as measured]"
-)
+@click.option("--gpus-per-trial", type=FiniteRange(min=0, min_open=True), help="Share of a GPU  [default: as measured]")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 @click.option(
     "--sampler",
@@ -58,7 +57,7 @@ from tunelab.shared_options import (
 )
 @click.option(
     "--race",
-    type=click.FloatRange(min=0, max=0.9),
+    type=FiniteRange(min=0, max=0.9),
     help="Share of the time in which the finalists are trained again with other seeds  [default: 0.2; 0 with --grid]",
 )
 @click.option(
@@ -98,7 +97,7 @@ from tunelab.shared_options import (
 )
 @click.option(
     "--max-mflops",
-    type=click.FloatRange(min=0, min_open=True),
+    type=FiniteRange(min=0, min_open=True),
     help="Refuse networks with more million multiply-adds per image  [default: 40, 1200 on a GPU]",
 )
 @click.option(
