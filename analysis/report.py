@@ -12,7 +12,7 @@ from typing import Any
 
 from tunelab import __version__
 from tunelab.errors import InputError
-from tunelab.files import sync_folder
+from tunelab.files import require_no_links, sync_folder
 from tunelab.records import Trial
 from tunelab.study import Study, current, describe_counts
 
@@ -47,6 +47,8 @@ def write_report(study: Study, out: Path | None = None) -> dict[str, Any]:
         TunelabError: the record is damaged before its last line.
     """
     folder = study.path / "report" if out is None else out
+    if out is None:
+        require_no_links(study.path)
     with _staging(folder) as staging:
         content = gather(study, staging)
         (staging / PAGE).write_text(build(content), encoding="utf-8")

@@ -132,8 +132,8 @@ ROOMS = [
         " tunelab.tuning.searcher tunelab.tuning.sources"
         " tunelab.tuning.stopping tunelab.tuning.memory tunelab.tuning.model_sampler tunelab.tuning.grid"
         " tunelab.tuning.grid_files"
-        " tunelab.tuning.options tunelab.study tunelab.space tunelab.data tunelab.records tunelab.config"
-        " tunelab.capacity tunelab.tuning.room",
+        " tunelab.tuning.options tunelab.study tunelab.space tunelab.foreign tunelab.data tunelab.records"
+        " tunelab.config tunelab.capacity tunelab.tuning.room",
     ),
     Room(
         "tunelab.tuning.memory",
@@ -383,7 +383,12 @@ ROOMS = [
     Room("tunelab.noise", "by how much two trainings of one configuration differ; plain arithmetic", "tunelab.records"),
     Room("tunelab.liveness", "signs of life of a process that searches, in the study's folder"),
     Room("tunelab.journal", "the record on the disk: checked lines, one writer"),
-    Room("tunelab.space", "what a search space is, and how one is found", "tunelab.foreign tunelab.config"),
+    Room(
+        "tunelab.space",
+        "what a search space is, and how one is found",
+        "tunelab.foreign tunelab.patience tunelab.config",
+    ),
+    Room("tunelab.patience", "foreign code that does not return is told of, and broken off"),
     Room("tunelab.foreign", "code of the user's own: found, trusted, run, and named where it fails", "tunelab.config"),
     Room("tunelab.space_template", "the files that `tunelab new-space` writes"),
     Room("tunelab.replay", "from the events of a record to its trials", "tunelab.record_checks tunelab.records"),

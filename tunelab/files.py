@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from tunelab.errors import TunelabError
+from tunelab.errors import InputError, TunelabError
 
 MOST_JSON = 32 * 2**20
 """Bytes of JSON that are read at most, unless something else is said: it can take ten times that (our choice)."""
@@ -62,6 +62,45 @@ def read_json(path: Path, most: int = MOST_JSON) -> Any:
         return json.loads(read_file(path, most).decode("utf-8"))
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def require_no_links(folder: Path) -> None:
+    """Passes if nothing in a folder that is to be written in leads out of it.
+
+    Whoever made the folder could have a file of this user's be written over by such a link.
+
+    Raises:
+        InputError: a link does; it is named.
+    """
+    inside = f"{os.path.realpath(folder)}{os.sep}"
+    waiting = [os.fspath(folder)]
+    while waiting:
+        try:
+            entries = list(os.scandir(waiting.pop()))
+        except OSError:  # it is gone meanwhile, or closed to this user: nothing is written in it
+            continue
+        for entry in entries:
+            if entry.is_symlink():
+                if not os.path.realpath(entry.path).startswith(inside):
+                    raise InputError(
+                        f"{entry.path} is a link that leads out of {folder}, and what is written there would go with "
+                        "it; remove the link, or put what it leads to in its place"
+                    )
+            elif entry.is_dir():
+                waiting.append(entry.path)
+
+
+def note_on(folder: Path) -> str:
+    """What is to be said of a folder that others than this user can change, in one line; "" if none can."""
+    try:
+        found = folder.stat()
+    except OSError:
+        return ""
+    if found.st_uid not in (os.getuid(), 0):
+        return f"{folder} belongs to another user (number {found.st_uid}); nothing in it is run, but it may be made up"
+    if found.st_mode & stat.S_IWOTH and not found.st_mode & stat.S_ISVTX:
+        return f"{folder} can be written by every user of this machine; `chmod o-w {folder}` mends that"
+    return ""
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:

@@ -5,7 +5,8 @@ are (`from . import layers`); nothing is put on the path of modules, so that it 
 
 A factory is only run if its file is the one that was recorded, and if this user has allowed it: by a search of a space
 that draws it, or by `tunelab trust`. What is allowed is in `trusted.txt` in the cache's folder, never in what is read:
-a study or a model of somebody else cannot allow anything.
+a study or a model of somebody else cannot allow anything. So is the space file that a study goes on with: it is run if
+this user gave it to a search, or allowed it.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from pydantic import ValidationError
 
 from tunelab.config import CustomSpec, one_line
 from tunelab.errors import InputError
-from tunelab.files import cache_root
+from tunelab.files import cache_root, read_file
 
 FILE = "trusted.txt"
 _OWN = str(Path(__file__).resolve().parent)
+_MOST_BYTES = 16 * 2**20  # of what is noted, of 150 bytes each, and of a Python file; our choice
 _LONGEST = 300  # characters of what an error says; our choice
 
 
@@ -109,6 +111,30 @@ def trust(spec: CustomSpec) -> None:
             file.write(_entry(spec))
 
 
+def allow_space(path: Path) -> None:
+    """Notes that this user gave the space file `path`: a study may name it from now on, whatever it holds then.
+
+    Raises:
+        TunelabError: the folder of the cache cannot be written.
+    """
+    if not _is_noted(_space_entry(path)):
+        with (cache_root()[0] / FILE).open("a", encoding="utf-8", errors="surrogateescape") as file:
+            file.write(_space_entry(path))
+
+
+def require_allowed_space(source: str, study: Path) -> None:
+    """Passes if the space that a study names is no file, or one that this user gave to a search of this machine.
+
+    Raises:
+        InputError: it is another file. A study of somebody else would have it run.
+    """
+    if source.endswith(".py") and not _is_noted(_space_entry(Path(source))):
+        raise InputError(
+            f"the study {study} goes on with the space {source}, which is code that you have not allowed yet; read it, "
+            f"then `tunelab trust {source}` allows it"
+        )
+
+
 def load_factory(spec: CustomSpec) -> Callable[..., Any]:
     """The function that makes the network, if its file is as recorded and this user has allowed it.
 
@@ -155,7 +181,7 @@ def read_source(path: Path, what: str) -> bytes:
     if not path.is_file():
         raise InputError(f"there is no {what} {path}")
     try:
-        return path.read_bytes()
+        return read_file(path, _MOST_BYTES)
     except OSError as error:
         raise InputError(f"the {what} {path} cannot be read: {error.strerror}") from error
 
@@ -239,10 +265,21 @@ def _file_of(module: str) -> Path:
 
 
 def _is_trusted(spec: CustomSpec) -> bool:
+    return _is_noted(_entry(spec))
+
+
+def _is_noted(entry: str) -> bool:
     try:
-        return _entry(spec) in (cache_root()[0] / FILE).read_text(encoding="utf-8").splitlines(keepends=True)
+        noted = read_file(cache_root()[0] / FILE, _MOST_BYTES).decode("utf-8", "surrogateescape")
     except FileNotFoundError:
         return False
+    except OSError as error:
+        raise InputError(f"{cache_root()[0] / FILE} cannot be read: {error.strerror}") from error
+    return entry in noted.splitlines(keepends=True)
+
+
+def _space_entry(path: Path) -> str:
+    return f"space {str(path)!a}\n"
 
 
 def _entry(spec: CustomSpec) -> str:

@@ -24,7 +24,7 @@ from typing import Any, BinaryIO
 from pydantic_core import from_json
 
 from tunelab.errors import InputError, StorageError
-from tunelab.files import open_file, sync_folder
+from tunelab.files import open_file, require_no_links, sync_folder
 
 RESERVE = "reserve"
 RESERVE_BYTES = 128 * 1024
@@ -161,6 +161,8 @@ class Journal:
         """
         opened: list[int] = []
         path = folder / "journal.jsonl"
+        if path.exists():  # it was begun, here or elsewhere
+            require_no_links(folder)
         try:
             lock = _take_lock(folder / "lock")
             opened.append(lock)

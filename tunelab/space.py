@@ -27,6 +27,7 @@ from typing import Any, Protocol, TypeVar
 from tunelab.config import CustomSpec, TrialConfig
 from tunelab.errors import InputError, RefusedError
 from tunelab.foreign import import_file, place_of, say, settle, trust
+from tunelab.patience import limited
 
 _PACKAGE = "tunelab.search_spaces"
 _ENTRY_POINTS = "tunelab.spaces"
@@ -119,7 +120,8 @@ def draw_config(space: SearchSpace, suggest: Suggest) -> TrialConfig:
     """
     require_base(space)
     try:
-        config = space.draw(suggest)
+        with limited(f"the space {space.name!r}{space.place}"):
+            config = space.draw(suggest)
     except (Exception, SystemExit) as error:
         if isinstance(error, InputError) and not isinstance(error, RefusedError):
             raise

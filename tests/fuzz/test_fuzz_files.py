@@ -76,7 +76,7 @@ def test_options_and_grids(number: int, world: World, fuzz: type[Fuzz]) -> None:
 
 @pytest.mark.slow
 def test_templates(world: World, fuzz: type[Fuzz]) -> None:
-    template = json.loads((world.study / "experiment_template.json").read_text())
+    template = json.loads((world.study / "trials" / "0000" / "experiment_template.json").read_text())
 
     def case(data: st.DataObject) -> None:
         file = world.folder / "t.json"

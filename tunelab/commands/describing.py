@@ -121,11 +121,21 @@ def trust(factory: str) -> None:
     """Allow the code of FACTORY, path/to/file.py:function or package.module:function, to make networks.
 
     A study or a model may name such code; it is run only if you have allowed it, here or by a search of a space that
-    draws it, and only as long as its file is the same. Read the file before.
+    draws it, and only as long as its file is the same. FACTORY may also be the file of a space, path/to/space.py, that
+    a study goes on with; a search of that file allows it too. Read the file before.
 
     \b
     tunelab trust models/my_model.py:build
+    tunelab trust my_space.py
     """
+    if factory.endswith(".py"):
+        from tunelab.foreign import allow_space, read_source
+
+        path = Path(factory).expanduser().resolve()
+        read_source(path, "space file")
+        allow_space(path)
+        click.echo(f"{path} may be run by the studies that name it")
+        return
     from tunelab.config import CustomSpec, from_json
     from tunelab.foreign import settle
     from tunelab.foreign import trust as allow

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from tunelab.errors import InputError
+from tunelab.files import note_on
 
 if TYPE_CHECKING:
     from tunelab.study import Study
@@ -19,11 +20,13 @@ def find_study(path: Path | None, runs_dir: Path) -> Study:
     """The study at `path`, or of that name inside the folder of studies, or the newest one."""
     from tunelab.study import load, newest_study
 
-    if path is None:
-        return newest_study(runs_dir)
-    found = here_or_inside(path, runs_dir)
-    if found.exists():
-        return load(found)
+    found = None if path is None else here_or_inside(path, runs_dir)
+    if found is None or found.exists():
+        study = newest_study(runs_dir) if found is None else load(found)
+        note = note_on(study.path)
+        if note:
+            click.echo(f"note: {note}", err=True)
+        return study
     raise InputError(
         f"there is no study {path}, neither here nor in {runs_dir}; `tunelab list` names those that there are"
     )

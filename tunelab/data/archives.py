@@ -200,7 +200,7 @@ def _array(file: Path, archive: zipfile.ZipFile, key: str, most: int) -> np.ndar
     try:
         with archive.open(_member(archive, key)) as stream:
             return np.asarray(np.lib.format.read_array(stream, allow_pickle=False))
-    except (ValueError, SyntaxError, TypeError) as error:
+    except (ValueError, SyntaxError, TypeError, MemoryError) as error:
         raise InputError(f"{file}: {key} cannot be read ({error})") from error
 
 

@@ -17,7 +17,7 @@ from typing import Any
 from tunelab.config import CustomSpec, TrialConfig, config_id, from_json
 from tunelab.data.cache import DataInfo
 from tunelab.errors import InputError
-from tunelab.foreign import require_unchanged
+from tunelab.foreign import require_allowed_space, require_unchanged
 from tunelab.noise import full_length
 from tunelab.records import Trial
 from tunelab.space import SearchSpace, load_space
@@ -60,6 +60,7 @@ def reopen(study: str | Path | Study, show_progress: bool) -> Begun:
     if opened.info["kind"] != "search":
         raise InputError(f"{opened.path} is a {opened.info['kind']}; the command that began it goes on with it")
     options = from_json(SearchOptions, opened.info["options"])
+    require_allowed_space(opened.info["space"]["source"], opened.path)
     space = load_space(opened.info["space"]["source"], options.base_config)
     if space.version == opened.info["space"]["version"]:
         _require_same_code(opened)

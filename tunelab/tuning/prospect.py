@@ -18,6 +18,7 @@ from tunelab.capacity import free_memory_mib
 from tunelab.config import DataConfig, TrialConfig, from_json, to_json
 from tunelab.data.cache import DataInfo, prepare
 from tunelab.errors import TunelabError
+from tunelab.foreign import allow_space
 from tunelab.records import BY_MODEL, Trial
 from tunelab.space import SearchSpace, load_space, require_base
 from tunelab.study import Study
@@ -121,6 +122,8 @@ def look_ahead(
         TunelabError: no trial could be measured.
     """
     space = load_space(space_name, options.base_config)
+    if space.source.endswith(".py"):
+        allow_space(Path(space.source))
     require_base(space)
     at_least = options.trials
     if grid is not None:  # a file that is none is refused before anything takes time

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from tunelab.config import DataConfig, Telemetry, TrialConfig, from_json, to_json
 from tunelab.data.cache import DataInfo
 from tunelab.errors import InputError
-from tunelab.files import is_vacant
+from tunelab.files import is_vacant, require_no_links
 from tunelab.journal import Journal
 from tunelab.space import SearchSpace
 from tunelab.study import Study, current, proposed
@@ -324,6 +324,7 @@ def run_configs(
     options = dataclasses.replace(options, trials=len(configs))
     info = open_data(configs[0].data, show_progress)
     if like is not None:
+        require_no_links(like.path)
         require_same_data(like, info)
     source = FixedSource(configs, make_check(dataclasses.replace(options, max_params=None, max_mflops=None), info))
     begun = Study.open(path) if (path / "study.json").exists() else None
