@@ -120,6 +120,7 @@ ROOMS = [
         "what a search that was changed takes over from what it was",
         "tunelab.tuning.memory tunelab.tuning.prospect tunelab.tuning.grid tunelab.tuning.preflight"
         " tunelab.tuning.model_sampler tunelab.tuning.repeats tunelab.tuning.searcher tunelab.tuning.sources"
+        " tunelab.tuning.hardware"
         " tunelab.tuning.options tunelab.study tunelab.standings tunelab.noise tunelab.space tunelab.foreign"
         " tunelab.data tunelab.records tunelab.config",
     ),

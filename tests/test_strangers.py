@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import pickle
 import shutil
-import signal
 import subprocess
 import sys
 import threading
-import time
 import zipfile
 import zlib
 from pathlib import Path
@@ -75,7 +73,8 @@ def test_pickles_in_the_place_of_every_file_are_not_run(
         words = ["compare", str(study.path), str(study.path)] if command == "compare" else None
         words = words or words_of(command, study.path, image)
         status = run(words if command != "extend" else [*words, "--trials", "9"])
-        assert status == 2 or (file.name != "study.json" and status == 0), capfd.readouterr().err
+        needed = file.name == "study.json" and command not in ("predict", "export")
+        assert status == 2 or (status == 0 and not needed), capfd.readouterr().err
         assert not (tmp_path / "ran").exists()
         file.write_bytes(kept)
     pickle.loads(content)  # noqa: S301
@@ -265,52 +264,3 @@ def test_bombs_take_no_memory(study: Study, make_model: MakeModel, tmp_path: Pat
         (broken / name).unlink()
     os.truncate(model / "config.json", 10 * 2**30)
     assert asked_with_little_memory("predict", str(model), str(tmp_path / "small.png"))[0] == 2
-
-
-SPACE = """
-import time
-from tunelab.config import TrialConfig
-SUMMARY, VERSION, BASELINES = "hangs", 1, ()
-def draw(suggest):
-    while True:
-        time.sleep(0.01)
-"""
-
-
-def test_a_draw_that_never_returns_is_told_of_and_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], no_calibration: None
-) -> None:
-    from tunelab import patience
-
-    signal.setitimer(signal.ITIMER_REAL, 0)  # pytest-timeout's, which this test does without
-    monkeypatch.setattr(patience, "TELLS_AFTER", 0.2)
-    monkeypatch.setattr(patience, "ENDS_AFTER", 0.5)
-    (tmp_path / "hangs.py").write_text(SPACE)
-    before, begun = signal.getsignal(signal.SIGALRM), time.monotonic()
-    assert run(["search", str(tmp_path / "hangs.py"), "--dry-run"]) == 2
-    assert time.monotonic() - begun < 60
-    said = capfd.readouterr().err
-    assert f"the space 'hangs' ({tmp_path / 'hangs.py'}, line 5) has not returned for 0.2 seconds" in said
-    assert f"the space 'hangs' ({tmp_path / 'hangs.py'}, line 5) did not return within 0.5 seconds" in said
-    assert signal.getsignal(signal.SIGALRM) is before
-    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
-
-
-def test_elsewhere_than_in_the_main_thread_it_is_told_of(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
-    from tunelab import patience
-
-    monkeypatch.setattr(patience, "TELLS_AFTER", 0.05)
-
-    def wait() -> None:
-        with patience.limited("the space 'slow'"):
-            time.sleep(0.3)
-        with patience.limited("the space 'fast'"):
-            pass
-
-    thread = threading.Thread(target=wait)
-    thread.start()
-    thread.join()
-    time.sleep(0.1)
-    assert capfd.readouterr().err == "note: the space 'slow' has not returned for 0.05 seconds\n"

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tunelab.errors import InputError
+from tunelab.errors import InputError, brief
 from tunelab.files import is_vacant, read_json, sync_folder, write_atomically
 from tunelab.journal import Journal, is_locked, read_journal, uncollected
 from tunelab.noise import full_length
@@ -85,7 +85,9 @@ class Study:
             raise InputError(f"{file} cannot be read: {getattr(error, 'strerror', None) or error}") from error
         if not isinstance(info, dict) or info.get("format") != FORMAT:
             found = info.get("format") if isinstance(info, dict) else None
-            raise InputError(f"{file} has format {found!r}; this version of tunelab reads format {FORMAT}")
+            newer = type(found) is int and found > FORMAT
+            more = "; a later one wrote it: `pip install --upgrade tunelab`" if newer else ""
+            raise InputError(f"{file} has format {brief(found)}; this version of tunelab reads format {FORMAT}{more}")
         require_info(file, info)
         return cls(path, info)
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import contextlib
 import importlib
 import subprocess
 import sys
+import tarfile
 import urllib.error
 from pathlib import Path
 from typing import Any
@@ -92,3 +94,27 @@ def test_failed_download_is_one_sentence(
     with pytest.raises(TunelabError, match=r"the download of svhn .* failed: .*no network") as caught:
         prepare(DataConfig(name="svhn", data_dir=str(tmp_path), download=True))
     assert not isinstance(caught.value, InputError)
+
+
+@pytest.mark.parametrize("kind", ["above", "absolute", "link", "hard link", "device"])
+def test_a_download_is_unpacked_in_its_folder(kind: str, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("secret")
+    entry = tarfile.TarInfo({"above": "../x", "absolute": f"{tmp_path}/x"}.get(kind, "x"))
+    entry.type = {"link": tarfile.SYMTYPE, "hard link": tarfile.LNKTYPE, "device": tarfile.CHRTYPE}.get(
+        kind, entry.type
+    )
+    entry.linkname = "../secret" if "link" in kind else ""
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        archive.addfile(entry)
+    (tmp_path / "into").mkdir()
+    with (
+        vision.careful_extraction(),
+        tarfile.open(tmp_path / "x.tar") as archive,
+        contextlib.suppress(tarfile.FilterError),
+    ):
+        archive.extractall(tmp_path / "into")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["into", "secret", "x.tar"]
+    assert all(
+        path.is_file() and not path.is_symlink() for path in (tmp_path / "into").rglob("*") if path.name != "tmp"
+    )
+    assert (tmp_path / "secret").read_text() == "secret"

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import sys
+import tarfile
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -82,13 +85,28 @@ def _download(name: str, root: Path) -> None:
         if _first_missing(entry, root) is None:
             return  # another process has fetched it meanwhile
         try:
-            for train in (True, False):
-                _open_split(entry, root, train, download=True)
-        except (OSError, RuntimeError) as error:
+            with careful_extraction():
+                for train in (True, False):
+                    _open_split(entry, root, train, download=True)
+        except (OSError, RuntimeError, tarfile.TarError) as error:
             raise TunelabError(f"the download of {name} to {root} failed: {error}") from error
         missing = _first_missing(entry, root)
         if missing:
             raise TunelabError(f"the download of {name} to {root} brought no {missing}")
+
+
+@contextlib.contextmanager
+def careful_extraction() -> Iterator[None]:
+    """Around torchvision's downloads: what is unpacked from a tar file stays in its folder, and is plain files.
+
+    torchvision compares a download with its checksum, and then unpacks all of it without looking (PEP 706).
+    """
+    before = getattr(tarfile.TarFile, "extraction_filter", None)
+    tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
+    try:
+        yield
+    finally:
+        tarfile.TarFile.extraction_filter = before
 
 
 def _open_split(entry: _VisionSet, root: Path, train: bool, download: bool = False) -> Any:

@@ -25,6 +25,7 @@ from tunelab.standings import places
 from tunelab.study import Study, current, history, proposed
 from tunelab.tuning import memory
 from tunelab.tuning.grid import ORIGIN as GRID
+from tunelab.tuning.hardware import describe_versions
 from tunelab.tuning.model_sampler import Earlier
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.preflight import data_of, make_source, require_same_data
@@ -34,6 +35,7 @@ from tunelab.tuning.searcher import OptunaSource
 
 TAKEN_OVER = 8
 """So many of the best configurations of a shorter length are trained first at a longer one (our choice)."""
+_TOLD = "tunelab", "torch", "torchvision", "optuna", "ray"
 _EXTENDED = "extended from trial"
 
 
@@ -64,9 +66,19 @@ def reopen(study: str | Path | Study, show_progress: bool) -> Begun:
     space = load_space(opened.info["space"]["source"], options.base_config)
     if space.version == opened.info["space"]["version"]:
         _require_same_code(opened)
+    if show_progress:
+        _tell_versions(opened)
     info = open_data(options.data, show_progress)
     require_same_data(opened, info)
     return Begun(opened, space, options, info)
+
+
+def _tell_versions(study: Study) -> None:
+    """Says which packages have other versions than when a study was begun: results may differ in their last digits."""
+    then, now = study.info.get("versions", {}), describe_versions()
+    changed = [f"{name} {then[name]}, now {now[name]}" for name in _TOLD if then.get(name, now[name]) != now[name]]
+    if changed:
+        print(f"note: the study was begun with {'; '.join(changed)}", file=sys.stderr)
 
 
 def _require_same_code(study: Study) -> None:
