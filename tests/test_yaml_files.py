@@ -17,7 +17,8 @@ LAUGHS = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'ha'] * 9)}]\
     [
         (LAUGHS, "holds more than 1,000,000 values, as it means some again and again"),
         ("a: &a [*a]", "line 1: a list or a mapping contains itself"), ("[" * 5000, "is nested too deeply"),
-        ("," * 1_000_001, "holds more than 1,000,000 values"), ("x" * 2_000_000, "it is larger than 1,500,000 bytes"),
+        ("," * 1_000_001, "holds more than 1,000,000 values"),
+        ("x" * 2_000_000, "it is larger than 1,500,000 bytes"),
         ("a: {", "is not YAML"), ("\x00", "is not YAML"), ("n: " + "9" * 5000, "is not YAML"),
         ("d: 2026-99-99", "is not YAML"),        ("!!python/object/apply:os.system [ls]", "is not YAML"), ("!!binary a", "is not YAML"),
     ],

@@ -45,8 +45,9 @@ def epoch_of(plain: Any) -> EpochMetrics:
     try:
         # Adding up finds what is no number, and what is not finite, in one go.
         total = metrics.train_loss + metrics.lr + metrics.images_per_second + metrics.peak_memory_mib
-        total += (metrics.val_loss or 0.0) + (metrics.weight_norm or 0.0) + (metrics.grad_norm or 0.0)
-        total += metrics.update_ratio or 0.0
+        for more in (metrics.val_loss, metrics.weight_norm, metrics.grad_norm, metrics.update_ratio):
+            if more is not None:
+                total += more
         good = (
             math.isfinite(total)
             and type(metrics.epoch) is int
@@ -237,8 +238,8 @@ def _short(value: Any) -> str:
     """A value as it is told of: not too long, whatever it is."""
     said = _one(value)
     if isinstance(value, Mapping) and len(value) <= 20:
-        said = "{" + ", ".join(f"{ascii(name)[:20]}: {_one(one)[:30]}" for name, one in value.items()) + "}"
-    return said if len(said) <= 200 else f"{said[:200]} ..."
+        said = "{" + ", ".join(f"{ascii(name)[:20]}: {_one(one)[:60]}" for name, one in value.items()) + "}"
+    return said if len(said) <= 500 else f"{said[:500]} ..."
 
 
 def _one(value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from pydantic_core import SchemaValidator, ValidationError, core_schema
 
-from tunelab.errors import InputError
+from tunelab.errors import InputError, brief
 
 _TEXT = core_schema.str_schema(strict=True)
 _COUNT = core_schema.int_schema(strict=True, ge=0, lt=10**15)
@@ -98,6 +98,6 @@ def require_info(file: Path, info: Any) -> None:
     except ValidationError as error:
         first = error.errors(include_url=False, include_context=False)[0]
         name = ".".join(str(part) for part in first["loc"])
-        told = ascii(first["input"]) if isinstance(first["input"], (str, float, bool, type(None))) else ""
+        told = brief(first["input"]) if isinstance(first["input"], (str, int, float, type(None))) else ""
         told = f" (got {told[:100]})" if told else f" (got {type(first['input']).__name__})"
         raise InputError(f"{file}: {name}: {first['msg'][:1].lower()}{first['msg'][1:]}{told}") from None
