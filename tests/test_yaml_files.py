@@ -20,7 +20,8 @@ LAUGHS = "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}' if n else 'ha'] * 9)}]\
         ("," * 1_000_001, "holds more than 1,000,000 values"),
         ("x" * 2_000_000, "it is larger than 1,500,000 bytes"),
         ("a: {", "is not YAML"), ("\x00", "is not YAML"), ("n: " + "9" * 5000, "is not YAML"),
-        ("d: 2026-99-99", "is not YAML"),        ("!!python/object/apply:os.system [ls]", "is not YAML"), ("!!binary a", "is not YAML"),
+        ("d: 2026-99-99", "is not YAML"),
+        ("!!python/object/apply:os.system [ls]", "is not YAML"), ("!!binary a", "is not YAML"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_used_is_one_line(text: str, said: str, tmp_path: Path) -> None:
