@@ -113,8 +113,7 @@ class Machine:
         """No process outlives the driver by more than a few seconds."""
         end = time.monotonic() + seconds
         while left := self.processes():
-            told = [(process.pid, process.status(), process.cmdline()[:3]) for process in left if process.is_running()]
-            assert time.monotonic() < end, f"after {seconds} s there still are {told}"
+            assert time.monotonic() < end, f"after {seconds} s there still are {[describe(one) for one in left]}"
             time.sleep(0.1)
 
     def leftovers(self) -> list[str]:
@@ -129,6 +128,14 @@ class Machine:
         for process in self._started:
             process.communicate()
         shutil.rmtree(self.temporary, ignore_errors=True)
+
+
+def describe(process: psutil.Process) -> str:
+    """A process that should not be there."""
+    try:
+        return f"{process.pid} ({process.status()}): {' '.join(process.cmdline()[:3])}"
+    except psutil.Error:
+        return f"{process.pid} (just gone)"
 
 
 class Fault:
