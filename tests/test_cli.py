@@ -7,8 +7,10 @@ import json
 import os
 import pkgutil
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -675,3 +677,44 @@ def test_looking_imports_neither_torch_nor_ray(words: str, make_study: MakeStudy
         [sys.executable, "-c", code, *words.split()], capture_output=True, text=True, timeout=60, env=os.environ.copy()
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 3), (signal.SIGHUP, 3), (signal.SIGINT, 130)])
+def test_a_signal_ends_a_command_in_one_line(
+    number: signal.Signals, status: int, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It has cleaned up by then, and the process answers signals as before."""
+    cleaned = []
+
+    def wait(**_: Any) -> None:
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(10)
+        finally:
+            cleaned.append([signal.getsignal(one) for one in (signal.SIGTERM, signal.SIGHUP)])
+
+    monkeypatch.setattr(importlib.import_module("tunelab.commands.looking").list_command, "callback", wait)
+    before = [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    asked = Asked(["list"], capfd)
+    assert asked.status == status
+    said = "interrupted" if number is signal.SIGINT else f"stopped ({number.name})"
+    assert asked.err.strip() == f"tunelab: {said}"
+    assert len(cleaned) == 1
+    if number is not signal.SIGINT:
+        assert cleaned == [[signal.SIG_DFL] * 2], "a second one ends the process at once"
+    assert [signal.getsignal(one) for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_an_ignored_signal_stays_ignored(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
+    """As under nohup."""
+
+    def wait(**_: Any) -> None:
+        os.kill(os.getpid(), signal.SIGHUP)
+
+    monkeypatch.setattr(importlib.import_module("tunelab.commands.looking").list_command, "callback", wait)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        assert Asked(["list"], capfd).status == 0
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
