@@ -13,6 +13,7 @@ from rich.text import Text
 
 from tunelab.capacity import describe_size
 from tunelab.errors import TunelabError
+from tunelab.liveness import Sign
 from tunelab.records import Trial
 from tunelab.standings import Place
 from tunelab.study import Study, count_statuses, current, describe_repeats, proposed
@@ -139,12 +140,26 @@ def study_rows(studies: Sequence[Study]) -> list[dict[str, Any]]:
                 "data": study.info["data"]["name"],
                 "created": study.info["created"],
                 "state": damaged or _state(study, trials),
+                "sign": study.sign_of_life(),
                 "trials": f"{sum(trial.status.ended for trial in own)}/{study.info['options']['trials']}",
                 "repeats": len(counted) - len(own),
                 "best": ranked[0].standing.mean if ranked else None,
             }
         )
     return rows
+
+
+def print_studies(rows: Sequence[Mapping[str, Any]]) -> None:
+    """What `study_rows` gives as a table, and what to do about searches that seem to hang."""
+    shown = [{**row, "state": _with_sign(row["state"], row["sign"])} for row in rows]
+    print_rows([{name: value for name, value in row.items() if name != "sign"} for row in shown])
+    for row in rows:
+        if row["sign"] is not None and row["sign"].silent:
+            console().print(f"{row['study']}: {row['sign'].advice()}")
+
+
+def _with_sign(state: str, sign: Sign | None) -> str:
+    return state if sign is None else f"{state} ({sign.describe()})"
 
 
 def _trials_or_damage(study: Study) -> tuple[list[Trial], str]:
@@ -165,6 +180,7 @@ def study_summary(study: Study) -> dict[str, Any]:
         **study.info,
         "path": str(study.path),
         "state": _state(study, trials),
+        "sign": study.sign_of_life(),
         "statuses": {status.value: number for status, number in count_statuses(own).items()},
         "repeats": len(counted) - len(own),
         "history": len(trials) - len(counted),
@@ -193,7 +209,9 @@ def print_study(study: Study, shown: Mapping[str, Any]) -> None:
     out = console()
     data, options, hardware = shown["data"], shown["options"], shown["hardware"]
     ends = _ends(shown["statuses"], asked(study, shown["repeats"]), shown["repeats"], shown["history"])
-    out.print(f"{shown['path']}, {shown['state']}: {ends}", style="bold")
+    out.print(f"{shown['path']}, {_with_sign(shown['state'], shown['sign'])}: {ends}", style="bold")
+    if shown["sign"] is not None and shown["sign"].silent:
+        out.print(shown["sign"].advice())
     if "space" in shown:
         out.print(f"space     {shown['space']['name']} (version {shown['space']['version']})")
     counts = ", ".join(f"{number} {split}" for split, number in data["counts"].items())

@@ -37,7 +37,7 @@ ROOMS = [
     Room(
         "tunelab.cli",
         "the group of commands, each loaded when it is asked for; errors become one line here and nowhere else",
-        "tunelab.__init__ tunelab.commands",
+        "tunelab.__init__ tunelab.commands tunelab.shared_options",
     ),
     Room(
         "tunelab.commands",
@@ -45,7 +45,7 @@ ROOMS = [
         "tunelab.doctor"
         " tunelab.tuning.extend tunelab.tuning.runner tunelab.tuning.execute tunelab.tuning.prospect"
         " tunelab.tuning.grid_files tunelab.tuning.memory tunelab.tuning.options tunelab.tuning.profile"
-        " tunelab.tuning.progress tunelab.study"
+        " tunelab.tuning.progress tunelab.supervision tunelab.study tunelab.liveness"
         " tunelab.space tunelab.space_template tunelab.foreign tunelab.records tunelab.config tunelab.shared_options"
         " tunelab.yaml_files",
     ),
@@ -61,7 +61,7 @@ ROOMS = [
         "after the run: rank, plot, report, retrain, ablate, profile, use a model. Functions; not needed by a worker",
         "tunelab.tuning.runner tunelab.tuning.profile tunelab.tuning.probes tunelab.tuning.hardware"
         " tunelab.tuning.progress tunelab.tuning.options tunelab.tuning.objectives tunelab.tuning.importances"
-        " tunelab.training tunelab.summary tunelab.study tunelab.journal"
+        " tunelab.training tunelab.summary tunelab.study tunelab.liveness tunelab.journal"
         " tunelab.standings tunelab.noise tunelab.space tunelab.foreign tunelab.models tunelab.data tunelab.records"
         " tunelab.variants tunelab.capacity tunelab.config tunelab.tuning.draws"
         " tunelab.record_checks tunelab.yaml_files",
@@ -87,8 +87,8 @@ ROOMS = [
         " tunelab.tuning.prospect tunelab.tuning.preflight tunelab.tuning.progress tunelab.tuning.forecast"
         " tunelab.tuning.hardware tunelab.tuning.slots tunelab.tuning.deadline tunelab.tuning.repeats"
         " tunelab.tuning.searcher tunelab.tuning.sources tunelab.tuning.stopping tunelab.tuning.options"
-        " tunelab.study tunelab.journal tunelab.space tunelab.models.check tunelab.data tunelab.records"
-        " tunelab.config",
+        " tunelab.supervision tunelab.study tunelab.journal tunelab.space tunelab.models.check tunelab.data"
+        " tunelab.records tunelab.config",
     ),
     Room(
         "tunelab.tuning.packing",
@@ -236,7 +236,12 @@ ROOMS = [
     Room(
         "tunelab.tuning.ray_watch",
         "sees to it that Ray answers, and ends in order where it does not",
-        "tunelab.tuning.watchdog tunelab.tuning.losses tunelab.training",
+        "tunelab.supervision tunelab.tuning.watchdog tunelab.tuning.losses tunelab.training",
+    ),
+    Room(
+        "tunelab.supervision",
+        "a small process that starts a search again that died or hangs; without torch and Ray",
+        "tunelab.tuning.watchdog tunelab.tuning.options tunelab.liveness",
     ),
     Room(
         "tunelab.tuning.watchdog",
@@ -373,7 +378,7 @@ ROOMS = [
     Room(
         "tunelab.study",
         "a study is a folder; opens in a moment, without torch or Ray",
-        "tunelab.standings tunelab.noise tunelab.journal tunelab.replay tunelab.study_checks tunelab.records"
+        "tunelab.standings tunelab.noise tunelab.liveness tunelab.journal tunelab.replay tunelab.study_checks tunelab.records"
         " tunelab.config",
     ),
     Room(

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 import click
 
 from tunelab.errors import TunelabError
+from tunelab.shared_options import CommandLine
 
 _HOMES = {
     "ablate": "ablating.ablate",
@@ -72,7 +73,8 @@ def run(arguments: list[str]) -> int:
     words = [word for word in arguments if word != "--debug"]
     try:
         with _stoppable():
-            tunelab.main(args=words, prog_name="tunelab", standalone_mode=False)
+            called = CommandLine(tuple(arguments), run)
+            tunelab.main(args=words, prog_name="tunelab", standalone_mode=False, obj=called)
     except click.exceptions.Exit as leaving:
         return leaving.exit_code
     except click.ClickException as error:

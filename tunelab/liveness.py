@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 FILE = "alive"
 EVERY = 2.0
@@ -40,6 +41,10 @@ class Sign:
             return max(0.0, time.monotonic() - self.steady)
         return max(0.0, time.time() - self.time)
 
+    def to_json(self) -> dict[str, Any]:
+        """Who gave it, how many seconds ago, and whether that is too long, as plain JSON values."""
+        return {"process": self.pid, "host": self.host, "seconds": round(self.age, 1), "silent": self.silent}
+
     @property
     def silent(self) -> bool:
         """True if it is so old that the search seems to hang."""
@@ -47,14 +52,13 @@ class Sign:
 
     def describe(self) -> str:
         """Who gave it and how long ago: "process 123 on host, last sign of life 3 s ago"."""
-        return f"process {self.pid} on {self.host}, last sign of life {_length(self.age)} ago"
+        hangs = ": it seems to hang" if self.silent else ""
+        return f"process {self.pid} on {self.host}, last sign of life {_length(self.age)} ago{hangs}"
 
     def advice(self) -> str:
         """What to do about a search that seems to hang."""
-        return (
-            f"it seems to hang: end it on {self.host} with `kill {self.pid}`, or `kill -9 {self.pid}` if it stays; "
-            "`tunelab resume` then goes on"
-        )
+        end = f"`kill {self.pid}`, or `kill -9 {self.pid}` if it stays"
+        return f"end it on {self.host} with {end}; `tunelab resume` goes on"
 
 
 class SignsOfLife:

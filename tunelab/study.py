@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tunelab.errors import InputError, brief
 from tunelab.files import is_vacant, read_json, sync_folder, write_atomically
 from tunelab.journal import Journal, is_locked, read_journal, uncollected
+from tunelab.liveness import Sign, last_sign
 from tunelab.noise import full_length
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.replay import replay
@@ -100,6 +101,10 @@ class Study:
     def running(self) -> bool:
         """True while a process searches."""
         return is_locked(self.path)
+
+    def sign_of_life(self) -> Sign | None:
+        """The last sign of life of the process that searches; None if none does, or it has given none yet."""
+        return last_sign(self.path) if self.running else None
 
     def list_trials(self) -> list[Trial]:
         """All trials in the order of their numbers; those that did not end are PAUSED unless the study is running."""

@@ -102,20 +102,19 @@ def supervise(
             if relay.stopped or not why:
                 return status
             in_vain = 0 if _progress(study) > before else in_vain + 1
+            if not relay.rest(_REST):
+                return status
             said = f"`tunelab resume {study}` goes on" if study else "nothing had been begun"
             left = None if ends is None else ends - time.monotonic()
             if in_vain >= ATTEMPTS:
                 _say(f"{why}, {ATTEMPTS} times in a row without progress; {said}")
                 return _CAN_BE_RESUMED if study else 1
-            if left is not None and left <= 0:
+            if left is not None and left < 1:
                 _say(f"{why}, and the deadline has passed; {said}")
                 return _CAN_BE_RESUMED
             if study:
-                words = ["resume", study, *kept, *([] if left is None else ["--deadline", f"{left:.0f}s"])]
+                words = ["resume", study, *kept, *([] if left is None else ["--deadline", f"{int(left)}s"])]
             _say(f"{why}; it is started again: tunelab {' '.join(words)}")
-            relay.rest(_REST)
-            if relay.stopped:
-                return _CAN_BE_RESUMED
 
 
 class _Relay:
@@ -132,19 +131,21 @@ class _Relay:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.child, number)
 
-    def rest(self, seconds: float) -> None:
+    def rest(self, seconds: float) -> bool:
+        """Waits, and says whether it goes on: no signal has come."""
         end = time.monotonic() + seconds
         while not self.stopped and time.monotonic() < end:
             time.sleep(_LOOK)
+        return not self.stopped
 
 
 @contextlib.contextmanager
 def _signals_passed_on() -> Iterator[_Relay]:
     """Signals that are not ignored are passed on; what they did before is done again afterwards."""
     relay = _Relay()
-    for number in _PASSED_ON:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            relay.before[number] = signal.signal(number, relay.pass_on)
+    for one in _PASSED_ON:
+        if signal.getsignal(one) != signal.SIG_IGN:
+            relay.before[one] = signal.signal(one, relay.pass_on)
     try:
         yield relay
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +14,7 @@ from tunelab.errors import InputError
 from tunelab.shared_options import JSON, RUNS_DIR, STUDY, shared
 
 if TYPE_CHECKING:
+    from tunelab.liveness import Sign
     from tunelab.records import Trial
 
 
@@ -33,9 +34,9 @@ def list_command(runs_dir: Path, as_json: bool) -> None:
     for reason in left_out:
         click.echo(f"tunelab: left out: {reason}", err=True)
     if as_json:
-        click.echo(json.dumps(rows))
+        click.echo(json.dumps([{**row, "sign": _plain(row["sign"])} for row in rows]))
     elif rows:
-        text.print_rows(rows)
+        text.print_studies(rows)
     else:
         click.echo(f"there are no studies in {runs_dir}; `tunelab search arch` makes one")
 
@@ -55,7 +56,10 @@ def show(study: Path | None, trial: int | None, runs_dir: Path, as_json: bool) -
     text = importlib.import_module("tunelab.analysis.text")
     if trial is None:
         shown = text.study_summary(found)
-        click.echo(json.dumps(shown)) if as_json else text.print_study(found, shown)
+        if as_json:
+            click.echo(json.dumps({**shown, "sign": _plain(shown["sign"])}))
+        else:
+            text.print_study(found, shown)
     else:
         one: Trial = found.trial(trial)
         if not as_json:
@@ -64,6 +68,10 @@ def show(study: Path | None, trial: int | None, runs_dir: Path, as_json: bool) -
         epochs = [{**metrics.to_json(), "effective_lr": metrics.effective_lr} for metrics in one.epochs]
         ending = importlib.import_module("tunelab.analysis.effective_plots").ending(one)
         click.echo(json.dumps({**one.to_json(), "epochs": epochs, "ending": ending}))
+
+
+def _plain(sign: Sign | None) -> dict[str, Any] | None:
+    return None if sign is None else sign.to_json()
 
 
 @click.command()

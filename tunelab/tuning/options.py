@@ -23,7 +23,7 @@ On a CPU that is the plain ResNet18 of width 16 on images of 32x32; on a GPU tha
 """
 
 
-_LENGTH = r"(\d{1,6}(?:\.\d+)?)\s*([hms])"
+_LENGTH = r"(\d{1,9}(?:\.\d+)?)\s*([hms])"
 _UNITS = {"h": 3600, "m": 60, "s": 1}
 _FORBID = ConfigDict(extra="forbid", allow_inf_nan=False)
 
