@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tunelab.journal import is_locked
 from tunelab.records import TrialStatus
 from tunelab.tuning.watchdog import LIMITS_VARIABLE, STACKS
 
@@ -84,6 +85,29 @@ def test_without_its_head_the_search_pauses(fault: Fault, name: str) -> None:
     fault.end(0)
     assert all(trial.status is TrialStatus.COMPLETED for trial in fault.check_books())
     fault.check_nothing_is_left()
+
+
+def test_a_supervised_search_is_started_again_when_it_hangs_and_when_it_dies(fault: Fault) -> None:
+    fault.order({"do": "sleep", "seconds": 0.3})
+    fault.search("--supervise", trials=6, epochs=6, **limits(driver=6.0, pause=300.0))
+    drivers: set[int] = set()
+    for number in (signal.SIGSTOP, signal.SIGKILL):
+        fault.wait_until(lambda: is_locked(fault.study) and driver(fault) not in {0, *drivers}, 90)
+        known = fault.results()
+        fault.wait_until(lambda known=known: fault.results() >= known + 2, 90)
+        drivers.add(driver(fault))
+        os.kill(driver(fault), number)
+        fault.kills += 1
+    _, err = fault.end(0, 240)
+    assert "gave no sign of life for 6 s and was ended; it is started again: tunelab resume" in err
+    assert "was ended by SIGKILL; it is started again: tunelab resume" in err
+    assert all(trial.status is TrialStatus.COMPLETED for trial in fault.check_books())
+
+
+def driver(fault: Fault) -> int:
+    """The process that writes the study; 0 while it has not put its number down."""
+    words = (fault.study / "lock").read_text().split()
+    return int(words[1]) if words else 0
 
 
 def test_a_ray_that_does_not_answer_is_noticed(fault: Fault) -> None:

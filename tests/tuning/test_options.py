@@ -8,7 +8,7 @@ import pytest
 
 from tunelab.config import DataConfig, from_json, to_json
 from tunelab.errors import InputError
-from tunelab.tuning.options import LIMITS, SearchOptions, fill_in, seconds_until
+from tunelab.tuning.options import LIMITS, SearchOptions, fill_in, seconds_until, timeout_of
 
 NOON = datetime.datetime(2026, 11, 21, 12, 0, 0, tzinfo=datetime.timezone(datetime.timedelta(hours=1)))
 
@@ -115,3 +115,18 @@ def test_wrong_options_are_refused_by_name(wrong: dict[str, Any]) -> None:
 def test_there_are_limits_for_every_device() -> None:
     assert set(LIMITS) == {"cpu", "cuda"}
     assert LIMITS["cpu"] < LIMITS["cuda"]
+
+
+@pytest.mark.parametrize(
+    ("given", "seconds"), [("2h", 7200.0), (" 1.5 m ", 90.0), ("45s", 45.0), (30, 30), (None, None)]
+)
+def test_a_timeout_is_a_length(given: str | float | None, seconds: float | None) -> None:
+    assert timeout_of(given) == seconds
+
+
+@pytest.mark.parametrize(
+    "given", ["07:30", "0h", "-1h", "2", "h", "", "nan h", "1e3s", 0, -1.0, float("inf"), float("nan")]
+)
+def test_any_other_timeout_is_refused(given: str | float) -> None:
+    with pytest.raises(InputError, match=r"trial.timeout"):
+        timeout_of(given)

@@ -138,3 +138,12 @@ def test_findings_and_lost_hope_reach_the_engine(key: str, engine: Engine) -> No
     EngineSearcher(key).suggest("b")
     tell(key, 1, status="DIVERGED", reason="the loss became nan", findings=[finding.to_json()])
     assert engine.trials[1].findings == [finding]
+
+
+def test_each_question_of_ray_is_counted(engine: Engine) -> None:
+    asked: list[bool] = []
+    with bridge(engine, lambda number: Path("/trials"), {}, asked=lambda: asked.append(True)) as key:
+        assert not EngineStopper(key).stop_all()
+        engine.halt("SIGINT")
+        assert EngineStopper(key).stop_all()
+    assert len(asked) == 2

@@ -209,6 +209,16 @@ def test_a_trial_with_which_no_process_begins_is_lost(watchdog: Watchdog, monkey
     assert loss.why == "no process has begun with it for 21 s"
 
 
+def test_one_that_has_no_room_to_beat_is_left_alone(watchdog: Watchdog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "_has_room", lambda: False)
+    look(watchdog, 100)
+    assert watchdog.testify(7) is None
+    monkeypatch.undo()
+    watchdog.reported(TRIAL)
+    look(watchdog, 100)
+    assert watchdog.testify(7) is None
+
+
 def test_while_ray_asks_nothing_no_process_can_begin(tmp_path: Path, beats: Path) -> None:
     watchdog = Watchdog(lambda number: tmp_path, None, asked=lambda: 1, limits=LIMITS)
     watchdog.watch(beats)

@@ -5,6 +5,8 @@ import io
 import json
 import math
 import multiprocessing
+import os
+import signal
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +21,7 @@ from tunelab.records import EpochMetrics, Finding
 from tunelab.training import checkpoint
 from tunelab.training.fitting import fit
 from tunelab.training.loop import Trainer
+from tunelab.training.pulse import beat_path, read_beat
 from tunelab.tuning import worker as worker_module
 from tunelab.tuning.worker import TrialWorker
 
@@ -347,3 +350,27 @@ def test_checkpoints_are_not_rays(make_worker: MakeWorker, tmp_path: Path) -> No
 def test_no_process_is_left(make_worker: MakeWorker) -> None:
     metrics(make_worker())
     assert multiprocessing.active_children() == []
+
+
+def test_a_worker_beats_and_rests_between_epochs(make_worker: MakeWorker, tmp_path: Path) -> None:
+    (tmp_path / "beats").mkdir()
+    worker = make_worker()
+    worker._config |= {"beats": str(tmp_path / "beats"), "least": 60.0, "pause": 600.0}
+    seen = []
+    try:
+        for _ in range(2):
+            metrics(worker)
+            beat = read_beat(beat_path(tmp_path / "beats", 7))
+            assert beat is not None
+            assert (beat.number, beat.pid, beat.phase, beat.limit) == (7, os.getpid(), "idle", 0.0)
+            seen.append(beat.count)
+    finally:
+        worker.stop()
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+    assert seen[1] - seen[0] > 6, "one for each step at least"
+
+
+def test_a_worker_without_room_for_beats_trains_all_the_same(make_worker: MakeWorker, tmp_path: Path) -> None:
+    worker = make_worker()
+    worker._config |= {"beats": str(tmp_path / "none"), "least": 60.0, "pause": 600.0}
+    assert metrics(worker).epoch == 1

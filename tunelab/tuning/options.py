@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -160,8 +161,16 @@ def seconds_in(length: str, option: str) -> float:
 
 
 def timeout_of(given: str | float | None) -> float | None:
-    """Seconds that a trial may take: a number of them, or a text as `seconds_in` reads it."""
-    return seconds_in(given, "--trial-timeout") if isinstance(given, str) else given
+    """Seconds that a trial may take: a number of them, or a text as `seconds_in` reads it.
+
+    Raises:
+        InputError: it is neither, or not above 0.
+    """
+    if isinstance(given, str):
+        return seconds_in(given, "--trial-timeout")
+    if given is not None and not 0 < given < math.inf:
+        raise InputError(f"trial_timeout must be above 0 seconds (got {given})")
+    return given
 
 
 def seconds_until(deadline: str, now: datetime.datetime) -> float:

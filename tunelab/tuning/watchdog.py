@@ -17,7 +17,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -109,7 +109,7 @@ class _Watched:
     told: tuple[int, int] | None = None  # process and number of its last beat
     silent: float = 0.0
     spent: float = 0.0
-    lock: threading.Lock = field(default_factory=threading.Lock)
+    reported: bool = False
 
 
 class Watchdog:
@@ -151,7 +151,9 @@ class Watchdog:
         self._trials[trial.number] = _Watched(*self._bound(trial))
 
     def reported(self, trial: Trial) -> None:
-        """Nothing: it beats."""
+        """A trial has one more epoch: its process has begun, whether it beats or had no room to."""
+        if trial.number in self._trials:
+            self._trials[trial.number].reported = True
 
     def retried(self, trial: Trial, why: str) -> None:
         """A trial was lost; it is watched again when it is handed out."""
@@ -210,7 +212,7 @@ class Watchdog:
         """Why the trial has been silent for too long; "" if it has not."""
         if beat is None:
             trial.silent += watched if alive else 0.0
-            if trial.silent > self.limits.begin:
+            if trial.silent > self.limits.begin and not trial.reported and self._has_room():
                 return f"no process has begun with it for {describe(trial.silent)}"
             return ""
         if (beat.pid, beat.count) != trial.told:
@@ -224,6 +226,17 @@ class Watchdog:
         what = "no step" if beat.phase in ("training", "validating", "averaging") else "no sign of life"
         median = f", median {describe(beat.median)}" if beat.median else ""
         return f"{what} for {describe(trial.silent)} (limit {describe(beat.limit)}{median}) in {beat.phase}"
+
+    def _has_room(self) -> bool:
+        """True if beats can be written; where they cannot, silence says nothing."""
+        assert self._beats is not None
+        probe = self._beats / "probe"
+        try:
+            probe.write_bytes(b"room")
+            probe.unlink()
+        except OSError:
+            return False
+        return True
 
     def _end(self, number: int, beat: Beat, why: str) -> None:
         """Ends the process that beats for a trial."""

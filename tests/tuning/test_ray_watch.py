@@ -1,0 +1,191 @@
+"""A Ray that is gone or does not answer: processes that bear its names alone. A real one is in tests/faults."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+import types
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tunelab.tuning import ray_watch as module
+from tunelab.tuning.ray_watch import RayWatch
+from tunelab.tuning.watchdog import Limits
+
+LIMITS = Limits(ray=10.0, end=5.0)
+
+
+class Engine:
+    def __init__(self) -> None:
+        self.halted = ""
+
+    def halt(self, why: str) -> None:
+        self.halted = self.halted or why
+
+
+class Left(BaseException):
+    """The process would have ended."""
+
+
+class Ray:
+    """Its head, as two processes that sleep."""
+
+    def __init__(self, folder: Path) -> None:
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+        for name in module.HEAD:
+            program = folder / name
+            shutil.copy(shutil.which("sleep") or "/bin/sleep", program)
+            self.processes[name] = subprocess.Popen([str(program), "1000"])
+        for name, process in self.processes.items():
+            while psutil.Process(process.pid).name() != name:  # until it has become that program
+                time.sleep(0.005)
+
+    def stop(self) -> None:
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "private"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine()
+
+
+@pytest.fixture
+def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    def leave(status: int) -> None:
+        raise Left(status)
+
+    monkeypatch.setattr(module.os, "_exit", leave)
+    return []
+
+
+@pytest.fixture
+def watch(engine: Engine, said: list[str]) -> RayWatch:
+    return RayWatch(engine, said.append, LIMITS)
+
+
+@pytest.fixture
+def ray(watch: RayWatch, folder: Path, tmp_path: Path) -> Iterator[Ray]:
+    """A Ray that is up."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(watch.around(folder))
+        started = Ray(tmp_path)
+        stack.callback(started.stop)
+        stack.enter_context(watch.up())
+        yield started
+
+
+def look(watch: RayWatch, seconds: int, *, asks: bool = True) -> None:
+    for _ in range(seconds):
+        if asks:
+            watch.ask()
+        watch.look(1.0)
+
+
+def test_a_ray_that_asks_is_well(watch: RayWatch, ray: Ray, engine: Engine) -> None:
+    look(watch, 100)
+    assert (watch.lost, engine.halted) == ("", "")
+    assert watch.testify(0) is None
+
+
+@pytest.mark.parametrize("name", module.HEAD)
+def test_a_head_that_is_gone_halts_the_engine_at_once(watch: RayWatch, ray: Ray, engine: Engine, name: str) -> None:
+    ray.processes[name].kill()
+    time.sleep(0.1)  # it stays a zombie
+    look(watch, 1)
+    assert engine.halted == watch.lost == f"Ray's process {name} is gone"
+
+
+def test_a_trial_that_died_with_ray_is_not_to_blame(watch: RayWatch, ray: Ray, engine: Engine) -> None:
+    """The engine, which is halted by then, counts no retry."""
+    ray.stop()
+    loss = watch.testify(3)
+    assert loss is not None
+    assert loss.cause == "lost"
+    assert engine.halted == loss.why == "Ray's process gcs_server is gone"
+
+
+def test_a_ray_that_asks_nothing_is_given_up(watch: RayWatch, ray: Ray, engine: Engine) -> None:
+    look(watch, 10, asks=False)
+    assert engine.halted == ""
+    look(watch, 1, asks=False)
+    assert engine.halted == "Ray has not answered for 11 s"
+
+
+def test_while_the_engine_works_ray_may_be_silent(watch: RayWatch, folder: Path, engine: Engine) -> None:
+    """The question has come, and is being answered in the thread that runs Ray."""
+    inside, over = threading.Event(), threading.Event()
+    work = compile("inside.set(); over.wait(30)", "ray_pieces.py", "exec")
+
+    def run() -> None:
+        with watch.around(folder), watch.up():
+            types.FunctionType(work, {"__name__": module._OURS, "inside": inside, "over": over})()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    assert inside.wait(30)
+    look(watch, 100, asks=False)
+    over.set()
+    thread.join()
+    assert engine.halted == ""
+
+
+def test_a_ray_that_does_not_end_in_time_is_left(
+    watch: RayWatch, ray: Ray, folder: Path, said: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    ray.processes["gcs_server"].kill()
+    look(watch, 6)
+    assert said == []
+    with pytest.raises(Left, match="3"):
+        look(watch, 1)
+    assert said == ["Ray's process gcs_server is gone"]
+    assert not folder.exists()
+    assert ray.processes["raylet"].wait(10) == -9
+
+
+def test_an_end_that_hangs_is_noticed(watch: RayWatch, folder: Path, engine: Engine) -> None:
+    with watch.around(folder):
+        with watch.up():
+            look(watch, 1)
+        look(watch, 10)
+        assert engine.halted == ""
+        look(watch, 1)
+        assert engine.halted == "Ray has not ended for 11 s"
+
+
+def test_other_children_are_not_rays(watch: RayWatch, folder: Path, tmp_path: Path, said: list[str]) -> None:
+    """What the program that searches had started before goes on."""
+    mine = subprocess.Popen([sys.executable, "-c", textwrap.dedent("import time; time.sleep(1000)")])
+    started = None
+    try:
+        with watch.around(folder):
+            started = Ray(tmp_path)
+            with watch.up():
+                started.processes["raylet"].kill()
+                started.processes["raylet"].wait()
+                look(watch, 1)
+        assert started.processes["gcs_server"].wait(10) == -9, "nothing of a Ray that is lost is left"
+        assert mine.poll() is None
+    finally:
+        mine.kill()
+        mine.wait()
+        if started is not None:
+            started.stop()
+    assert os.getpid() not in watch._processes
