@@ -108,7 +108,8 @@ def test_a_ray_that_asks_is_well(watch: RayWatch, ray: Ray, engine: Engine) -> N
 @pytest.mark.parametrize("name", module.HEAD)
 def test_a_head_that_is_gone_halts_the_engine_at_once(watch: RayWatch, ray: Ray, engine: Engine, name: str) -> None:
     ray.processes[name].kill()
-    time.sleep(0.1)  # it stays a zombie
+    while psutil.Process(ray.processes[name].pid).status() != psutil.STATUS_ZOMBIE:  # as which it stays
+        time.sleep(0.01)
     look(watch, 1)
     assert engine.halted == watch.lost == f"Ray's process {name} is gone"
 
@@ -151,6 +152,7 @@ def test_a_ray_that_does_not_end_in_time_is_left(
     watch: RayWatch, ray: Ray, folder: Path, said: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     ray.processes["gcs_server"].kill()
+    ray.processes["gcs_server"].wait()
     look(watch, 6)
     assert said == []
     with pytest.raises(Left, match="3"):
