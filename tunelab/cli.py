@@ -74,9 +74,8 @@ def run(arguments: list[str]) -> int:
     try:
         with _stoppable():
             called = CommandLine(tuple(arguments), run)
-            tunelab.main(args=words, prog_name="tunelab", standalone_mode=False, obj=called)
-    except click.exceptions.Exit as leaving:
-        return leaving.exit_code
+            left = tunelab.main(args=words, prog_name="tunelab", standalone_mode=False, obj=called)
+            return left if isinstance(left, int) else 0  # click gives the status that a command leaves with
     except click.ClickException as error:
         return _complain(error.format_message(), 2, debug)
     except TunelabError as error:
@@ -91,7 +90,6 @@ def run(arguments: list[str]) -> int:
         return 0
     except Exception as error:
         return _complain(f"unexpected {type(error).__name__}: {error} (--debug shows where)", 1, debug)
-    return 0
 
 
 class _Stop(KeyboardInterrupt):

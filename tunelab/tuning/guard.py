@@ -47,6 +47,7 @@ class Guard:
         """Watches while `engine` runs on a Ray whose files are in `folder`; gives what watches Ray."""
         self._ray = RayWatch(engine, self._say_farewell, self._limits)
         self.watchdog.watch(folder / _BEATS)
+        self._life.give()
         with patrol((self.watchdog, self._ray), self._limits.look), self._ray.around(folder):
             yield self._ray
 
