@@ -69,6 +69,7 @@ def reproduce(study: Study | str | Path, number: int, *, progress: bool = True) 
         compile=opened.info.get("slots", {}).get("compile", "off"),
         compute=compute,
         stop_after=wanted if wanted < full_length(trial) else None,
+        split=trial.split,
         kind="reproduce",
         title=f"trial {number} of {opened.name} again: {wanted} epochs -> {folder}",
         about={"study": str(opened.path), "trial": number},

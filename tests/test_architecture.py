@@ -109,8 +109,8 @@ ROOMS = [
         "tunelab.tuning.execute",
         "one run of an engine on Ray, from what is planned to its end or a pause",
         "tunelab.tuning.progress tunelab.tuning.forecast tunelab.tuning.ray_tune tunelab.tuning.ray_home"
-        " tunelab.tuning.slots tunelab.tuning.losses tunelab.tuning.listeners tunelab.tuning.engine"
-        " tunelab.tuning.sessions tunelab.tuning.keeping tunelab.tuning.low_space"
+        " tunelab.tuning.slots tunelab.tuning.listeners tunelab.tuning.engine tunelab.tuning.memory_room"
+        " tunelab.tuning.testimony tunelab.tuning.sessions tunelab.tuning.keeping tunelab.tuning.low_space"
         " tunelab.tuning.repeats tunelab.tuning.deadline tunelab.tuning.stopping tunelab.tuning.searcher"
         " tunelab.tuning.sources tunelab.tuning.options tunelab.tuning.guard tunelab.summary tunelab.study"
         " tunelab.liveness tunelab.journal",
@@ -198,6 +198,12 @@ ROOMS = [
     ),
     Room("tunelab.tuning.simulation", "a search played through with random luck; plain arithmetic"),
     Room(
+        "tunelab.tuning.memory_room",
+        "which trials have room in the memory beside each other, and what their processes may hold",
+        "tunelab.tuning.calibrate tunelab.tuning.footprint tunelab.tuning.quota tunelab.tuning.speed"
+        " tunelab.tuning.memory_guard tunelab.tuning.losses tunelab.tuning.slots tunelab.records tunelab.capacity",
+    ),
+    Room(
         "tunelab.tuning.compute",
         "in which precision and memory order this machine computes fastest, measured once and kept",
         "tunelab.tuning.calibrate tunelab.tuning.probes tunelab.tuning.hardware tunelab.tuning.slots tunelab.space"
@@ -206,7 +212,8 @@ ROOMS = [
     Room(
         "tunelab.tuning.calibrate",
         "how many trials at once are fastest and fit, by measurement",
-        "tunelab.tuning.quota tunelab.tuning.probes tunelab.tuning.slots tunelab.tuning.speed tunelab.config",
+        "tunelab.tuning.quota tunelab.tuning.probes tunelab.tuning.slots tunelab.tuning.footprint tunelab.tuning.speed"
+        " tunelab.config",
     ),
     Room(
         "tunelab.tuning.quota",
@@ -214,6 +221,11 @@ ROOMS = [
         "tunelab.tuning.slots tunelab.capacity",
     ),
     Room("tunelab.tuning.probes", "the processes that measure, started, asked together, and never left behind"),
+    Room(
+        "tunelab.tuning.footprint",
+        "what a trial takes of memory, from what others took; plain arithmetic",
+        "tunelab.tuning.speed",
+    ),
     Room("tunelab.tuning.speed", "seconds per epoch of a configuration; plain arithmetic"),
     Room(
         "tunelab.tuning.hardware",
@@ -225,7 +237,7 @@ ROOMS = [
         "tunelab.tuning.ray_tune",
         "runs an engine's trials on Ray Tune",
         "tunelab.tuning.ray_pieces tunelab.tuning.ray_home tunelab.tuning.worker tunelab.tuning.engine"
-        " tunelab.tuning.guard tunelab.tuning.losses tunelab.tuning.slots",
+        " tunelab.tuning.guard tunelab.tuning.memory_guard tunelab.tuning.losses tunelab.tuning.slots",
         "ray",
     ),
     Room(
@@ -261,9 +273,14 @@ ROOMS = [
         "ray",
     ),
     Room(
+        "tunelab.tuning.testimony",
+        "whether the process of a trial is gone for want of memory: what the driver finds out about it",
+        "tunelab.tuning.memory_guard tunelab.tuning.losses tunelab.records tunelab.capacity",
+    ),
+    Room(
         "tunelab.tuning.worker",
         "the class that Ray runs on a node: one trial after another, in one process",
-        "tunelab.training tunelab.records tunelab.config",
+        "tunelab.tuning.memory_guard tunelab.training tunelab.records tunelab.config tunelab.capacity",
         "ray",
     ),
     Room(
@@ -276,14 +293,14 @@ ROOMS = [
         " tunelab.records tunelab.config",
     ),
     Room(
-        "tunelab.tuning.memory_guard",
-        "ends a trial's process that takes too much memory, and says why",
-        "tunelab.capacity",
-    ),
-    Room(
         "tunelab.tuning.losses",
         "what becomes of a trial whose process is gone, and of a search in which trials fail",
         "tunelab.records",
+    ),
+    Room(
+        "tunelab.tuning.memory_guard",
+        "ends a trial's process that takes too much memory, and writes down why",
+        "tunelab.files tunelab.capacity",
     ),
     Room("tunelab.tuning.listeners", "who is told of what happens in a search", "tunelab.records"),
     Room("tunelab.tuning.slots", "how the machine is shared: trials at once, and what each of them is given"),
@@ -335,7 +352,9 @@ ROOMS = [
     ),
     Room("tunelab.tuning.stopping", "when a trial stops early; plain arithmetic"),
     Room(
-        "tunelab.tuning.deadline", "when a search is to pause, and how long trials take until then", "tunelab.records"
+        "tunelab.tuning.deadline",
+        "when a search is to pause, and how long trials take until then",
+        "tunelab.noise tunelab.records",
     ),
     Room(
         "tunelab.tuning.race",

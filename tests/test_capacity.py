@@ -1,11 +1,22 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tunelab import capacity
-from tunelab.capacity import describe_size, free_memory_mib, parse_size
+from tunelab.capacity import (
+    all_memory_mib,
+    children_of,
+    count_kills,
+    describe_size,
+    free_memory_mib,
+    held_mib,
+    parse_size,
+)
 from tunelab.errors import InputError
 
 
@@ -93,3 +104,54 @@ def test_free_memory_in_a_group_of_version_1(root: Path) -> None:
 
 def test_free_memory_of_this_machine() -> None:
     assert 10 < free_memory_mib() < 1e8
+
+
+def test_all_memory_is_the_machines_or_the_groups(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(capacity.psutil, "virtual_memory", lambda: type("Memory", (), {"total": 16384 * MIB}))
+    assert all_memory_mib(root) == 16384
+    (root / "proc/self/cgroup").write_text("0::/pod/box\n")
+    make_group(root / "sys/fs/cgroup/pod", str(900 * MIB), str(800 * MIB))
+    assert all_memory_mib(root) == 900
+
+
+def test_what_a_process_holds_is_without_pages_of_files(root: Path) -> None:
+    (root / "proc/5").mkdir()
+    status = "VmRSS:\t 900000 kB\nRssAnon:\t 2048 kB\nRssFile:\t 880000 kB\nRssShmem:\t 1024 kB\nVmSwap:\t 512 kB\n"
+    (root / "proc/5/status").write_text(status)
+    assert held_mib(5, root) == 3.5
+    assert held_mib(6, root) is None
+
+
+def test_of_a_real_process() -> None:
+    before = held_mib(os.getpid())
+    taken = b"x" * (64 * MIB)
+    after = held_mib(os.getpid())
+    assert before is not None
+    assert after is not None
+    assert after - before > 60
+    assert len(taken) == 64 * MIB
+    assert held_mib(2**22 + 1) is None, "there is no such process"
+
+
+def test_the_children_of_a_process() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    try:
+        assert child.pid in children_of(os.getpid())
+    finally:
+        child.communicate(b"\n")
+    assert child.pid not in children_of(os.getpid())
+    assert children_of(2**22 + 1) == []
+
+
+@pytest.mark.parametrize(("version", "line"), [(1, "4:memory:/box\n"), (2, "0::/box\n")])
+def test_the_kills_of_a_group(root: Path, version: int, line: str) -> None:
+    assert count_kills(root) is None
+    (root / "proc/vmstat").write_text("pgfault 9\noom_kill 7\n")
+    assert count_kills(root) is None
+    assert count_kills(root, anywhere=True) == 7
+    (root / "proc/self/cgroup").write_text(line)
+    folder = root / "sys/fs/cgroup" / ("memory" if version == 1 else "") / "box"
+    folder.mkdir(parents=True)
+    file = folder / ("memory.oom_control" if version == 1 else "memory.events")
+    file.write_text("under_oom 0\noom_kill 3\n")
+    assert count_kills(root) == count_kills(root, anywhere=True) == 3

@@ -79,6 +79,15 @@ def _wait(order: dict[str, Any]) -> None:
         time.sleep(0.05)
 
 
+def _squeeze(order: dict[str, Any]) -> None:
+    """From now on the process may take `bytes` of memory beside what it has, and no more."""
+    import resource
+
+    lines = Path("/proc/self/status").read_text().splitlines()
+    has = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))
+    resource.setrlimit(resource.RLIMIT_DATA, (has + int(order["bytes"]), resource.RLIM_INFINITY))
+
+
 DEEDS: dict[str, Callable[[dict[str, Any]], object]] = {
     "sleep": lambda order: time.sleep(order["seconds"]),
     "wait": _wait,
@@ -89,6 +98,7 @@ DEEDS: dict[str, Callable[[dict[str, Any]], object]] = {
     "hold": _hold,
     "multiply": _multiply,
     "eat": _eat,
+    "squeeze": _squeeze,
 }
 
 

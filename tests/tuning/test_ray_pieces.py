@@ -65,6 +65,7 @@ def test_a_search_is_finished_only_when_nothing_runs(key: str, engine: Engine) -
         "folder": "/trials/1",
         "known_epochs": 0,
         "split": 1,
+        "fewer": False,
         "device": "cpu",
         "threads": 1,
     }

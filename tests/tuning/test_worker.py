@@ -7,7 +7,10 @@ import math
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,6 +26,7 @@ from tunelab.training.fitting import fit
 from tunelab.training.loop import Trainer
 from tunelab.training.pulse import beat_path, read_beat
 from tunelab.tuning import worker as worker_module
+from tunelab.tuning.memory_guard import EXIT_STATUS, read_word
 from tunelab.tuning.worker import TrialWorker
 
 MakeWorker = Callable[..., TrialWorker]
@@ -52,6 +56,9 @@ def given(
         "compute": {},
         "stop_at": stop_at,
         "memory": None,
+        "split": 1,
+        "fewer": False,
+        "limits": None,
     }
 
 
@@ -225,22 +232,84 @@ def test_a_trial_that_raises_says_why(
     assert "Traceback (most recent call last)" in (tmp_path / "trial" / "error.txt").read_text()
 
 
-def test_a_long_message_is_cut_and_memory_is_named(make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
-    for error, said in (
-        (RuntimeError("x" * 5000), "RuntimeError: x"),
-        (MemoryError(), "out of memory: "),
-        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory:\n you tried"), "out of memory: ["),
-        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "out of memory: CUDA"),
-    ):
+def test_a_long_message_is_cut(make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_trainer: Trainer, _stop_at: float) -> EpochMetrics:
+        raise RuntimeError("x\n" * 5000)
 
-        def fail(_trainer: Trainer, _stop_at: float, error: Exception = error) -> EpochMetrics:
+    monkeypatch.setattr(Trainer, "run_epoch", fail)
+    content = told(make_worker())
+    assert content["reason"].startswith("RuntimeError: x x")
+    assert len(content["reason"]) < 400
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError("Unable to allocate 7.45 GiB for an array"), "7.45 GiB more could not be had; the process held "),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "2.00 GiB more could not be had"),
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "[Errno 12] Cannot allocate memory; the process held "),
+    ],
+)
+def test_want_of_memory_is_a_loss_and_the_process_goes_on_with_what_it_gave_back(
+    make_worker: MakeWorker, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception, said: str
+) -> None:
+    """As much as before is trained after it, in parts, from the checkpoint."""
+    real = Trainer.run_epoch
+    networks: list[weakref.ref[torch.nn.Module]] = []
+
+    def run_epoch(trainer: Trainer, stop_at: float = math.inf) -> EpochMetrics:
+        if len(trainer.history) == 1 and trainer._split == 1:
+            networks.append(weakref.ref(trainer.model))
             raise error
+        return real(trainer, stop_at)
 
-        monkeypatch.setattr(Trainer, "run_epoch", fail)
-        content = told(make_worker())
-        assert content["reason"].startswith(said)
-        assert len(content["reason"]) < 400
-        assert "\n" not in content["reason"]
+    monkeypatch.setattr(Trainer, "run_epoch", run_epoch)
+    worker = make_worker()
+    first = metrics(worker)
+    lost = told(worker)["lost"]
+    assert lost["cause"] == "memory"
+    assert lost["why"].startswith(said)
+    assert [network() for network in networks] == [None]
+    assert not (tmp_path / "trial" / "error.txt").exists(), "no error of the trial's own"
+    assert worker.reset({**given(tmp_path / "trial", trial_config(), 1), "split": 4}, None)
+    content = told(worker)
+    assert EpochMetrics(**content["metrics"]) == first, "told again"
+    assert any("computed in 4 parts" in note for note in content["notes"])
+    assert [metrics(worker).epoch, metrics(worker).epoch] == [2, 3]
+
+
+def test_what_is_not_finite_is_no_want_of_memory(make_worker: MakeWorker) -> None:
+    content = told(make_worker(trial_config(**DIVERGES)))
+    assert content["status"] == "DIVERGED"
+    assert "lost" not in content
+
+
+ON_A_GPU = """
+import sys, torch
+from pathlib import Path
+from tunelab.tuning import worker
+
+def build(*given, **more):
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+worker.Trainer = build
+made = worker.TrialWorker.__new__(worker.TrialWorker)
+made.setup({"number": 7, "folder": sys.argv[1], "trial_config": sys.argv[2], "device": "cuda", "threads": 1,
+            "telemetry": "off", "compute": {}, "memory": None, "split": 1, "limits": None, "fewer": False})
+made.step()
+print("goes on")
+"""
+
+
+def test_a_process_on_a_gpu_ends_for_want_of_memory_and_says_so(tmp_path: Path) -> None:
+    """Nothing else gives all of the GPU's memory back."""
+    command = [sys.executable, "-c", ON_A_GPU, str(tmp_path), json.dumps(to_json(trial_config()))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stdout) == (EXIT_STATUS, ""), done.stderr
+    word = read_word(tmp_path)
+    assert word is not None
+    assert (word.number, word.ended) == (7, True)
+    assert word.why.startswith("2.00 GiB more could not be had; the process held ")
 
 
 def test_a_folder_that_cannot_be_written_is_a_failure_and_no_more(make_worker: MakeWorker, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 from tunelab.config import from_json
 from tunelab.errors import TunelabError
+from tunelab.tuning.footprint import CONTEXT_MIB, Footprint, Peaks
 from tunelab.tuning.probes import PATIENCE, ProbeError, Probes, TooSlowError
 from tunelab.tuning.quota import PROCESS_MIB, RAY_MIB, WORKER_MIB, in_words, share_memory
 from tunelab.tuning.slots import Slots
@@ -29,8 +30,6 @@ _LONGEST_STEP = 0.3  # usual seconds of a step; larger batches are measured in p
 _FAR_SLOWER = 0.6  # of the best layout's images per second on the baseline; our choice
 _FAR_SLOWER_STEPS = 8  # a layout is given up when its first steps take as long as so many of the one before; our choice
 _DISTURBED = 2.0  # times as slow as others let expect, twice the usual spread: a draw is measured again; our choice
-_CONTEXT_MIB = 500.0  # what a process holds on a GPU beside tensors: context and kernels; our estimate
-_BUILT_MIB = 40.0  # what libraries take when a network is first trained, whatever its size; measured
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,8 @@ class Calibration:
     """What was measured, and what was made of it.
 
     `start` is how many seconds a process took until it could train, `trial` what a trial takes beside its steps;
-    `limit` is the memory in MiB that there is for trials. `reason` says in words why `slots` were chosen.
+    `limit` is the memory in MiB that there is for trials. `reason` says in words why `slots` were chosen. `footprint`
+    says what memory a trial takes, None in older records.
     """
 
     slots: Slots
@@ -74,6 +74,7 @@ class Calibration:
     trial: float
     limit: float
     reason: str
+    footprint: Footprint | None = None
 
     def to_json(self) -> dict[str, Any]:
         """The fields as plain JSON values."""
@@ -131,6 +132,7 @@ def calibrate(
         trial=statistics.median(work.overheads),
         limit=limit,
         reason=explain(chosen, layouts, limit, max(gpus, 1)) + in_words(slots),
+        footprint=work.memory.footprint(work.beside),
     )
 
 
@@ -201,7 +203,7 @@ class _Work:
 
     def __init__(self, probes: Probes, gpus: int, window: float, memory: int | None) -> None:
         self._images = None if memory is None else 0  # bytes that a probe may hold of the data
-        self._beside = 0.0 if memory is None else WORKER_MIB
+        self.beside = 0.0 if memory is None else WORKER_MIB
         self._probes = probes
         self._gpus = gpus
         self._window = window
@@ -220,7 +222,7 @@ class _Work:
         every layout is left out: the fault is its own.
         """
         live = sorted(candidates, key=lambda slots: -self._at_once(slots))
-        memory = _Memory(candidates[0].device)
+        memory = self.memory = Peaks(candidates[0].device)
         causes: dict[Slots, str] = {}
         for sample in three:
             before = {slots: list(rates) for slots, rates in self._rates.items()}
@@ -240,10 +242,16 @@ class _Work:
                 found.append(Layout(slots, failed=self._failed.get(slots, causes.get(slots, ""))))
                 continue
             images = whole.get(slots, whole[best] * self._rates[slots][0] / self._rates[best][0])
-            found.append(Layout(slots, images, memory.most(samples) + (self._beside if slots.device == "cpu" else 0.0)))
+            found.append(
+                Layout(
+                    slots,
+                    images,
+                    memory.most(sample.load for sample in samples) + (self.beside if slots.device == "cpu" else 0.0),
+                )
+            )
         return found
 
-    def _measure_on_all(self, sample: Sample, live: Sequence[Slots], memory: _Memory) -> None:
+    def _measure_on_all(self, sample: Sample, live: Sequence[Slots], memory: Peaks) -> None:
         built, patience = 0, PATIENCE
         for slots in live:
             count = self._at_once(slots)
@@ -264,7 +272,7 @@ class _Work:
             self.overheads += [one["build"] + one["warm_up"] for one in found]
             memory.learn(sample.load, found)
             if found[0]["free"] is not None:
-                held = sum(one["memory"] + _CONTEXT_MIB for one in found)
+                held = sum(one["memory"] + CONTEXT_MIB for one in found)
                 self.gpu_limit = max(self.gpu_limit, min(one["free"] for one in found) + held)
 
     def measure_draws(self, slots: Slots, samples: Sequence[Sample]) -> list[Point]:
@@ -318,30 +326,6 @@ class _Work:
 
     def _at_once(self, slots: Slots) -> int:
         return _at_once(slots, self._gpus)
-
-
-class _Memory:
-    """The memory of a trial, as a base and a part that grows with the outputs of its convolutions in a batch."""
-
-    def __init__(self, device: str) -> None:
-        self._extra = _CONTEXT_MIB if device == "cuda" else 0.0
-        self._base = 0.0
-        self._largest = 0.0
-        self._found: list[tuple[float, float]] = []
-
-    def learn(self, load: Load, found: Sequence[Mapping[str, Any]]) -> None:
-        if not self._base:
-            self._base = max(one["idle"] for one in found)
-        peak = max(one["memory"] for one in found)
-        self._largest = max(self._largest, peak)
-        self._found.append((load.activations * load.batch_size, peak - self._base - _BUILT_MIB))
-
-    def most(self, samples: Sequence[Sample]) -> float:
-        """What the largest of these needs, never less than what was measured."""
-        size, extra = max(self._found)
-        slope = max(0.0, extra) / size if size else 0.0  # fully connected networks have no convolutions
-        largest = max(sample.load.activations * sample.load.batch_size for sample in samples)
-        return self._extra + max(self._largest, self._base + _BUILT_MIB + slope * largest)
 
 
 def _started(probes: Probes) -> float:

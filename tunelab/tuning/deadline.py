@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import Protocol
 
+from tunelab.noise import full_length
 from tunelab.records import Trial
 
 
@@ -33,3 +34,11 @@ class Deadline:
         """So many seconds from now, the last share of them for the race; an epoch has `grace` seconds more to end."""
         now = time.monotonic()
         return cls(now + seconds, now + seconds * (1 - race_share), now + seconds + grace)
+
+    def comes_before(self, trial: Trial, pace: Pace) -> bool:
+        """True if it leaves no time for what makes a trial useful: an epoch, of a repeat all that it lacks."""
+        if self.ends == math.inf:
+            return False
+        epochs = 1 if trial.repeat_of is None else full_length(trial) - len(trial.epochs)
+        seconds = pace.seconds(trial, epochs)
+        return seconds is not None and time.monotonic() + seconds > self.ends

@@ -7,7 +7,6 @@ leads to, an end before it is shown. A new engine on the same record goes on whe
 from __future__ import annotations
 
 import dataclasses
-import math
 import sys
 import time
 from collections import deque
@@ -141,6 +140,9 @@ class Engine:
         if self.should_halt or self._held or self._events == self._nothing_since:
             return None
         trial = self._choose()
+        while trial is not None and (why := self._places.refuses(trial)):
+            self.end(trial.number, TrialStatus.FAILED, why)
+            trial = None if self.halted else self._choose()
         if trial is not None and (self._comes_too_late(trial) or not self._has_place(trial)):
             self._waiting.appendleft(trial.number)
             trial = None
@@ -276,12 +278,7 @@ class Engine:
         return not self._running or self._places.fits(trial, [self.trials[number] for number in sorted(self._running)])
 
     def _comes_too_late(self, trial: Trial) -> bool:
-        """True if the deadline leaves no time for what makes the trial useful: an epoch, of a repeat all of them."""
-        if self._pace is None or self._deadline.ends == math.inf:
-            return False
-        epochs = 1 if trial.repeat_of is None else full_length(trial) - len(trial.epochs)
-        seconds = self._pace.seconds(trial, epochs)
-        return seconds is not None and time.monotonic() + seconds > self._deadline.ends
+        return self._pace is not None and self._deadline.comes_before(trial, self._pace)
 
     def _settle(self, trial: Trial, epoch: int) -> bool:
         """Ends or pauses the trial if the epoch just recorded was its last or its rung says so; True if it did."""
@@ -345,6 +342,7 @@ class Engine:
             stats=dict(proposal.stats),
             arch_id=arch_id(proposal.config.arch),
             origin=proposal.origin,
+            split=proposal.split,
         )
         self._add(trial)
         self.begun += 1

@@ -21,8 +21,8 @@ from tunelab.tuning.forecast import Forecast
 from tunelab.tuning.guard import Guard
 from tunelab.tuning.keeping import Keeper
 from tunelab.tuning.listeners import Listener, Told
-from tunelab.tuning.losses import FewerBeside
 from tunelab.tuning.low_space import LowSpace
+from tunelab.tuning.memory_room import MemoryRoom, find_memory, limits_of
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.progress import Progress, Silent
 from tunelab.tuning.ray_home import terminal
@@ -31,6 +31,7 @@ from tunelab.tuning.sessions import Sessions
 from tunelab.tuning.slots import Slots
 from tunelab.tuning.sources import Source
 from tunelab.tuning.stopping import Stopping
+from tunelab.tuning.testimony import MemoryWitness
 
 
 class PausedError(TunelabError):
@@ -82,7 +83,9 @@ def execute(study: Study, plan: Plan) -> Study:
             left = plan.forecast.time_left
             counted = current(study.info, known)
             shown = Progress(terminal(), plan.title, plan.total, counted, study.val_images, left)
-        listeners: list[Listener] = [plan.forecast, shown]
+        memory, footprint = find_memory(study.info, plan.slots, plan.options.memory)
+        room, witness = MemoryRoom(plan.slots, memory, footprint), MemoryWitness(study.trial_folder)
+        listeners: list[Listener] = [plan.forecast, shown, room, witness]
         keeper = Keeper(study.trial_folder, plan.options.keep_weights if kind == "search" else None, known)
         listeners.append(keeper)
         guard = Guard(study.trial_folder, plan.forecast, plan.options.trial_timeout, life, terminal())
@@ -105,7 +108,7 @@ def execute(study: Study, plan: Plan) -> Study:
             history=history(study.info, known),
             in_full=plan.in_full,
             grace=plan.options.health_grace if plan.options.health else None,
-            places=FewerBeside(plan.slots.concurrent),
+            places=room,
         )
         if engine.has_work and not engine.should_halt:
             plan.forecast.begin()
@@ -127,6 +130,8 @@ def execute(study: Study, plan: Plan) -> Study:
                     log=study.path / "ray.log",
                     guard=guard,
                     looks=[functools.partial(low_space.look, engine)],
+                    witnesses=[witness],
+                    limits=limits_of(plan.slots, memory),
                 )
             keeper.close()
     finally:

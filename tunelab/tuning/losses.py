@@ -103,6 +103,9 @@ class Places(Protocol):
     def fits(self, trial: Trial, beside: Sequence[Trial]) -> bool:
         """True if a trial can run beside these; it always can alone."""
 
+    def refuses(self, trial: Trial) -> str:
+        """Why a trial can never run here, whatever runs beside it; "" if it may."""
+
 
 class FewerBeside:
     """A trial that ran out of memory twice has no more than half the places taken, its own included.
@@ -116,12 +119,17 @@ class FewerBeside:
 
     def fits(self, trial: Trial, beside: Sequence[Trial]) -> bool:
         """True if none of them needs fewer beside it than there would be."""
-        if not any(_wants_fewer(one) for one in (trial, *beside)):
+        if not any(wants_fewer(one) for one in (trial, *beside)):
             return True
         return len(beside) < max(1, self._concurrent // 2)
 
+    def refuses(self, trial: Trial) -> str:
+        """Nothing is refused."""
+        return ""
 
-def _wants_fewer(trial: Trial) -> bool:
+
+def wants_fewer(trial: Trial) -> bool:
+    """True if a trial is to have fewer beside it than usual."""
     return bool(trial.retries) and bool(trial.retries[-1].get("fewer"))
 
 

@@ -14,7 +14,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -37,12 +37,14 @@ _PATIENCE = 3  # looks in a row in which it must be too little: what another giv
 
 @dataclass(frozen=True)
 class Limits:
-    """What the processes of trials may hold, in MiB: `each`, and all on one machine `together` (None: what there is).
+    """What the processes of trials may hold, in MiB, without pages of files.
 
-    What they hold is counted without pages of files.
+    `each` is for one of them, `roomy` for one with fewer beside it than usual, `together` for all on one machine (None:
+    what there is).
     """
 
     each: float
+    roomy: float
     together: float | None = None
 
     def to_json(self) -> dict[str, Any]:
@@ -124,7 +126,7 @@ class Senses:
         os._exit(status)
 
 
-class Guard:
+class MemoryGuard:
     """Looks after the memory of one process that trains one trial after another.
 
     Args:
@@ -132,7 +134,7 @@ class Guard:
         start: starts its thread, for tests.
     """
 
-    def __init__(self, senses: Senses | None = None, start: Callable[[Guard], None] | None = None) -> None:
+    def __init__(self, senses: Senses | None = None, start: Callable[[MemoryGuard], None] | None = None) -> None:
         self._senses = senses
         self._start = start or _start_thread
         self._started = False
@@ -141,13 +143,13 @@ class Guard:
         self._spoken = 0.0
         self._lock = threading.Lock()
 
-    def watch(self, number: int, folder: Path, limits: Limits | None) -> None:
-        """The process trains trial `number` from now on; without `limits` nothing is looked at."""
+    def watch(self, number: int, folder: Path, limits: Limits | None, *, fewer: bool = False) -> None:
+        """The process trains trial `number` from now on, maybe beside fewer; without `limits` nothing is looked at."""
         self.rest()
         if limits is None:
             return
         forget_word(folder)
-        self._task = number, folder, limits
+        self._task = number, folder, replace(limits, each=limits.roomy) if fewer else limits
         if not self._started:
             self._started = True
             self._senses = self._senses or Senses()
@@ -168,7 +170,7 @@ class Guard:
             if task is None or senses is None:
                 return
             number, folder, limits = task
-            around = self._looks % _EVERY == 0
+            around = self._pressed > 0 or self._looks % _EVERY == 0
             self._looks += 1
             if around:
                 senses.look_around()
@@ -211,7 +213,7 @@ class Guard:
         now = time.monotonic()
         if close and now > self._spoken + _AGAIN:
             self._spoken = now
-            why = f"its process held {_mib(held)} when it was last looked at"
+            why = f"it held {_mib(held)} when it was last looked at"
             Word(number, os.getpid(), held, limits.each, False, why).write(folder)
         elif not close and self._spoken:
             self._spoken = 0.0
@@ -230,7 +232,7 @@ def end_process(folder: Path, word: Word, leave: Callable[[int], NoReturn] = os.
     leave(EXIT_STATUS)
 
 
-def _start_thread(guard: Guard) -> None:
+def _start_thread(guard: MemoryGuard) -> None:
     def run() -> None:
         while True:
             with contextlib.suppress(OSError, ValueError):  # of /proc, while a process ends: there is a next look

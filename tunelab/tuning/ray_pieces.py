@@ -22,7 +22,7 @@ from ray.tune.stopper import Stopper
 
 from tunelab.records import EpochMetrics, Finding, TrialStatus
 from tunelab.tuning.engine import Engine
-from tunelab.tuning.losses import Loss, Witness, testimony
+from tunelab.tuning.losses import Loss, Witness, testimony, wants_fewer
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,7 @@ class EngineSearcher(Searcher):
             "folder": str(here.folder_of(trial.number)),
             "known_epochs": len(trial.epochs),
             "split": trial.split,
+            "fewer": wants_fewer(trial),
             **here.settings,
         }
 

@@ -19,6 +19,7 @@ from tunelab.errors import TunelabError
 from tunelab.tuning.engine import Engine
 from tunelab.tuning.guard import Guard
 from tunelab.tuning.losses import Witness
+from tunelab.tuning.memory_guard import Limits
 from tunelab.tuning.ray_home import LEAST_BYTES, environment, first_line, lacks, private_folder, quiet, started
 from tunelab.tuning.slots import Slots
 
@@ -34,6 +35,7 @@ def run(
     witnesses: Sequence[Witness] = (),
     guard: Guard | None = None,
     looks: Sequence[Callable[[Path], None]] = (),
+    limits: Limits | None = None,
 ) -> None:
     """Runs `engine` until every trial has ended or it halts; Ray is gone when this returns.
 
@@ -49,6 +51,7 @@ def run(
         witnesses: are asked why the process of a trial is gone.
         guard: watches over it all.
         looks: are called with Ray's folder again and again, each second at least.
+        limits: what the processes of the trials may hold; None leaves them alone.
 
     Raises:
         InputError: there is no place for Ray's files.
@@ -61,6 +64,7 @@ def run(
         "memory": slots.memory,
         "compute": slots.compute,
         "stop_at": stop_at,
+        "limits": None if limits is None else limits.to_json(),
     }
     with private_folder(log.parent) as folder, environment(folder), quiet(log), _signals(engine, at_once=True):
         try:

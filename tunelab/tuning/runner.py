@@ -297,6 +297,7 @@ def run_configs(
     compile: Literal["auto", "off"] = "off",
     compute: Mapping[str, Any] | None = None,
     stop_after: int | None = None,
+    split: int = 1,
     show_progress: bool = True,
 ) -> Study:
     """Trains a list of configurations to their full length, as a study in `path`; one that was begun goes on.
@@ -314,6 +315,7 @@ def run_configs(
         compile: as `ComputeConfig` has it.
         compute: `precision` and `channels_last` of a ComputeConfig, in place of those of `like`, on any machine.
         stop_after: ends each training after so many epochs, with the schedule of its full length.
+        split: in how many parts each batch is computed from the start.
         show_progress: shows the progress on standard error.
 
     Raises:
@@ -326,7 +328,8 @@ def run_configs(
     if like is not None:
         require_no_links(like.path)
         require_same_data(like, info)
-    source = FixedSource(configs, make_check(dataclasses.replace(options, max_params=None, max_mflops=None), info))
+    check = make_check(dataclasses.replace(options, max_params=None, max_mflops=None), info)
+    source = FixedSource(configs, check, split)
     begun = Study.open(path) if (path / "study.json").exists() else None
     left = first_proposals(source, None, len(configs))
     if begun is not None:

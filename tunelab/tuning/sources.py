@@ -12,12 +12,16 @@ from tunelab.records import Trial, TrialStatus
 
 @dataclass(frozen=True)
 class Proposal:
-    """A configuration to train, the suggested values it was made of, the size of its network, where it came from."""
+    """A configuration to train, the suggested values it was made of, the size of its network, where it came from.
+
+    Its batches are computed in `split` parts.
+    """
 
     config: TrialConfig
     params: Mapping[str, Any]
     stats: Mapping[str, Any]
     origin: str
+    split: int = 1
 
 
 class Source(Protocol):
@@ -44,15 +48,16 @@ Check = Callable[[TrialConfig], Mapping[str, Any]]
 
 
 class FixedSource:
-    """Configurations from a list: trial n is entry n."""
+    """Configurations from a list: trial n is entry n. Their batches are computed in `split` parts."""
 
-    def __init__(self, configs: Sequence[TrialConfig], check: Check) -> None:
+    def __init__(self, configs: Sequence[TrialConfig], check: Check, split: int = 1) -> None:
         self._configs = configs
         self._check = check
+        self._split = split
 
     def propose(self, number: int, trials: Mapping[int, Trial]) -> Proposal:
         """Entry `number`."""
-        return Proposal(self._configs[number], {}, self._check(self._configs[number]), "given")
+        return Proposal(self._configs[number], {}, self._check(self._configs[number]), "given", self._split)
 
     def adopt(self, trial: Trial) -> None:
         """Nothing is learnt."""

@@ -1,9 +1,9 @@
 """One trial after another in one process: Ray's trainable around `training.loop.Trainer`.
 
 A step is an epoch. What comes back is one text, `report`: the JSON of an epoch's metrics with the notes and findings so
-far, or of an early end. Ray sees no number of it, so that none can end a search. Checkpoints are tunelab's own, in the
-trial's folder; Ray keeps none. The record may be an epoch ahead of them: what is then trained and told again changes
-nothing in it.
+far, of an early end, or of a loss. Ray sees no number of it, so that none can end a search. Checkpoints are tunelab's
+own, in the trial's folder; Ray keeps none. The record may be an epoch ahead of them: what is then trained and told
+again changes nothing in it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import os
 import traceback
 from collections import deque
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from typing import Any
 
 from ray import tune
 
+from tunelab.capacity import held_mib
 from tunelab.config import ComputeConfig, TrialConfig, from_json
 from tunelab.errors import DivergedError, OutOfTimeError
 from tunelab.records import EpochMetrics, Finding, TrialStatus
@@ -26,21 +28,24 @@ from tunelab.training.health import Health
 from tunelab.training.loop import Trainer
 from tunelab.training.pulse import Phase, Pulse, beat_path
 from tunelab.training.saver import NO_ROOM, Room
+from tunelab.training.shortage import describe_shortage, is_shortage, release
 from tunelab.training.verdicts import NOT_FINITE
+from tunelab.tuning.memory_guard import Limits, MemoryGuard, Word, end_process
 
 _NO_STORAGE = {*NO_ROOM, errno.EROFS, errno.EIO, errno.ESTALE}
 """Errors that no other trial would be spared: they pause the search, and none fails of them."""
 _PATIENCE = 35 * 60.0  # seconds that a checkpoint waits for room: longer than the driver, which says why; our choice
+_GUARD = MemoryGuard()  # of the process, whichever trial it trains
 
 
 class TrialWorker(tune.Trainable):
     """Trains the configuration that it is given, epoch by epoch, from the trial's last checkpoint if there is one.
 
     Its config: `number`; `trial_config`, the JSON text of a TrialConfig; `folder`, the trial's; `known_epochs`, how
-    many epochs the record holds; `split`, in how many parts each batch is computed; `device`, `threads`,
-    `telemetry`, `memory` as `Trainer` takes them; `compute`, the JSON of a ComputeConfig; `stop_at`, as `run_epoch`
-    takes it; `beats`, the folder of the beats that the watchdog sees, with `least` and `pause` as `Pulse` takes
-    them; without it there are none.
+    many epochs the record holds; `split`, `device`, `threads`, `telemetry`, `memory` as `Trainer` takes them;
+    `compute`, the JSON of a ComputeConfig; `stop_at`, as `run_epoch` takes it; `beats`, the folder of the beats that
+    the watchdog sees, with `least` and `pause` as `Pulse` takes them; without it there are none; `limits`, the JSON of
+    the `Limits` of its memory or None; `fewer`, whether there are fewer trials beside it than usual.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -51,6 +56,8 @@ class TrialWorker(tune.Trainable):
         self._pulse: Pulse | None = None
         self._unsaved: OSError | None = None
         self._untold: deque[EpochMetrics] = deque()
+        limits = None if config["limits"] is None else Limits.from_json(config["limits"])
+        _GUARD.watch(config["number"], Path(config["folder"]), limits, fewer=config["fewer"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Frees the last trial and takes the next."""
@@ -72,6 +79,7 @@ class TrialWorker(tune.Trainable):
             self._pulse.enter(phase)
 
     def _step(self) -> dict[str, Any]:
+        lacking = ""
         try:
             content = self._next_report()
         except OutOfTimeError:
@@ -81,7 +89,10 @@ class TrialWorker(tune.Trainable):
         except Exception as error:
             if isinstance(error, OSError) and error.errno in _NO_STORAGE:
                 return {"halt": f"the trials' storage: {error.strerror}"}
-            content = {"status": TrialStatus.FAILED.value, "reason": self._explain(error)}
+            lacking = describe_shortage(error, self._config["device"]) if is_shortage(error) else ""
+            content = {} if lacking else {"status": TrialStatus.FAILED.value, "reason": self._explain(error)}
+        if lacking:  # here nothing holds the error any more, whose frames hold the network
+            content = self._give_up_for_memory(lacking)
         return content
 
     def save_checkpoint(self, checkpoint_dir: str) -> None:
@@ -96,6 +107,7 @@ class TrialWorker(tune.Trainable):
         If it cannot be written, the trial has ended, or goes on from the one before. Where nothing can be written any
         more, the next `step` halts the search; for room the next trial waits.
         """
+        _GUARD.rest()
         trainer, self._trainer = self._trainer, None
         pulse, self._pulse = self._pulse, None
         try:
@@ -107,6 +119,21 @@ class TrialWorker(tune.Trainable):
         finally:
             if pulse is not None:
                 pulse.close()
+
+    def _give_up_for_memory(self, why: str) -> dict[str, Any]:
+        """What is told when memory is lacking. The process gives back what it holds; one on a GPU ends for that.
+
+        What CUDA and its libraries hold there is given back by the end of the process alone.
+        """
+        with contextlib.suppress(Exception):  # of a checkpoint that there was no memory to write, say
+            self.cleanup()
+        folder = Path(self._config["folder"])
+        self._health = Health(folder)
+        release()
+        if self._config["device"].startswith("cuda"):
+            number, process = self._config["number"], os.getpid()
+            end_process(folder, Word(number, process, held_mib(process) or 0.0, 0.0, ended=True, why=why))
+        return {"lost": {"cause": "memory", "why": why}}
 
     def _next_report(self) -> dict[str, Any]:
         metrics = self._next_metrics()
@@ -159,6 +186,7 @@ class TrialWorker(tune.Trainable):
             telemetry=self._config["telemetry"],
             compute=from_json(ComputeConfig, self._config["compute"]),
             memory=self._config["memory"],
+            split=self._config["split"],
             observers=(self._health,),
             room=Room(_PATIENCE, self._wait_for_room),
             pulse=self._pulse,
@@ -177,11 +205,7 @@ class TrialWorker(tune.Trainable):
         with contextlib.suppress(OSError):  # on a full disk, say: the reason goes into the record all the same
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
-        text = " ".join(str(error).split())
-        name = type(error).__name__
-        if isinstance(error, MemoryError) or "out of memory" in text.lower() or "can't allocate memory" in text:
-            name = "out of memory"
-        return f"{name}: {text[:300]}"
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
 def _plain(findings: Sequence[Finding]) -> list[dict[str, Any]]:

@@ -1,0 +1,160 @@
+"""The memory that a search has for its trials: which of them fit beside each other, and what their processes may hold.
+
+What a trial will take is predicted from the measurements before the search, and corrected by what its trials took.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from tunelab.capacity import describe_size, free_memory_mib
+from tunelab.records import Trial
+from tunelab.tuning.calibrate import Calibration, most_needed
+from tunelab.tuning.footprint import Footprint
+from tunelab.tuning.losses import RETRIES, SMALLER, FewerBeside
+from tunelab.tuning.memory_guard import Limits
+from tunelab.tuning.quota import PROCESS_MIB, RAY_MIB, WORKER_MIB, capped
+from tunelab.tuning.slots import Slots
+from tunelab.tuning.speed import load_of
+
+_GENEROUS = 2.0  # times what is predicted of the largest, or its share of the memory: so much may it hold; our choice
+_LEAST_MIB = 1024.0  # that a process may hold in any case; our choice
+_ENOUGH = 3  # trials after which what they took corrects the predictions; our choice
+_CORRECTION = (0.8, 1.5)  # it does so within these bounds; our choice
+_MOST_PARTS = SMALLER ** RETRIES["memory"]
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What there is for the trials of a search, in MiB: `host` for all, `device` on each of `devices` GPUs.
+
+    `largest` is what the largest trial takes of the host, 0 where that was not measured. `bound` is true if the user
+    has set a bound on `host`. `images` are those of the images that processes share, which count as held by each.
+    """
+
+    host: float
+    largest: float = 0.0
+    bound: bool = False
+    device: float = 0.0
+    devices: int = 0
+    images: float = 0.0
+
+
+class MemoryRoom:
+    """Says whether there is room for a trial beside others, and learns from what trials take: it is a listener too.
+
+    Args:
+        slots: how the machine is shared.
+        memory: what there is.
+        footprint: what trials take; None predicts nothing.
+    """
+
+    def __init__(self, slots: Slots, memory: Memory, footprint: Footprint | None = None) -> None:
+        self._fewer = FewerBeside(slots.concurrent)
+        self._memory = memory
+        self._footprint = footprint
+        on_device = slots.device == "cuda"
+        self._one = memory.device if on_device else memory.host
+        self._all = self._one * max(1, memory.devices) if on_device else self._one
+        self._shared = 0.0 if on_device else memory.images
+        self._took: dict[int, float] = {}  # as a part of what was predicted
+
+    def fits(self, trial: Trial, beside: Sequence[Trial]) -> bool:
+        """True if a trial can run beside these; it always can alone."""
+        if not beside:
+            return True
+        if not self._fewer.fits(trial, beside):
+            return False
+        return self._footprint is None or sum(self.predict(one) for one in (trial, *beside)) <= self._all
+
+    def refuses(self, trial: Trial) -> str:
+        """Why a trial can never run here, not even alone and in parts; "" if it may."""
+        if self._footprint is None or self._one <= 0:
+            return ""
+        load = load_of(trial.config, trial.stats)
+        least = self._footprint.at_least(load, _params(trial), _MOST_PARTS)
+        if least <= self._one:
+            return ""
+        needs, there = describe_size(least * 2**20), describe_size(self._one * 2**20)
+        return (
+            f"too large for the memory: it takes at least {needs} with batches in {_MOST_PARTS} parts; {there} are left"
+        )
+
+    def predict(self, trial: Trial) -> float:
+        """What a trial will take, in MiB; 0 where nothing is known."""
+        if self._footprint is None:
+            return 0.0
+        known = self._took.get(trial.number)
+        return self._plain(trial) * (self._correction() if known is None else max(_CORRECTION[0], known))
+
+    def started(self, trial: Trial) -> None:
+        """Nothing: what it takes is not known yet."""
+
+    def reported(self, trial: Trial) -> None:
+        """Learns what a trial has taken."""
+        if self._footprint is not None:
+            peak = max(metrics.peak_memory_mib for metrics in trial.epochs)
+            self._took[trial.number] = max(0.0, peak - self._shared) / self._plain(trial)
+
+    def retried(self, trial: Trial, why: str) -> None:
+        """What it took in larger parts says nothing of smaller ones."""
+        self._took.pop(trial.number, None)
+
+    def ended(self, trial: Trial) -> None:
+        """Nothing: what it took stays known."""
+
+    def _plain(self, trial: Trial) -> float:
+        assert self._footprint is not None
+        return max(1.0, self._footprint.predict(load_of(trial.config, trial.stats), _params(trial), trial.split))
+
+    def _correction(self) -> float:
+        if len(self._took) < _ENOUGH:
+            return 1.0
+        return min(_CORRECTION[1], max(_CORRECTION[0], statistics.median(self._took.values())))
+
+
+def find_memory(info: Mapping[str, Any], slots: Slots, memory: int | None) -> tuple[Memory, Footprint | None]:
+    """What there is now for the trials of a study, and what they take as it was measured when it was begun.
+
+    Args:
+        info: the content of `study.json`.
+        slots: how the machine is shared.
+        memory: bytes that all trials may take; None is what is free.
+    """
+    plain = info.get("calibration")
+    measured = None if plain is None else Calibration.from_json(plain)
+    if measured is not None and measured.slots.device != slots.device:
+        measured = None
+    images = info["data"]
+    pixels = images["image_size"][0] * images["image_size"][1] * images["channels"]
+    found = Memory(
+        host=max(0.0, capped(free_memory_mib(), memory, slots.device) - RAY_MIB),
+        bound=memory is not None,
+        images=pixels * (images["counts"]["train"] + images["counts"]["val"]) / 2**20,
+    )
+    if measured is None:
+        return found, None
+    if slots.device == "cuda":
+        gpus = len(info["hardware"].get("gpus", ()))
+        return replace(found, device=measured.limit, devices=gpus), measured.footprint
+    return replace(found, largest=most_needed(measured.layouts)), measured.footprint
+
+
+def limits_of(slots: Slots, memory: Memory) -> Limits:
+    """What each process of a trial may hold: its share, and more where what was measured wants it.
+
+    Only a bound that the user has set is one for all processes together too: else the guard looks at what the machine
+    has left.
+    """
+    usual = max(memory.largest, PROCESS_MIB[slots.device] + WORKER_MIB)
+    least = max(_LEAST_MIB, _GENEROUS * usual)
+    each, roomy = (max(least, memory.host / trials) for trials in (slots.concurrent, max(1, slots.concurrent // 2)))
+    return Limits(each, roomy, max(memory.host, usual) if memory.bound else None)
+
+
+def _params(trial: Trial) -> float:
+    stats: Mapping[str, float] = trial.stats
+    return float(stats.get("params", 0))
