@@ -55,6 +55,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Slots]]:
                 threads=slots.cpus,
                 telemetry="off",
                 compute=from_json(ComputeConfig, slots.compute),
+                split=trial.split,
             )
             trainer.resume()
             try:
@@ -68,14 +69,22 @@ def here(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Slots]]:
     return trained
 
 
-def trained(path: Path, epochs: int = 3, stop_after: int | None = None, **train: Any) -> Study:
+def trained(path: Path, epochs: int = 3, stop_after: int | None = None, split: int = 1, **train: Any) -> Study:
     """A study with one trial that was really trained."""
     recipe: dict[str, Any] = {"epochs": epochs, "batch_size": 32, **train}
     options = SearchOptions(epochs=epochs, data=DATA, device="cpu", cpus_per_trial=1)
     configs = [TrialConfig(ARCH, TrainConfig(**recipe), DATA, seed=5)]
     about = {"space": {"name": "arch", "source": "arch", "version": 1}}
     return run_configs(
-        path, configs, options, kind="search", title="", about=about, stop_after=stop_after, show_progress=False
+        path,
+        configs,
+        options,
+        kind="search",
+        title="",
+        about=about,
+        stop_after=stop_after,
+        split=split,
+        show_progress=False,
     )
 
 
@@ -95,6 +104,14 @@ def test_nothing_has_changed_so_every_bit_is_the_same(
     again = Study.open(folder)
     assert (again.info["kind"], again.info["trial"]) == ("reproduce", 0)
     assert again.trial(0).config == study.trial(0).config
+
+
+def test_a_trial_in_parts_is_trained_in_as_many(here: list[tuple[int, Slots]], tmp_path: Path) -> None:
+    """Its batch norms saw the parts: whole batches would measure something else."""
+    study = trained(tmp_path / "study", split=2)
+    assert study.trial(0).split == 2
+    assert reproduce(study, 0, progress=False)["verdict"] == IDENTICAL
+    assert Study.open(tmp_path / "study" / "reproduce-trial0000").trial(0).split == 2
 
 
 def test_a_trial_that_was_stopped_is_trained_as_far_as_it_came(here: list[tuple[int, Slots]], tmp_path: Path) -> None:

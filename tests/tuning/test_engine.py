@@ -384,6 +384,33 @@ def test_out_of_memory_means_smaller_parts_then_fewer_trials_beside_then_failure
     assert any("with batches in 16 parts and fewer trials beside it" in line for line in said)
 
 
+class Small(FewerBeside):
+    """No room for every second trial."""
+
+    def refuses(self, trial: Trial) -> str:
+        return "" if trial.number % 2 else f"too large for the memory: trial {trial.number}"
+
+
+def test_what_can_never_run_has_failed_before_it_begins_and_the_next_is_handed_out() -> None:
+    engine, journal, said = make_engine(4, places=Small(4))
+    first, second = engine.next_trial(), engine.next_trial()
+    assert first is engine.trials[1]
+    assert second is engine.trials[3]
+    assert [engine.trials[number].status for number in (0, 2)] == [TrialStatus.FAILED] * 2
+    assert engine.trials[2].reason == "too large for the memory: trial 2"
+    assert [event["event"] for event in journal.events] == ["proposed", "ended", "proposed"] * 2
+    assert not any(line.startswith(("started 0", "started 2")) for line in said)
+
+
+def test_a_search_without_room_for_any_trial_ends_with_that_cause() -> None:
+    places = FewerBeside(1)
+    places.refuses = lambda trial: "too large for the memory: it takes 9 GiB"  # type: ignore[method-assign]
+    engine, _, _ = make_engine(50, places=places)
+    assert engine.next_trial() is None
+    assert len(engine.trials) == FAILURES_IN_A_ROW
+    assert "too large for the memory: it takes 9 GiB" in str(engine.error)
+
+
 def test_what_was_lost_counts_over_all_starts() -> None:
     engine, journal, _ = make_engine(1)
     engine.next_trial()

@@ -129,7 +129,7 @@ def test_it_waits_a_moment_for_what_another_gives_back(tmp_path: Path) -> None:
     guard = watching(tmp_path, senses, Limits(1000.0, 1000.0))
     look(guard)
     senses.others = {}
-    look(guard, 6)
+    look(guard, 3)
     senses.left = 600.0
     look(guard)
     senses.left = 200.0
