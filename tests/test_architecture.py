@@ -397,8 +397,8 @@ ROOMS = [
     Room(
         "tunelab.study",
         "a study is a folder; opens in a moment, without torch or Ray",
-        "tunelab.standings tunelab.noise tunelab.liveness tunelab.journal tunelab.replay tunelab.study_checks tunelab.records"
-        " tunelab.config",
+        "tunelab.standings tunelab.noise tunelab.liveness tunelab.journal tunelab.replay"
+        " tunelab.study_checks tunelab.records tunelab.config",
     ),
     Room(
         "tunelab.standings",
