@@ -15,6 +15,8 @@ from typing import Any, BinaryIO
 
 from tunelab.errors import InputError, TunelabError
 
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
+"""Errors that are over when somebody removes files."""
 MOST_JSON = 32 * 2**20
 """Bytes of JSON that are read at most, unless something else is said: it can take ten times that (our choice)."""
 

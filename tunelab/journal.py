@@ -24,12 +24,11 @@ from typing import Any, BinaryIO
 from pydantic_core import from_json
 
 from tunelab.errors import InputError, StorageError
-from tunelab.files import open_file, require_no_links, sync_folder
+from tunelab.files import NO_ROOM, open_file, require_no_links, sync_folder
 
 RESERVE = "reserve"
 RESERVE_BYTES = 128 * 1024
 """Room for some 300 epochs: those of the trials that run while the disk is full (our choice)."""
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 _WRITE_ATTEMPTS = 10
 _LOCK_ATTEMPTS = 10
 _BATCH = 1000
@@ -191,7 +190,7 @@ class Journal:
             try:
                 self._write(line)
             except OSError as error:
-                if error.errno in _NO_ROOM and attempt + 1 < _WRITE_ATTEMPTS and self._give_back(attempt):
+                if error.errno in NO_ROOM and attempt + 1 < _WRITE_ATTEMPTS and self._give_back(attempt):
                     continue
                 why = f"the record {self._path} cannot be written: {error.strerror or error}"
                 raise StorageError(why) from error
@@ -215,7 +214,7 @@ class Journal:
         except OSError as error:
             with contextlib.suppress(OSError):
                 self._reserve.unlink(missing_ok=True)
-            return error.errno not in _NO_ROOM  # a file system that cannot hold room has none of it to give back
+            return error.errno not in NO_ROOM  # a file system that cannot hold room has none of it to give back
         finally:
             os.close(file)
         return True

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from tunelab.errors import DivergedError, RefusedError
 from tunelab.models.check import check
 from tunelab.records import REMARKS, EpochMetrics
 from tunelab.space import load_space
+from tunelab.training import health as health_module
 from tunelab.training.health import FILE, Health, from_json, task_of, to_json
 from tunelab.training.loop import Trainer
 from tunelab.training.observe import Scene
@@ -198,3 +201,20 @@ def test_weights_that_are_drawn_beyond_all_numbers_are_written_down(make_config,
     assert "not finite" in [finding.name for finding in health.findings]
     layers, _ = from_json(json.loads((tmp_path / FILE).read_text()))
     assert not all(math.isfinite(layer.gain) for layer in layers)
+
+
+def test_a_full_disk_costs_the_file_and_not_the_training(tmp_path, monkeypatch):
+    errors = iter([errno.ENOSPC, errno.EDQUOT, errno.EIO])
+
+    def full(_path, *_given, **_more):
+        error = next(errors)
+        raise OSError(error, os.strerror(error))
+
+    (tmp_path / "health.json").write_text("as it was")
+    monkeypatch.setattr(Path, "replace", full)
+    for _ in range(2):
+        health_module._write(tmp_path / "health.json", {})
+        assert [path.name for path in tmp_path.iterdir()] == ["health.json"]
+    with pytest.raises(OSError, match="Input/output error"):
+        health_module._write(tmp_path / "health.json", {})
+    assert (tmp_path / "health.json").read_text() == "as it was"

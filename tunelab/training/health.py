@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from tunelab.data.batches import Batch, Split
-from tunelab.files import read_json
+from tunelab.files import NO_ROOM, read_json
 from tunelab.records import EpochMetrics, Finding
 from tunelab.training.cases import Case, Task, hopeless
 from tunelab.training.evaluate import Evaluation
@@ -129,7 +129,6 @@ class Health:
         self._signs = _kept(self._signs)
         if self._file is not None and (new or had_hope == bool(self.hopeless) or self._is_time()):
             self._written = time.monotonic()
-            self._file.parent.mkdir(parents=True, exist_ok=True)
             _write(self._file, to_json(self.findings, self._layers, self._signs, self.hopeless))
 
     def _is_time(self) -> bool:
@@ -269,7 +268,13 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def _write(file: Path, content: Mapping[str, Any]) -> None:
-    """Whole or not at all, but not forced to the disk: it can be done without."""
+    """Whole or not at all, but not forced to the disk: it can be done without, and is where there is no room."""
     temporary = file.with_name(f".{file.name}.tmp")
-    temporary.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
-    temporary.replace(file)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
+        temporary.replace(file)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        temporary.unlink(missing_ok=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import threading
 import time
@@ -11,10 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from tunelab.files import NO_ROOM
 from tunelab.training import checkpoint
 
-NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT})
-"""Errors that are over when somebody removes files."""
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 15.0  # seconds between two attempts; each pause is twice the one before; our choice
 
 

@@ -55,6 +55,7 @@ class LowSpace:
         self._sizes: dict[int, int] = {}  # bytes of a checkpoint of each trial that was handed out
         self._next = -float("inf")
         self._since: float | None = None
+        journal.reserve()
 
     def started(self, trial: Trial) -> None:
         """Takes note of its size."""

@@ -33,6 +33,11 @@ class _Bridge:
     witnesses: Sequence[Witness]
     asked: Callable[[], None] | None
 
+    def ask(self) -> None:
+        """Ray's loop asks something."""
+        if self.asked is not None:
+            self.asked()
+
 
 _BRIDGES: dict[str, _Bridge] = {}
 
@@ -52,7 +57,7 @@ def bridge(
         folder_of: from a trial's number to its folder.
         settings: what every worker is given beside its trial: `device`, `threads`, `compute`, `stop_at` and so on.
         witnesses: are asked why the process of a trial is gone, in order.
-        asked: is called as often as Ray asks whether to stop, at least every 0.1 s while its loop runs.
+        asked: is called as often as Ray asks something: every 0.1 s while trials run, else every second.
     """
     key = uuid.uuid4().hex
     _BRIDGES[key] = _Bridge(engine, folder_of, settings, witnesses, asked)
@@ -72,6 +77,7 @@ class EngineSearcher(Searcher):
     def suggest(self, trial_id: str) -> Any:
         """What the next trial's worker is given; None if there is no next trial yet, FINISHED if there is none."""
         here = _BRIDGES[self._key]
+        here.ask()  # while nothing runs Ray asks for trials alone, and not whether to stop
         trial = here.engine.next_trial()
         if trial is None:
             return None if here.engine.waits else Searcher.FINISHED
@@ -153,6 +159,5 @@ class EngineStopper(Stopper):
     def stop_all(self) -> bool:
         """True when the engine halts."""
         here = _BRIDGES[self._key]
-        if here.asked is not None:
-            here.asked()
+        here.ask()
         return here.engine.should_halt

@@ -23,11 +23,12 @@ from ray import tune
 from tunelab.capacity import held_mib
 from tunelab.config import ComputeConfig, TrialConfig, from_json
 from tunelab.errors import DivergedError, OutOfTimeError
+from tunelab.files import NO_ROOM
 from tunelab.records import EpochMetrics, Finding, TrialStatus
 from tunelab.training.health import Health
 from tunelab.training.loop import Trainer
 from tunelab.training.pulse import Phase, Pulse, beat_path
-from tunelab.training.saver import NO_ROOM, Room
+from tunelab.training.saver import Room
 from tunelab.training.shortage import describe_shortage, is_shortage, release
 from tunelab.training.verdicts import NOT_FINITE
 from tunelab.tuning.memory_guard import Limits, MemoryGuard, Word, end_process
