@@ -144,10 +144,12 @@ class Search:
         process = self._start()
         try:
             for _ in range(self._luck.randint(1, 3)):
-                if not self._wait_for_a_moment(process):
+                worker = self._luck.random() < 0.5
+                if not self._wait_for_a_moment(process, worker):
                     break
-                victim = self._victim(process)
-                victim.kill()
+                victim = self._victim(process, worker)
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    victim.kill()
                 if victim.pid == process.pid:
                     process.communicate()
                     self.outcome.drivers_killed += 1
@@ -197,9 +199,9 @@ class Search:
             start_new_session=True,  # Ctrl-C is for this program
         )
 
-    def _wait_for_a_moment(self, process: subprocess.Popen[str]) -> bool:
-        """False if the search ended before."""
-        if self._luck.random() < 0.25:
+    def _wait_for_a_moment(self, process: subprocess.Popen[str], training: bool) -> bool:
+        """False if the search ended before; where workers are `training`, or anywhere."""
+        if not training and self._luck.random() < 0.5:
             at = time.monotonic() + self._luck.uniform(0, 10)
             return self._wait(process, lambda: time.monotonic() > at)
         more = self._results() + self._luck.randint(1, max(1, self._trials))
@@ -222,10 +224,10 @@ class Search:
             raise RuntimeError(f"{self._study} did not end within {LONGEST:.0f} s")
         return False
 
-    def _victim(self, process: subprocess.Popen[str]) -> psutil.Process:
+    def _victim(self, process: subprocess.Popen[str], worker: bool) -> psutil.Process:
+        """A process that trains, if it is to be one and there is any; else the driver."""
         workers = [one for one in self._processes() if _title(one).startswith("ray::")]
-        driver = psutil.Process(process.pid)
-        return self._luck.choice(workers) if workers and self._luck.random() < 0.5 else driver
+        return self._luck.choice(workers) if worker and workers else psutil.Process(process.pid)
 
     def _processes(self) -> list[psutil.Process]:
         return [one for one in psutil.process_iter() if _mark_of(one) == self._mark]
