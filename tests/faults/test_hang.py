@@ -92,13 +92,13 @@ def test_a_supervised_search_is_started_again_when_it_hangs_and_when_it_dies(fau
     fault.search("--supervise", trials=6, epochs=6, **limits(driver=25.0, pause=300.0))
     drivers: set[int] = set()
     for number in (signal.SIGSTOP, signal.SIGKILL):
-        fault.wait_until(lambda: is_locked(fault.study) and driver(fault) not in {0, *drivers}, 90)
+        fault.wait_until(lambda: is_locked(fault.study) and driver(fault) not in {0, *drivers}, 150)
         known = fault.results()
-        fault.wait_until(lambda known=known: fault.results() >= known + 2, 90)
+        fault.wait_until(lambda known=known: fault.results() >= known + 2, 150)
         drivers.add(driver(fault))
         os.kill(driver(fault), number)
         fault.kills += 1
-    _, err = fault.end(0, 240)
+    _, err = fault.end(0, 300)
     assert "gave no sign of life for 25 s and was ended; it is started again: tunelab resume" in err
     assert "was ended by SIGKILL; it is started again: tunelab resume" in err
     assert all(trial.status is TrialStatus.COMPLETED for trial in fault.check_books())
