@@ -342,7 +342,18 @@ def test_lenets_are_searched_ranked_and_trained_in_full(machine: Machine, tmp_pa
 
 def test_a_search_survives_kills_signals_and_a_deadline(machine: Machine, tmp_path: Path) -> None:
     path = tmp_path / "study"
-    command = ["search", write_space(tmp_path, batch=2), "--study", str(path), "--trials", "5", "--epochs", "12"]
+    command = [
+        "search",
+        write_space(tmp_path, batch=2),
+        "--study",
+        str(path),
+        "--keep-weights",
+        "all",
+        "--trials",
+        "5",
+        "--epochs",
+        "12",
+    ]
     command += ["--limit-train", "200", "--concurrent", "2"]
     ended: dict[int, int] = {}
 
