@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -254,3 +255,16 @@ def test_progress_counts_every_image_once(write_images: Write, tmp_path: Path) -
     assert seen[-1] == (600, 600)
     assert len(seen) > 4
     prepare(config(tmp_path), lambda done, total: pytest.fail("it was decoded already"))
+
+
+def test_pipes_and_links_to_themselves_are_named_and_not_waited_for(write_images: Write, tmp_path: Path) -> None:
+    for kind in ("pipe", "loop"):
+        root = tmp_path / kind
+        write_images(root, {"a": 6, "b": 6})
+        if kind == "pipe":
+            os.mkfifo(root / "a" / "odd.png")
+        else:
+            (root / "a" / "odd.png").symlink_to("odd.png")
+        with pytest.raises(InputError, match=r"odd.png is not an image that can be read"):
+            prepare(DataConfig(f"folder:{root}"))
+        assert prepare(DataConfig(f"folder:{root}", skip_unreadable=True)).notes[-1].startswith("1 unreadable file")

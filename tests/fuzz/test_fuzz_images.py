@@ -96,7 +96,7 @@ def test_images_in_folders_and_for_models(world: World, fuzz: type[Fuzz]) -> Non
             world.ask(*words, f"folder:{folder}", *more).check()
             shutil.rmtree(folder)
 
-    fuzz.run(150, case)
+    fuzz.run(130, case)
 
 
 def _archive(**members: bytes) -> bytes:

@@ -36,7 +36,7 @@ def words_of(words: list[str], world: World, study: Any) -> list[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "commands"),
-    [(350, READING), (120, GOING_ON), (10, [["report", "STUDY"]])],
+    [(300, READING), (120, GOING_ON), (10, [["report", "STUDY"]])],
     ids=["read", "go on", "report"],
 )
 def test_records_whose_checksums_fit(number: int, commands: list[list[str]], world: World, fuzz: type[Fuzz]) -> None:
@@ -82,11 +82,11 @@ def test_records_of_any_bytes(world: World, fuzz: type[Fuzz]) -> None:
         (study / "journal.jsonl").write_bytes(data.draw(fuzz.spoilt_bytes(content)))
         world.ask(*words_of(data.draw(st.sampled_from([*READING, ["resume", "STUDY"]])), world, study)).check()
 
-    fuzz.run(150, case)
+    fuzz.run(120, case)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "commands"), [(300, READING), (150, GOING_ON)], ids=["read", "go on"])
+@pytest.mark.parametrize(("number", "commands"), [(250, READING), (150, GOING_ON)], ids=["read", "go on"])
 def test_descriptions_of_studies(number: int, commands: list[list[str]], world: World, fuzz: type[Fuzz]) -> None:
     info = json.loads((world.study / "study.json").read_text())
 

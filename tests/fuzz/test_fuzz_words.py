@@ -134,6 +134,6 @@ def test_any_command_line(world: World, fuzz: type[Fuzz]) -> None:
         world.ask(*[word for word in words if word != "--debug"]).check()
 
     try:
-        fuzz.run(420, case)
+        fuzz.run(380, case)
     finally:
         (Path(world.folder) / "fifo").unlink()

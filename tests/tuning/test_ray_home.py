@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import os
 import shutil
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -118,3 +121,52 @@ def test_a_place_must_be_short_and_one_that_can_be_written(
     monkeypatch.setattr(ray_home, "free_files", lambda folder: 7)
     with pytest.raises(InputError, match="usual has room for 7 more files"):
         ray_home.find_parent()
+
+
+WITH_RAY = """
+import json, os, stat, subprocess, sys
+from pathlib import Path
+import ray
+from tunelab.tuning import ray_home
+from tunelab.tuning.slots import Slots
+
+CLIENT = "import ray, sys; ray.init(address=sys.argv[1]); print('reached')"
+os.environ["RAY_ADDRESS"] = "127.0.0.1:1"  # of a cluster that is none of ours
+told = {}
+with ray_home.private_folder() as folder:
+    settings = ray_home.environment(folder), ray_home.quiet(folder / "log")
+    with settings[0], settings[1], ray_home.started(Slots(1, 1, 0.0, "cpu"), folder):
+        address = ray.get_runtime_context().gcs_address
+        wrong = folder / "wrong"
+        wrong.write_text("0" * 64)
+        for name, token in (("ours", os.environ["RAY_AUTH_TOKEN_PATH"]), ("another", str(wrong))):
+            env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token}
+            asked = [sys.executable, "-c", CLIENT, address]
+            try:
+                done = subprocess.run(asked, env=env, capture_output=True, text=True, timeout=60)
+                told[name] = "reached" in done.stdout
+            except subprocess.TimeoutExpired:
+                told[name] = False
+        told["address"] = address
+        token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
+        told["modes"] = [stat.S_IMODE(path.stat().st_mode) for path in (folder, token)]
+        told["dashboard"] = ray._private.worker._global_node.webui_url
+Path(sys.argv[1]).write_text(json.dumps(told))
+"""
+
+
+@pytest.mark.slow
+def test_nobody_else_reaches_a_ray_that_was_started(tmp_path: Path) -> None:
+    """Neither without its token nor through its folder; no cluster that is named is joined, no dashboard listens."""
+    (tmp_path / "started.py").write_text(WITH_RAY)
+    told = tmp_path / "told.json"
+    done = subprocess.run(
+        [sys.executable, str(tmp_path / "started.py"), str(told)], capture_output=True, text=True, timeout=250
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(told.read_text())
+    assert found["ours"], "with its token it is reached"
+    assert not found["another"]
+    assert not found["address"].endswith(":1")
+    assert found["modes"] == [0o700, 0o600]
+    assert not found["dashboard"]

@@ -11,6 +11,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import ExifTags, Image, ImageOps
 from tunelab.data.ahead import in_order
 from tunelab.data.raw import Meter, Pixels, Rows, chunk_length, usable_cores
 from tunelab.errors import InputError
+from tunelab.files import open_file
 
 Result = TypeVar("Result")
 
@@ -95,7 +97,7 @@ class FileImages:
 
     def _decode(self, path: str) -> Pixels:
         height, width = self.size
-        with Image.open(path) as image:
+        with open_file(Path(path)) as file, Image.open(file) as image:
             if image.format == "JPEG":  # decoding at 1/2, 1/4 or 1/8 is much faster and, at twice the size, as good
                 image.draft(None, (2 * max(self.size), 2 * max(self.size)))
             turned = ImageOps.exif_transpose(image) if _orientation(image) > 1 else image
@@ -126,7 +128,7 @@ def _kept(result: Result | _Unreadable, skip: bool, skipped: list[str]) -> Resul
 
 
 def _header(path: str) -> Header:
-    with Image.open(path) as image:
+    with open_file(Path(path)) as file, Image.open(file) as image:
         if image.mode == "F":
             raise ValueError("floating-point pixels, whose range is unknown")
         if Image.MAX_IMAGE_PIXELS is not None and image.width * image.height > Image.MAX_IMAGE_PIXELS:

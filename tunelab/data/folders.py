@@ -74,8 +74,23 @@ def _layout(root: Path) -> dict[str, Path]:
 
 
 def _sub_folders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not _is_clutter(entry.name))
+    return sorted(entry.name for entry in _entries(folder) if not _is_clutter(entry.name) and _is_folder(entry))
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What is in a folder, or InputError if it is closed to this user."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise InputError(f"the folder {folder} cannot be read: {error.strerror}") from error
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link to itself
+        return False
 
 
 def _is_clutter(name: str) -> bool:
@@ -106,18 +121,17 @@ def _files(folder: Path, seen: set[tuple[int, int]]) -> Iterator[_File]:
     if (stat.st_dev, stat.st_ino) in seen:
         return
     seen.add((stat.st_dev, stat.st_ino))
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if _is_clutter(entry.name):
-                continue
-            if entry.is_dir():
-                yield from _files(folder / entry.name, seen)
-                continue
-            try:
-                stat = entry.stat()
-            except FileNotFoundError:  # a link to nowhere: named as unreadable when it is decoded
-                stat = entry.stat(follow_symlinks=False)
-            yield _File(entry.path, stat.st_size, stat.st_mtime_ns)
+    for entry in _entries(folder):
+        if _is_clutter(entry.name):
+            continue
+        if _is_folder(entry):
+            yield from _files(folder / entry.name, seen)
+            continue
+        try:
+            stat = entry.stat()
+        except OSError:  # a link to nowhere, or to itself: named as unreadable when it is decoded
+            stat = entry.stat(follow_symlinks=False)
+        yield _File(entry.path, stat.st_size, stat.st_mtime_ns)
 
 
 def _digest(root: Path, splits: Mapping[str, _Classes]) -> str:
