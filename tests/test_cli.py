@@ -298,13 +298,18 @@ def test_a_dry_run_says_how_long_it_takes_and_makes_nothing(
     command = ["search", "arch", "--trials", "300", "--deadline", "2m", "--dry-run"]
     asked = Asked(command, capfd)
     assert (asked.status, asked.err) == (0, "")
-    first, second = asked.out.splitlines()
+    first, second, third = asked.out.splitlines()
     assert re.fullmatch(
         r"forecast: 300 trials need [\d.]+ (min|h) \([\d.]+ to [\d.]+\); there are (2|1\.\d) min: \d+ trials?"
         r"(, or 300 with --epochs \d+)?",
         first,
     )
     assert second == "nothing was measured", "how the machine is shared; the fixture says so"
+    assert re.fullmatch(
+        r"space: about \d+ MiB in the study \(checkpoints of running trials [\d.]+ MiB, of the best 10 [\d.]+ MiB, "
+        r"events [\d.]+ MiB, record [\d.]+ MiB\)",
+        third,
+    )
     asked = Asked([*command, "--json"], capfd)
     found = json.loads(asked.out)
     assert (asked.status, asked.err) == (0, "")
@@ -312,6 +317,7 @@ def test_a_dry_run_says_how_long_it_takes_and_makes_nothing(
     assert found["seconds_until_deadline"] == pytest.approx(120, abs=30)
     assert found["trials_that_fit"] < 300
     assert found["calibration"]["slots"]["concurrent"] >= 1
+    assert found["bytes_needed"]["study"] > found["bytes_needed"]["kept"] > 0
     assert not runs_dir.exists()
     assert_one_line(Asked(["search", "nothing", "--dry-run"], capfd), "'nothing'")
 
@@ -524,6 +530,21 @@ def test_health_is_watched_unless_it_is_said_not_to(
         assert Asked(["search", "arch", *words], capfd).status == 0
     told = [(options.health, options.health_grace) for _, options, *_ in started]
     assert told == [(True, 3), (False, 5), (False, 7)]
+
+
+def test_weights_are_kept_of_ten_unless_something_else_is_said(
+    capfd: pytest.CaptureFixture[str], started: list[Any], tmp_path: Path
+) -> None:
+    (tmp_path / "options.yaml").write_text("keep-weights: all\n")
+    for words in (
+        [],
+        ["--keep-weights", "0"],
+        ["--keep-weights", "all"],
+        ["--config", str(tmp_path / "options.yaml")],
+    ):
+        assert Asked(["search", "arch", *words], capfd).status == 0
+    assert [options.keep_weights for _, options, *_ in started] == [10, 0, None, None]
+    assert_one_line(Asked(["search", "arch", "--keep-weights", "-1"], capfd), "--keep-weights", "'-1'", "all")
 
 
 def test_an_earlier_study_is_found_by_name_and_counts_once(
