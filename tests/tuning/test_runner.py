@@ -237,7 +237,7 @@ def test_data_can_be_given_whole(here: HereInsteadOfRay, space: str) -> None:
 def test_the_options_of_python_are_those_of_the_command() -> None:
     assert isinstance(command_line, click.Group)
     command = {str(option.name) for option in command_line.commands["search"].params}
-    command -= {"config", "as_json", "dry_run"}
+    command -= {"config", "as_json", "dry_run", "supervise"}
     command = {"health" if name == "no_health" else name for name in command}
     python = set(inspect.signature(search).parameters) - {"progress"}
     assert command == python
@@ -271,9 +271,10 @@ def test_progress_goes_to_standard_error(here: HereInsteadOfRay, space: str, cap
     study = search(space, **{**SMALL, "progress": True})
     said = capfd.readouterr()
     assert said.out == ""
-    forecast, reason, title, *lines = said.err.splitlines()
+    forecast, reason, room, title, *lines = said.err.splitlines()
     assert forecast.startswith("forecast: 5 trials need ")
     assert reason == "nothing was measured"
+    assert room.startswith("space: about ")
     assert title == f"plain on digits: 5 trials of 3 epochs -> {study.path}"
     assert len(lines) == len(study.list_trials())
     assert "[5/5 trials" in lines[-1]
@@ -317,9 +318,10 @@ def test_bad_input_makes_nothing(
 
 def test_an_existing_folder_is_refused_first(here: HereInsteadOfRay, tmp_path: Path) -> None:
     (tmp_path / "study").mkdir()
+    (tmp_path / "study" / "mine.txt").touch()
     with pytest.raises(InputError, match="exists already; `tunelab resume"):
         search("there is no such space", study=tmp_path / "study", progress=False)
-    assert list((tmp_path / "study").iterdir()) == []
+    assert [path.name for path in (tmp_path / "study").iterdir()] == ["mine.txt"]
 
 
 @pytest.mark.parametrize("draws", [0, 1, 3])
