@@ -15,9 +15,15 @@ from tunelab.shared_options import JSON, RUNS_DIR, STUDY, several, shared
 @click.command()
 @STUDY
 @click.option("--trial", type=click.IntRange(min=0), help="Ablate this trial instead of the best one.")
-@click.option("--epochs", type=click.IntRange(min=1), help="Epochs of each training  [default: the study's]")
 @click.option(
-    "--seeds", type=click.IntRange(min=1), default=3, show_default=True, help="Trainings of each configuration."
+    "--epochs", type=click.IntRange(min=1, max=1_000_000), help="Epochs of each training  [default: the study's]"
+)
+@click.option(
+    "--seeds",
+    type=click.IntRange(min=1, max=1000),
+    default=3,
+    show_default=True,
+    help="Trainings of each configuration.",
 )
 @click.option(
     "--components",

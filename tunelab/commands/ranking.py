@@ -22,8 +22,12 @@ _MAX_BYTES = 100_000
 @STUDY
 @click.option("--top", type=click.IntRange(min=1), default=10, show_default=True, help="Rows of the ranking.")
 @click.option("--retrain", is_flag=True, help="Train the best configuration in full and test it.")
-@click.option("--epochs", type=click.IntRange(min=1), default=150, show_default=True, help="Epochs of --retrain.")
-@click.option("--seeds", type=click.IntRange(min=1), default=1, show_default=True, help="Trainings of --retrain.")
+@click.option(
+    "--epochs", type=click.IntRange(min=1, max=1_000_000), default=150, show_default=True, help="Epochs of --retrain."
+)
+@click.option(
+    "--seeds", type=click.IntRange(min=1, max=1000), default=1, show_default=True, help="Trainings of --retrain."
+)
 @click.option("--trial", type=click.IntRange(min=0), help="Retrain this trial instead of the best one.")
 @click.option("--keep-val", is_flag=True, help="Retrain without the validation images.")
 @click.option(
