@@ -214,7 +214,7 @@ def test_the_group_has_help_with_an_example_and_a_version(capfd: pytest.CaptureF
         ("profile --space arch --data nope", ["'nope'", "digits"]),
         ("ablate nowhere", ["nowhere"]),
         ("ablate", ["there is no study"]),
-        ("ablate --seeds 0", ["--seeds", "0", "x>=1"]),
+        ("ablate --seeds 0", ["--seeds", "0", "1<=x<=1000"]),
         ("ablate --epochs none", ["--epochs", "'none'"]),
         ("ablate --trial -1", ["--trial", "-1"]),
         ("predict", ["MODEL"]),
