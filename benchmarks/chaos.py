@@ -201,7 +201,7 @@ class Search:
 
     def _wait_for_a_moment(self, process: subprocess.Popen[str], training: bool) -> bool:
         """False if the search ended before; where workers are `training`, or anywhere."""
-        if not training and self._luck.random() < 0.5:
+        if not training and self._luck.random() < 0.25:
             at = time.monotonic() + self._luck.uniform(0, 10)
             return self._wait(process, lambda: time.monotonic() > at)
         more = self._results() + self._luck.randint(1, max(1, self._trials))
