@@ -83,6 +83,9 @@ def test_free_memory_in_a_group_of_version_2(root: Path) -> None:
     group = root / "sys/fs/cgroup/pod/box"
     make_group(group, str(1000 * MIB), str(700 * MIB), f"anon 5\ninactive_file {200 * MIB}")
     assert free_memory_mib(root) == 500, "pages of files are given up"
+    kept = f"anon 5\ninactive_file {120 * MIB}\nactive_file {80 * MIB}"
+    make_group(group, str(1000 * MIB), str(700 * MIB), kept)
+    assert free_memory_mib(root) == 500, "those that are read again and again, as images are, too"
     make_group(root / "sys/fs/cgroup/pod", str(900 * MIB), str(800 * MIB))
     assert free_memory_mib(root) == 100, "a parent has a limit too"
     make_group(group, str(10 * MIB), str(70 * MIB))
@@ -95,6 +98,9 @@ def test_free_memory_in_a_group_of_version_1(root: Path) -> None:
     (root / "proc/self/cgroup").write_text("9:name=systemd:/\n4:cpu,memory:/box\n1:cpu:/elsewhere\n0::/\n")
     # In a container its own group lies at the top.
     make_group(root / "sys/fs/cgroup/memory", str(600 * MIB), str(100 * MIB), f"total_inactive_file {MIB}", OLD)
+    assert free_memory_mib(root) == 501
+    kept = f"inactive_file 1\nactive_file 2\ntotal_inactive_file {MIB}\ntotal_active_file {2 * MIB}"
+    make_group(root / "sys/fs/cgroup/memory", str(600 * MIB), str(102 * MIB), kept, OLD)
     assert free_memory_mib(root) == 501
     make_group(root / "sys/fs/cgroup/memory/box", str(2**63 - 4096), str(100 * MIB), "", OLD)
     assert free_memory_mib(root) == 501, "the largest number means no limit"

@@ -47,8 +47,8 @@ def describe_size(size: float) -> str:
 def free_memory_mib(root: Path = Path("/")) -> float:
     """Memory that new processes can have: what the machine has free, and what the container's limits leave.
 
-    Pages of files that a container has read count as free: the kernel gives them up. Versions 1 and 2 of control
-    groups are read, those of all parents included.
+    Pages of files that a container has read count as free, however often: the kernel gives them up, as it does those
+    of the machine. Versions 1 and 2 of control groups are read, those of all parents included.
     """
     free = psutil.virtual_memory().available
     for group, version in control_groups("memory", root):
@@ -156,8 +156,10 @@ def _left_in(group: Path, limit: str, usage: str) -> int | None:
     """Bytes that a control group may still take; None if it has no limit, or there is no such group here."""
     try:
         most = (group / limit).read_text().strip()
-        kept = [line.partition(" ") for line in (group / "memory.stat").read_text().splitlines()]
-        files = [int(value) for name, _, value in kept if name in ("inactive_file", "total_inactive_file")]
-        return None if most == "max" else int(most) - int((group / usage).read_text()) + max(files, default=0)
+        kept = dict(line.split(maxsplit=1) for line in (group / "memory.stat").read_text().splitlines() if " " in line)
+        files = [
+            sum(int(kept.get(f"{whose}{use}_file", 0)) for use in ("active", "inactive")) for whose in ("", "total_")
+        ]
+        return None if most == "max" else int(most) - int((group / usage).read_text()) + max(files)
     except (OSError, ValueError):
         return None
