@@ -98,11 +98,12 @@ def test_what_comes_close_is_written_and_taken_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("left", "held", "others", "ends"),
     [
-        (200.0, 150.0, {1: 140.0}, True),  # 300 MiB are to be free
-        (200.0, 150.0, {}, True),
-        (200.0, 150.0, {1: 160.0}, False),  # a larger one goes
-        (200.0, 90.0, {}, False),  # not enough comes of it: others have taken the memory
-        (400.0, 150.0, {}, False),
+        (200.0, 2000.0, {1: 1900.0}, True),  # 300 MiB are to be free
+        (200.0, 2000.0, {}, True),
+        (200.0, 2000.0, {1: 2100.0}, False),  # a larger one goes
+        (200.0, 90.0, {one: 89.0 for one in range(30)}, False),  # not enough comes of it
+        (200.0, 1900.0, {}, False),  # less than a fifth of what is taken: others have taken the memory
+        (400.0, 2000.0, {}, False),
     ],
 )
 def test_when_the_machine_has_almost_nothing_left_the_largest_goes(
@@ -110,7 +111,7 @@ def test_when_the_machine_has_almost_nothing_left_the_largest_goes(
 ) -> None:
     senses = Pretended(held)
     senses.left, senses.others = left, others
-    guard = watching(tmp_path, senses, Limits(1000.0, 1000.0))
+    guard = watching(tmp_path, senses, Limits(9000.0, 9000.0))
     if not ends:
         look(guard)
         return
@@ -119,14 +120,14 @@ def test_when_the_machine_has_almost_nothing_left_the_largest_goes(
     word = read_word(tmp_path)
     assert word is not None
     assert word.why == (
-        "the machine or its control group had 200 MiB left of 9.8 GiB; its process was the largest with 150 MiB"
+        "the machine or its control group had 200 MiB left of 9.8 GiB; its process was the largest with 2.0 GiB"
     )
 
 
 def test_it_waits_a_moment_for_what_another_gives_back(tmp_path: Path) -> None:
-    senses = Pretended(150.0)
-    senses.left, senses.others = 200.0, {1: 400.0}
-    guard = watching(tmp_path, senses, Limits(1000.0, 1000.0))
+    senses = Pretended(2000.0)
+    senses.left, senses.others = 200.0, {1: 2400.0}
+    guard = watching(tmp_path, senses, Limits(9000.0, 9000.0))
     look(guard)
     senses.others = {}
     look(guard, 3)

@@ -1,9 +1,10 @@
 """Ends a trial's process that takes too much memory, before the kernel ends one of its own choice.
 
 A thread of the process looks a few times a second. The process goes when it holds more than it may; and, of several,
-the largest goes when all together do, or when the machine or the control group has almost nothing left. Why is written
-first, into the trial's folder: the driver reads it there (`tunelab.tuning.testimony`). There is a line in that file as
-soon as it comes close, so that the end of a process that the kernel was faster with is explained too.
+the largest goes when all together do, or when the machine or the control group has almost nothing left and the trials
+have much of it. Why is written first, into the trial's folder: the driver reads it there (`tunelab.tuning.testimony`).
+There is a line in that file as soon as it comes close, so that the end of a process that the kernel was faster with is
+explained too.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ _CLOSE = 0.8  # of what it may hold: from there on it is written what it holds; 
 _AGAIN = 1.0  # seconds until that is written again; our choice
 _LEAST_FREE = 0.03  # of the memory of the machine or the control group; our choice
 _LEAST_MIB, _MOST_MIB = 48.0, 1024.0  # of that, at least and at most; our choice
+_OURS = 0.2  # of what is taken: with less, others have taken the memory, whom the kernel will choose; our choice
 _PATIENCE = 3  # looks in a row in which it must be too little: what another gives back takes a moment; our choice
 
 
@@ -191,18 +193,18 @@ class MemoryGuard:
         why, close, limit = "", free < 2 * least, limits.each
         others: dict[int, float] | None = None
         if free < least and held >= least - free:  # else its end would not help
-            why = f"the machine or its control group had {_mib(max(0.0, free))} left of {_mib(whole)}"
-        elif limits.together is not None:
             others = self._senses.neighbours()
+            if held + sum(others.values()) >= _OURS * (whole - free):
+                why = f"the machine or its control group had {_mib(max(0.0, free))} left of {_mib(whole)}"
+        if not why and limits.together is not None:
+            others = self._senses.neighbours() if others is None else others
             taken = held + sum(others.values())
             close = close or taken > limits.together
             if taken > limits.together:
                 limit = limits.together
                 why = f"the trials held {_mib(taken)} together and may hold {_mib(limits.together)}"
-        if why:
-            others = self._senses.neighbours() if others is None else others
-            if (held, os.getpid()) < max(((size, one) for one, size in others.items()), default=(0.0, 0)):
-                why = ""  # a larger one goes
+        if why and others and (held, os.getpid()) < max((size, one) for one, size in others.items()):
+            why = ""  # a larger one goes
         self._pressed = self._pressed + 1 if why else 0
         if self._pressed >= _PATIENCE:
             self._end(f"{why}; its process was the largest with {_mib(held)}", held, limit)
