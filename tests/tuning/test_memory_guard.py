@@ -101,7 +101,7 @@ def test_what_comes_close_is_written_and_taken_back(tmp_path: Path) -> None:
         (200.0, 2000.0, {1: 1900.0}, True),  # 300 MiB are to be free
         (200.0, 2000.0, {}, True),
         (200.0, 2000.0, {1: 2100.0}, False),  # a larger one goes
-        (200.0, 90.0, {one: 89.0 for one in range(30)}, False),  # not enough comes of it
+        (200.0, 90.0, dict.fromkeys(range(30), 89.0), False),  # not enough comes of it
         (200.0, 1900.0, {}, False),  # less than a fifth of what is taken: others have taken the memory
         (400.0, 2000.0, {}, False),
     ],

@@ -99,11 +99,18 @@ def test_what_can_never_run_is_refused_and_says_why() -> None:
     room = MemoryRoom(SLOTS, Memory(1000.0), FOOTPRINT)
     assert room.refuses(trial(0, activations=100_000)) == "", "in 16 parts it can: 625 MiB"
     assert room.refuses(trial(0, activations=250_000)) == (
-        "too large for the memory: it takes at least 1.1 GiB with batches in 16 parts; 1000 MiB are left"
+        "too large for the memory: it takes at least 1.1 GiB with batches in 16 parts, of 1000 MiB"
     )
     assert room.refuses(trial(0, activations=0, params=200 * 2**20)).startswith("too large for the memory: ")
     assert room.refuses(trial(0, activations=0, params=100 * 2**20)) == ""
     assert MemoryRoom(SLOTS, Memory(0.0), FOOTPRINT).refuses(trial(0)) == "", "nothing is known of it"
+
+
+def test_what_others_have_taken_for_now_refuses_no_trial() -> None:
+    large = trial(0, activations=100_000)
+    assert MemoryRoom(SLOTS, Memory(50.0, whole=16000.0), FOOTPRINT).refuses(large) == ""
+    assert MemoryRoom(SLOTS, Memory(0.0, whole=400.0), FOOTPRINT).refuses(large).endswith(", of 400 MiB")
+    assert MemoryRoom(GPUS, Memory(50.0, device=400.0, whole=16000.0), FOOTPRINT).refuses(large) != ""
 
 
 def test_on_gpus_it_is_their_memory_that_counts() -> None:
@@ -112,7 +119,7 @@ def test_on_gpus_it_is_their_memory_that_counts() -> None:
     running = [trial(number) for number in range(2)]
     assert room.fits(trial(2), running)
     assert not room.fits(trial(3), [*running, trial(2)])
-    assert room.refuses(trial(0, activations=150_000)).endswith("; 500 MiB are left")
+    assert room.refuses(trial(0, activations=150_000)).endswith(", of 500 MiB")
 
 
 def test_a_healthy_trial_is_far_below_its_limit() -> None:
@@ -139,19 +146,23 @@ INFO = {
 @pytest.fixture
 def free(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(room_module, "free_memory_mib", lambda: 8800.0)
+    monkeypatch.setattr(room_module, "all_memory_mib", lambda: 16800.0)
 
 
 @pytest.mark.usefixtures("free")
 def test_what_there_is_of_memory() -> None:
-    assert find_memory(INFO, SLOTS, None) == (Memory(8000.0, images=5.0), None)
-    assert find_memory(INFO, SLOTS, 2**30) == (Memory(1024.0, bound=True, images=5.0), None)
+    assert find_memory(INFO, SLOTS, None) == (Memory(8000.0, images=5.0, whole=16000.0), None)
+    assert find_memory(INFO, SLOTS, 2**30) == (Memory(1024.0, bound=True, images=5.0, whole=1024.0), None)
     layouts = (Layout(SLOTS, 100.0, 700.0), Layout(SLOTS, 0.0, 9000.0, "failed"))
     measured = Calibration(SLOTS, layouts, (), 1.0, 1.0, 4000.0, "", FOOTPRINT)
     info = {**INFO, "calibration": measured.to_json()}
-    assert find_memory(info, SLOTS, None) == (Memory(8000.0, largest=700.0, images=5.0), FOOTPRINT)
+    assert find_memory(info, SLOTS, None) == (Memory(8000.0, largest=700.0, images=5.0, whole=16000.0), FOOTPRINT)
     on_gpus = dataclasses.replace(measured, slots=GPUS, layouts=(Layout(GPUS, 100.0, 700.0),))
     info = {**INFO, "calibration": on_gpus.to_json()}
-    assert find_memory(info, GPUS, None) == (Memory(8000.0, device=4000.0, devices=2, images=5.0), FOOTPRINT)
+    assert find_memory(info, GPUS, None) == (
+        Memory(8000.0, device=4000.0, devices=2, images=5.0, whole=16000.0),
+        FOOTPRINT,
+    )
     assert find_memory(info, SLOTS, None)[1] is None, "measured on something else"
 
 
@@ -159,4 +170,7 @@ def test_what_there_is_of_memory() -> None:
 def test_a_calibration_of_an_older_version_has_no_footprint() -> None:
     plain = Calibration(SLOTS, (Layout(SLOTS, 100.0, 700.0),), (), 1.0, 1.0, 4000.0, "").to_json()
     del plain["footprint"]
-    assert find_memory({**INFO, "calibration": plain}, SLOTS, None) == (Memory(8000.0, 700.0, images=5.0), None)
+    assert find_memory({**INFO, "calibration": plain}, SLOTS, None) == (
+        Memory(8000.0, 700.0, images=5.0, whole=16000.0),
+        None,
+    )

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from tunelab.capacity import describe_size, free_memory_mib
+from tunelab.capacity import all_memory_mib, describe_size, free_memory_mib
 from tunelab.records import Trial
 from tunelab.tuning.calibrate import Calibration, most_needed
 from tunelab.tuning.footprint import Footprint
@@ -33,6 +33,7 @@ class Memory:
 
     `largest` is what the largest trial takes of the host, 0 where that was not measured. `bound` is true if the user
     has set a bound on `host`. `images` are those of the images that processes share, which count as held by each.
+    `whole` is what one trial could have of the host if no other program ran, 0 where that is not known.
     """
 
     host: float
@@ -41,6 +42,7 @@ class Memory:
     device: float = 0.0
     devices: int = 0
     images: float = 0.0
+    whole: float = 0.0
 
 
 class MemoryRoom:
@@ -59,6 +61,7 @@ class MemoryRoom:
         on_device = slots.device == "cuda"
         self._one = memory.device if on_device else memory.host
         self._all = self._one * max(1, memory.devices) if on_device else self._one
+        self._most = self._one if on_device else max(memory.host, memory.whole)
         self._shared = 0.0 if on_device else memory.images
         self._took: dict[int, float] = {}  # as a part of what was predicted
 
@@ -71,17 +74,15 @@ class MemoryRoom:
         return self._footprint is None or sum(self.predict(one) for one in (trial, *beside)) <= self._all
 
     def refuses(self, trial: Trial) -> str:
-        """Why a trial can never run here, not even alone and in parts; "" if it may."""
-        if self._footprint is None or self._one <= 0:
+        """Why a trial can never run here, not even alone, in parts and without other programs; "" if it may."""
+        if self._footprint is None or self._most <= 0:
             return ""
         load = load_of(trial.config, trial.stats)
         least = self._footprint.at_least(load, _params(trial), _MOST_PARTS)
-        if least <= self._one:
+        if least <= self._most:
             return ""
-        needs, there = describe_size(least * 2**20), describe_size(self._one * 2**20)
-        return (
-            f"too large for the memory: it takes at least {needs} with batches in {_MOST_PARTS} parts; {there} are left"
-        )
+        needs, there = describe_size(least * 2**20), describe_size(self._most * 2**20)
+        return f"too large for the memory: it takes at least {needs} with batches in {_MOST_PARTS} parts, of {there}"
 
     def predict(self, trial: Trial) -> float:
         """What a trial will take, in MiB; 0 where nothing is known."""
@@ -134,6 +135,7 @@ def find_memory(info: Mapping[str, Any], slots: Slots, memory: int | None) -> tu
         host=max(0.0, capped(free_memory_mib(), memory, slots.device) - RAY_MIB),
         bound=memory is not None,
         images=pixels * (images["counts"]["train"] + images["counts"]["val"]) / 2**20,
+        whole=max(0.0, capped(all_memory_mib(), memory, slots.device) - RAY_MIB),
     )
     if measured is None:
         return found, None
