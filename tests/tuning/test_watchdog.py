@@ -8,8 +8,10 @@ import subprocess
 import sys
 import textwrap
 import time
+from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import psutil
@@ -212,13 +214,48 @@ def test_the_forecast_bounds_a_trial(tmp_path: Path, forecast: float | None, bou
 
 
 def test_a_trial_with_which_no_process_begins_is_lost(watchdog: Watchdog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(psutil.Process, "children", lambda self, recursive=False: [])
+    found: list[Any] = []
+    ended: list[Any] = []
+    monkeypatch.setattr(psutil.Process, "children", lambda self, recursive=False: found)
+    monkeypatch.setattr(module, "end_tree", ended.append)
+    look(watchdog, 21)
+    assert watchdog.testify(7) is None, "there is nothing that could be ended"
+    found += [SimpleNamespace(pid=1, cmdline=lambda: ["ray::IDLE"]), SimpleNamespace(pid=2, cmdline=lambda: ["raylet"])]
     look(watchdog, 20)
     assert watchdog.testify(7) is None
     look(watchdog, 1)
+    assert ended == found[:1]
     loss = watchdog.testify(7)
     assert loss is not None
     assert loss.why == "no process has begun with it for 21 s"
+
+
+def test_what_is_paused_takes_no_time(tmp_path: Path, beats: Path, start: Start) -> None:
+    """Its process trains other trials meanwhile, and was ended for it."""
+    watchdog = Watchdog(lambda number: tmp_path / f"{number}", None, timeout=3.0, limits=LIMITS)
+    watchdog.watch(beats)
+    watchdog.started(TRIAL)
+    process, _ = start("sleep")
+    file = beat_path(beats, 7)
+    content = bytearray(file.read_bytes())
+    memoryview(content).cast("d")[6:8] = array("d", [0.0, 0.0])  # idle, without a limit
+    file.write_bytes(content)
+    look(watchdog, 50)
+    assert process.poll() is None
+    assert watchdog.testify(7) is None
+
+
+def test_the_process_of_an_earlier_attempt_is_left_alone(tmp_path: Path, beats: Path, start: Start) -> None:
+    """It lives, and trains another trial, while this one waits for a process."""
+    watchdog = Watchdog(lambda number: tmp_path / f"{number}", None, timeout=3.0, limits=LIMITS)
+    watchdog.watch(beats)
+    watchdog.started(TRIAL)
+    process, _ = start("sleep")
+    watchdog.retried(TRIAL, "out of memory")
+    watchdog.started(TRIAL)
+    look(watchdog, 10)
+    assert process.poll() is None
+    assert watchdog.testify(7) is None
 
 
 def test_one_that_has_no_room_to_beat_is_left_alone(watchdog: Watchdog, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -26,7 +26,16 @@ import psutil
 from tunelab.files import make_private
 from tunelab.noise import full_length
 from tunelab.records import Trial
-from tunelab.training.pulse import LEAST_SECONDS, PAUSE_SECONDS, Beat, beat_path, read_beat, stacks_path, started
+from tunelab.training.pulse import (
+    LEAST_SECONDS,
+    PAUSE_SECONDS,
+    WITHOUT_END,
+    Beat,
+    beat_path,
+    read_beat,
+    stacks_path,
+    started,
+)
 from tunelab.tuning.deadline import Pace
 from tunelab.tuning.losses import Loss
 
@@ -146,8 +155,11 @@ class Watchdog:
         self._beats = beats
 
     def started(self, trial: Trial) -> None:
-        """A trial was handed out."""
+        """A trial was handed out. What it beat before is gone: its process may train another trial by now."""
         self._losses.pop(trial.number, None)
+        if self._beats is not None:
+            with contextlib.suppress(OSError):
+                beat_path(self._beats, trial.number).unlink(missing_ok=True)
         self._trials[trial.number] = _Watched(*self._bound(trial))
 
     def reported(self, trial: Trial) -> None:
@@ -176,7 +188,8 @@ class Watchdog:
             trial = self._trials.get(number)
             if trial is None or number in self._losses:
                 continue
-            trial.spent += 0.0 if beat is None else watched
+            if beat is not None and beat.phase not in WITHOUT_END:  # a paused one's process trains others
+                trial.spent += watched
             why = self._silence(trial, beat, watched, alive)
             if not why and trial.spent > trial.bound:
                 why = f"it has taken {describe(trial.spent)}, {trial.why_bound}"
@@ -280,13 +293,20 @@ class Watchdog:
         return f"see {STACKS}"
 
     def _end_unknown(self, number: int, why: str, beats: dict[int, Beat | None]) -> None:
-        """Ends the processes of Ray that begin with no trial which beats: one of them has this one."""
+        """Ends the processes of Ray that begin with no trial which beats: one of them has this one.
+
+        Where there is none, as while Ray starts it, it is waited for as long again.
+        """
         known = {beat.pid for other, beat in beats.items() if beat is not None and other != number}
-        self._losses[number] = Loss("hung", why)
+        found = []
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
                 if process.pid not in known and any(word.startswith(_WORKERS) for word in process.cmdline()):
-                    end_tree(process)
+                    found.append(process)
+        if found:
+            self._losses[number] = Loss("hung", why)
+        for process in found:
+            end_tree(process)
 
 
 def end_tree(process: psutil.Process) -> None:
