@@ -384,6 +384,20 @@ def test_out_of_memory_means_smaller_parts_then_fewer_trials_beside_then_failure
     assert any("with batches in 16 parts and fewer trials beside it" in line for line in said)
 
 
+def test_one_that_does_not_run_is_not_lost() -> None:
+    """The end of the process of a trial that pauses, or waits already, is none of the trial's."""
+    engine, journal, _ = make_engine(6, SuccessiveHalving(27, (), promote=True), epochs=27)
+    for number in range(6):
+        engine.next_trial()
+        engine.report(number, epoch(1, 0.9 - number / 10))
+    paused = [number for number, trial in engine.trials.items() if trial.status is TrialStatus.PAUSED]
+    running = [number for number in engine.trials if number not in paused]
+    assert paused
+    for number in (*paused, *running, *running):
+        engine.lose(number, Loss("lost", "killed by signal 9"))
+    assert [event["trial"] for event in journal.events if event["event"] == "retried"] == running
+
+
 class Small(FewerBeside):
     """No room for every second trial."""
 

@@ -210,10 +210,10 @@ class Engine:
             self.halt("failures")
 
     def lose(self, number: int, loss: Loss) -> None:
-        """Records that a trial's process is gone or cannot go on; it is handed out again, or has failed."""
+        """Records that a running trial's process is gone or cannot go on; it is handed out again, or has failed."""
         trial = self.trials[number]
         self._events += 1
-        if trial.status.ended or self.halted:  # what stops everything ends processes too
+        if number not in self._running or self.halted:  # what stops everything ends processes too
             return
         if loss.cause == "storage":
             self.halt(f"the trials' storage: {loss.why}")
