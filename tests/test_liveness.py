@@ -82,6 +82,27 @@ def test_what_is_no_sign_is_none(tmp_path: Path, content: str) -> None:
     assert last_sign(tmp_path) is None
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [{"pid": "1"}, {"pid": -1}, {"pid": True}, {"host": "a\x1b[2J"}, {"host": 5}, {"boot": []}, {"time": "now"},
+     {"steady": None}, {"host": "x" * 600}],
+)  # fmt: skip
+def test_what_a_stranger_wrote_is_not_believed(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    sign = {"pid": 5, "host": "box", "boot": "1", "steady": 1.0, "time": 2.0}
+    (tmp_path / FILE).write_text(json.dumps(sign).ljust(512))
+    assert last_sign(tmp_path) is not None
+    (tmp_path / FILE).write_text(json.dumps({**sign, **wrong}))
+    assert last_sign(tmp_path) is None
+
+
+@pytest.mark.timeout(30)
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / FILE)
+    assert last_sign(tmp_path) is None
+    with SignsOfLife(tmp_path).given() as life:
+        life.give()
+
+
 def test_list_and_show_say_how_long_ago_it_was(make_study: MakeStudy, capsys: pytest.CaptureFixture[str]) -> None:
     study = make_study([("RUNNING", [0.5])], asked=2)
     journal = Journal.open(study.path)

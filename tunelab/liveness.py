@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from tunelab.files import read_json
+
 FILE = "alive"
 EVERY = 2.0
 """Seconds between two signs at least (our choice)."""
@@ -84,7 +86,8 @@ class SignsOfLife:
     def given(self) -> Iterator[SignsOfLife]:
         """The first sign is given; at the end the file is gone."""
         with contextlib.suppress(OSError):
-            self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe is not waited for
+            self._file = os.open(self._path, flags, 0o600)
         self.give()
         try:
             yield self
@@ -99,9 +102,16 @@ class SignsOfLife:
 def last_sign(folder: Path) -> Sign | None:
     """The last sign of life of the search in a study's folder; None if there is none that can be read."""
     try:
-        return Sign(**json.loads((folder / FILE).read_text(encoding="utf-8")[:_BYTES]))
+        sign = Sign(**read_json(folder / FILE, _BYTES))
     except (OSError, ValueError, TypeError):
         return None
+    known = type(sign.pid) is int and sign.pid > 1 and type(sign.steady) is type(sign.time) is float
+    return sign if known and _is_name(sign.host) and _is_name(sign.boot) else None
+
+
+def _is_name(value: object) -> bool:
+    """True for what names a machine, or nothing: somebody else may have written the file."""
+    return isinstance(value, str) and value.isprintable()
 
 
 def _boot() -> str:
