@@ -41,6 +41,12 @@ def test_what_a_later_version_adds_is_passed_over(make_study: MakeStudy) -> None
     assert Study.open(study.path).info["later"] == {"a": 1}
 
 
+@pytest.mark.parametrize("change", [{"seed": 10**30}, {"options": {"trials": 1, "epochs": 4, "memory": 10**19}}])
+def test_what_a_search_takes_however_large_is_read_again(change: dict[str, Any], make_study: MakeStudy) -> None:
+    study = make_study(info=change)
+    assert Study.open(study.path).info == study.info
+
+
 @pytest.mark.parametrize("name", ["space", "options", "data", "hardware", "kind", "created"])
 def test_what_every_search_has_is_missed(name: str, make_study: MakeStudy) -> None:
     study = make_study()

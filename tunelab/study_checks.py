@@ -15,6 +15,7 @@ from tunelab.errors import InputError, brief
 
 _TEXT = core_schema.str_schema(strict=True)
 _COUNT = core_schema.int_schema(strict=True, ge=0, lt=10**15)
+_LARGE = core_schema.int_schema(strict=True, ge=0, lt=10**300)  # nothing is as long, or done so often
 _SOME = core_schema.int_schema(strict=True, ge=1, le=1_000_000)
 _NUMBER = core_schema.float_schema(allow_inf_nan=False, strict=True)
 _FLAG = core_schema.bool_schema(strict=True)
@@ -59,7 +60,7 @@ _OPTIONS = _fields(
     warm_start=_list(_TEXT),
     sampler=_maybe(_TEXT),
     scheduler=_maybe(_TEXT),
-    memory=_maybe(_COUNT),
+    memory=_maybe(_LARGE),
 )
 _SLOTS = _fields({"concurrent": _SOME, "cpus": _SOME, "device": _TEXT}, gpus=_NUMBER)
 _SPACE = _fields({"name": _TEXT, "source": _TEXT, "version": core_schema.int_schema(strict=True)})
@@ -68,7 +69,7 @@ _INFO: Final = _fields(
     space=_SPACE,
     options=_OPTIONS,
     data=_DATA,
-    seed=_maybe(_COUNT),
+    seed=_maybe(_LARGE),
     versions=core_schema.dict_schema(_TEXT, _maybe(_TEXT), strict=True),
     hardware=_fields({"processor": _maybe(_TEXT), "cpus": _COUNT, "gpus": _list(_TEXT)}),
     slots=_SLOTS,
