@@ -279,6 +279,14 @@ def test_what_is_still_being_written_is_waited_for_and_not_removed(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best.pt", "last.pt", "previous.pt"]
 
 
+def test_a_best_one_that_a_killed_process_did_not_make_the_last_one_stays_whole(tmp_path):
+    save(tmp_path, state(2), best=True)
+    (tmp_path / "last.pt").replace(tmp_path / "last.pt.tmp")  # one file with two names, as it was killed there
+    save(tmp_path, state(1), best=False)
+    assert load(tmp_path / "best.pt").history == state(2).history
+    assert load(tmp_path / "last.pt").history == state(1).history
+
+
 def test_two_that_write_at_once_write_in_turn(tmp_path):
     mine, others = checkpoint.claim(tmp_path), []
     mine.write(b"begun")

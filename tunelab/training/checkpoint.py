@@ -162,7 +162,9 @@ def claim(folder: Path) -> BinaryIO:
         except OSError:  # no locks on this file system: nobody waits
             break
         if _is_named(file, path):
-            break
+            if os.fstat(file.fileno()).st_nlink < 2:
+                break
+            path.unlink()  # it has become the best one already: whoever wrote it was killed there
         file.close()  # meanwhile it became a checkpoint, or was removed
     if os.fstat(file.fileno()).st_size:
         file.truncate(0)
