@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from tunelab.journal import RESERVE, Journal
-from tunelab.records import Trial
+from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.tuning import low_space
 from tunelab.tuning.low_space import EVERY, PATIENCE, SPARE, LowSpace
 from tunelab.tuning.room import checkpoint_bytes
@@ -116,6 +116,26 @@ def test_large_trials_need_more_room(place: Place) -> None:
     place.low.ended(trial)
     place.look()
     assert len(place.said) == 2
+
+
+def test_trials_that_have_their_checkpoints_need_room_for_another_one_alone(place: Place) -> None:
+    """What a search needs is estimated before it starts: it is not held for what it has written of that."""
+    epochs = [EpochMetrics(number, 1.0, 0.5, None, None, 0.1, 1.0, 1.0, 1.0) for number in (1, 2, 3)]
+    running = Trial(0, {}, {}, stats={"params": 4_000_000}, status=TrialStatus.RUNNING)
+    trials = [running, dataclasses.replace(running, number=1, epochs=epochs)]
+    for trial in trials:
+        place.low.started(trial)
+    for free, held in ((4, False), (4 - 1e-6, True), (6, False)):
+        place.free[place.folder] = int(free * checkpoint_bytes(running)) + SPARE
+        place.look()
+        assert bool(place.engine.held and place.engine.held[-1]) is held
+    trials[0].epochs = epochs
+    place.free[place.folder] = int(2 * checkpoint_bytes(trials[0])) + SPARE
+    place.look()
+    assert place.engine.held[-1] == ""
+    trials[0].status = TrialStatus.PAUSED  # another one is begun in its place
+    place.look()
+    assert place.engine.held[-1]
 
 
 def test_a_reserve_that_was_used_is_taken_again_before_it_goes_on(

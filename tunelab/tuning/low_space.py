@@ -10,7 +10,7 @@ from pathlib import Path
 from tunelab.capacity import describe_size
 from tunelab.files import free_bytes, free_files
 from tunelab.journal import Journal
-from tunelab.records import Trial
+from tunelab.records import Trial, TrialStatus
 from tunelab.tuning.engine import Engine
 from tunelab.tuning.room import checkpoint_bytes
 
@@ -19,13 +19,14 @@ EVERY = 3.0
 PATIENCE = 30 * 60.0
 """Seconds without room after which the search pauses for good; `tunelab resume` goes on (our choice)."""
 SPARE = 50 * 2**20
-"""Bytes that are left free in the study beside three checkpoints of each trial that runs (our choice)."""
+"""Bytes that are left free in the study beside what the trials that run are still to write (our choice)."""
 RAY_SPARE = 16 * 2**20
 """Bytes that are left free in Ray's temporary folder, whose logs grow slowly (our choice)."""
 FILES = 200
 """So many files that can still be made; a trial makes about ten (our choice)."""
 _AGAIN = 1.2  # so many times as much as is too little lets it go on: it does not waver at the limit
 _CHECKPOINTS = 3
+"""Of a trial: last, previous and best; from its second epoch on it has two of them, which are replaced one by one."""
 
 
 class LowSpace:
@@ -52,24 +53,24 @@ class LowSpace:
         self._concurrent = concurrent
         self._tell = tell
         self._clock = clock
-        self._sizes: dict[int, int] = {}  # bytes of a checkpoint of each trial that was handed out
+        self._trials: dict[int, Trial] = {}  # those that were handed out and have not ended
         self._next = -float("inf")
         self._since: float | None = None
         journal.reserve()
 
     def started(self, trial: Trial) -> None:
-        """Takes note of its size."""
-        self._sizes[trial.number] = checkpoint_bytes(trial)
+        """Takes note of it."""
+        self._trials[trial.number] = trial
 
     def reported(self, trial: Trial) -> None:
-        """Nothing: it has its size."""
+        """Nothing: it is known."""
 
     def retried(self, trial: Trial, why: str) -> None:
-        """Nothing: it has its size."""
+        """Nothing: it is known."""
 
     def ended(self, trial: Trial) -> None:
         """It needs no more room."""
-        self._sizes.pop(trial.number, None)
+        self._trials.pop(trial.number, None)
 
     def look(self, engine: Engine, temporary: Path) -> None:
         """Holds the engine while there is little room, lets it go on, or halts it; does nothing most times.
@@ -96,9 +97,8 @@ class LowSpace:
 
     def _shortage(self, temporary: Path, factor: float) -> str:
         """What there is too little of, in one line; "" if there is enough of everything."""
-        live = _CHECKPOINTS * max(self._sizes.values(), default=0) * self._concurrent
         for what, folder, least in (
-            ("the study", self._study, live + SPARE),
+            ("the study", self._study, self._to_come() + SPARE),
             ("Ray's temporary folder", temporary, RAY_SPARE),
         ):
             try:
@@ -114,3 +114,10 @@ class LowSpace:
         if not self._journal.reserve():
             return f"low space: the record's reserve in {self._study} cannot be taken"
         return ""
+
+    def _to_come(self) -> int:
+        """Bytes that the trials that run are still to write, and as many others as could run, of the largest size."""
+        running = [trial for trial in self._trials.values() if trial.status is TrialStatus.RUNNING]
+        missing = sum(checkpoint_bytes(trial) * (_CHECKPOINTS - min(len(trial.epochs), 2)) for trial in running)
+        largest = max(map(checkpoint_bytes, self._trials.values()), default=0)
+        return missing + _CHECKPOINTS * largest * max(0, self._concurrent - len(running))
