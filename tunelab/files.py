@@ -9,6 +9,7 @@ import errno
 import json
 import os
 import stat
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -158,12 +159,14 @@ def existing(folder: Path) -> Path:
 
 
 def free_bytes(folder: Path) -> int:
-    """What this user can still write to the file system of a folder.
+    """What this user can still write to the file system of a folder; `sys.maxsize` where that does not say what it has.
 
     Raises:
         OSError: it cannot be asked.
     """
     found = os.statvfs(folder)
+    if not found.f_blocks:  # some in user space and on networks: all their numbers are 0
+        return sys.maxsize
     return found.f_bavail * found.f_frsize
 
 

@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from tunelab.config import DataConfig, TrialConfig, from_json, to_json
 from tunelab.data.cache import prepare
+from tunelab.files import free_bytes, free_files
 from tunelab.records import Trial
 from tunelab.space import load_space
 from tunelab.training.fitting import fit
@@ -16,6 +18,14 @@ from tunelab.tuning.room import checkpoint_bytes, estimate
 
 def drawn(params: int = 1_000_000) -> list[Trial]:
     return [Trial(0, {"train": {"optimizer": "sgd", "epochs": 30}}, {}, stats={"params": params})]
+
+
+def test_a_file_system_that_does_not_say_what_it_has_is_not_taken_for_a_full_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _folder: os.statvfs_result([512, *9 * [0]]))
+    assert free_bytes(tmp_path) > 2**60
+    assert free_files(tmp_path) is None
 
 
 def test_what_is_kept_and_what_runs_is_counted() -> None:
