@@ -98,6 +98,22 @@ def test_the_search_for_cycles_goes_on_after_reading(on: bool) -> None:
         gc.enable()
 
 
+@pytest.mark.parametrize("frozen", [False, True])
+def test_what_was_read_is_not_looked_through_at_once(frozen: bool) -> None:
+    gc.unfreeze()
+    if frozen:
+        gc.freeze()
+    before = gc.get_freeze_count()
+    try:
+        with uncollected():
+            made = [[number] for number in range(10_000)]
+        assert gc.get_freeze_count() == before, "what somebody else has frozen stays so, and nothing else is"
+        assert frozen or gc.get_count()[0] < 1000 < len(made)
+        assert gc.isenabled()
+    finally:
+        gc.unfreeze()
+
+
 def test_a_line_that_is_no_event_in_spite_of_its_checksum_is_named_an_error(tmp_path: Path) -> None:
     body = b'"n":}'
     (tmp_path / "journal.jsonl").write_bytes(b'{"crc":"%08x",%s\n' % (zlib.crc32(body), body))

@@ -108,13 +108,19 @@ def _lines(stream: BinaryIO, path: Path) -> Iterator[bytes]:
 
 @contextlib.contextmanager
 def uncollected() -> Iterator[None]:
-    """Around the reading of a record: no search for cycles, of which it makes none, among ever more objects."""
+    """Around the reading of a record: no search for cycles, of which it makes none, among ever more objects.
+
+    Nor is there one right after it: what was made counts as old at once. It is looked through when all old objects are.
+    """
     collected = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
         if collected:
+            if not gc.get_freeze_count():  # what somebody else has frozen stays so
+                gc.freeze()
+                gc.unfreeze()
             gc.enable()
 
 

@@ -138,6 +138,7 @@ class Study:
         """The configurations with runs of full length, best first, with means, intervals and ties."""
         return self.places_of(self.list_trials())
 
+    @uncollected()
     def places_of(self, trials: Sequence[Trial]) -> list[Place]:
         """As `standings`, of these trials; those that are no part of the search any more come last."""
         trials = self.runs_of(trials)
