@@ -47,7 +47,7 @@ def test_trials_that_hang_are_ended_and_retried_once(fault: Fault) -> None:
         assert "no sign of life for 1" in why
         assert "(limit 12 s) in " in why
         assert stacks.exists() == (trial.number != 2)
-        assert ("was stopped from outside" if trial.number == 2 else f"see {STACKS}") in why
+        assert ("was stopped from outside" if trial.number == 2 else f"see trials/{trial.number:04d}/{STACKS}") in why
     assert "in _busy" in (fault.study / "trials" / "0001" / STACKS).read_text()
     assert "in _multiply" in (fault.study / "trials" / "0003" / STACKS).read_text()
     assert trials[1].reason.startswith("the trial hung 2 times: no sign of life")

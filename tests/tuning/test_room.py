@@ -36,6 +36,7 @@ def test_what_is_kept_and_what_runs_is_counted() -> None:
     said = found.describe()
     assert said.startswith("space: about ")
     assert "of the best 10 153 MiB" in said
+    assert said.endswith("to spare 100 MiB)"), "the parts are all of it"
     everything = estimate(drawn(), SearchOptions(trials=100, race=0.0), 3)
     assert everything.kept == 200 * size
     nothing = estimate(drawn(), SearchOptions(trials=100, race=0.0, keep_weights=0), 3)

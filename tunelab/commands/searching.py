@@ -33,7 +33,11 @@ from tunelab.shared_options import (
 
 @click.command()
 @click.argument("space")
-@click.option("--trials", type=click.IntRange(min=1), help="Configurations to try  [default: 100, or those of --grid]")
+@click.option(
+    "--trials",
+    type=click.IntRange(min=1, max=1_000_000),
+    help="Configurations to try  [default: 100, or those of --grid]",
+)
 @click.option(
     "--epochs", type=click.IntRange(min=1, max=1_000_000), default=30, show_default=True, help="Full length of a trial."
 )
@@ -211,7 +215,9 @@ def resume(
 
 @click.command()
 @STUDY
-@click.option("--trials", type=click.IntRange(min=1), help="How many there are to be, or of the new length.")
+@click.option(
+    "--trials", type=click.IntRange(min=1, max=1_000_000), help="How many there are to be, or of the new length."
+)
 @click.option("--epochs", type=click.IntRange(min=1, max=1_000_000), help="Full length of a trial from now on.")
 @click.option("--grid", type=click.Path(), help="Trials to add: the name of a grid, or a file; see `tunelab search`.")
 @shared(DEADLINE, SUPERVISE, CONCURRENT, RUNS_DIR, JSON)

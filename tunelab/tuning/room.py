@@ -59,6 +59,7 @@ class Needed:
             f"of the best {self.kept_trials}": self.kept,
             "events": self.events,
             "record": self.record,
+            "to spare": _SPARE,
         }
         said = ", ".join(f"{name} {describe_size(size)}" for name, size in parts.items() if size)
         there = "" if free is None else f"; {describe_size(free)} are free"

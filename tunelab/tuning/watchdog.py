@@ -290,7 +290,7 @@ class Watchdog:
             (folder / STACKS).write_text(head + stacks, encoding="utf-8")
         except OSError as error:
             return f"its stacks could not be written: {error.strerror or error}"
-        return f"see {STACKS}"
+        return f"see {folder.parent.name}/{folder.name}/{STACKS}"
 
     def _end_unknown(self, number: int, why: str, beats: dict[int, Beat | None]) -> None:
         """Ends the processes of Ray that begin with no trial which beats: one of them has this one.
