@@ -64,7 +64,9 @@ def test_trials_that_all_fail_end_the_search_with_their_cause(fault: Fault) -> N
     fault.order({"do": "raise"})
     fault.search(trials=9, epochs=2)
     _, err = fault.end(1)
-    assert err.splitlines()[-1] == "tunelab: 5 trials in a row failed with: ValueError: provoked"
+    last = err.splitlines()[-1]
+    assert last.startswith("tunelab: 5 trials in a row failed with: ValueError: provoked; `tunelab show ")
+    assert last.endswith(f"`tunelab resume {fault.study}` goes on")
     assert 5 <= len(fault.events("ended")) <= 6
     assert {trial.status for trial in fault.trials() if trial.status.ended} == {TrialStatus.FAILED}
     fault.order()

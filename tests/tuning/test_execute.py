@@ -8,13 +8,27 @@ from typing import TYPE_CHECKING
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from tunelab.errors import InputError, TunelabError
 from tunelab.records import Trial, TrialStatus
 from tunelab.study import load
+from tunelab.tuning import ray_tune
 from tunelab.tuning.execute import PausedError
 from tunelab.tuning.runner import resume, search
 
 if TYPE_CHECKING:
     from tests.tuning.conftest import Played
+    from tunelab.tuning.engine import Engine
+
+LATE = """
+
+def late(suggest):
+    if Path(__file__).with_name("raised").joinpath("journal.jsonl").exists():
+        if b'"ended"' in Path(__file__).with_name("raised").joinpath("journal.jsonl").read_bytes():
+            raise RuntimeError("too late")
+
+
+from pathlib import Path
+"""
 
 
 @pytest.fixture
@@ -72,3 +86,31 @@ def test_the_driver_leaves_the_processors_to_the_trials(played: Played, space: P
         search(str(space), trials=1, epochs=1, limit_train=100, race=0.0, progress=False)
         assert blas_threads() == {2}
     assert during == [{1}]
+
+
+def test_what_ended_a_search_is_told_with_what_to_do(played: Played, space: Path, tmp_path: Path) -> None:
+    """Trials that all fail are one thing to mend, a draw that raises late is another."""
+
+    def fail(engine: Engine, _slots: object, **_more: object) -> None:
+        while (trial := engine.next_trial()) is not None:
+            engine.end(trial.number, TrialStatus.FAILED, "ValueError: no such layer")
+
+    options = {"trials": 9, "epochs": 2, "limit_train": 100, "race": 0.0, "progress": False}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(ray_tune, "run", fail)
+        with pytest.raises(TunelabError) as failed:
+            search(str(space), study=tmp_path / "failed", **options)
+    path = tmp_path / "failed"
+    assert failed.value.exit_status == 1
+    assert str(failed.value) == (
+        "5 trials in a row failed with: ValueError: no such layer; "
+        f"`tunelab show {path} TRIAL` and error.txt in the trial's folder tell more; "
+        f"when that is mended, `tunelab resume {path}` goes on"
+    )
+    late = space.read_text().replace("def draw(suggest):", "def draw(suggest):\n    late(suggest)")
+    space.write_text(late + LATE)
+    with pytest.raises(InputError) as raised:
+        search(str(space), study=tmp_path / "raised", **options)
+    assert "raised RuntimeError: too late" in str(raised.value)
+    assert str(raised.value).endswith(f"; when that is mended, `tunelab resume {tmp_path / 'raised'}` goes on")
+    assert load(tmp_path / "raised").list_trials(), "some had been tried"

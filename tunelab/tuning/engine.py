@@ -28,6 +28,8 @@ from tunelab.tuning.stopping import Decision, Stopping
 
 _PROPOSED = ("arch_id", "params", "stats", "config", "origin", "repeat_of")
 """What the record is told of a trial when it is proposed."""
+FAILURES = "failures"
+"""Why a search in which trials fail is halted."""
 
 
 class Engine:
@@ -207,7 +209,7 @@ class Engine:
         self._listener.ended(trial)
         if (why := self._failures.ended(status, reason)) and self.error is None:
             self.error = TunelabError(why)
-            self.halt("failures")
+            self.halt(FAILURES)
 
     def lose(self, number: int, loss: Loss) -> None:
         """Records that a running trial's process is gone or cannot go on; it is handed out again, or has failed."""

@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 
 from threadpoolctl import threadpool_limits
 
-from tunelab.errors import StorageError, TunelabError
+from tunelab.errors import InputError, StorageError, TunelabError
 from tunelab.journal import Journal
 from tunelab.liveness import SignsOfLife
 from tunelab.study import Study, current, history
 from tunelab.summary import write_summary
 from tunelab.tuning import ray_tune
 from tunelab.tuning.deadline import Deadline
-from tunelab.tuning.engine import Engine
+from tunelab.tuning.engine import FAILURES, Engine
 from tunelab.tuning.forecast import Forecast
 from tunelab.tuning.guard import Guard
 from tunelab.tuning.keeping import Keeper
@@ -71,7 +71,8 @@ def execute(study: Study, plan: Plan) -> Study:
 
     Raises:
         PausedError: a signal or the deadline stopped it; it can be resumed.
-        TunelabError: it failed, or another process is writing the study.
+        InputError: the space failed, or another process is writing the study.
+        TunelabError: too many trials failed.
     """
     kind = study.info["kind"]
     journal = Journal.open(study.path)
@@ -140,7 +141,7 @@ def execute(study: Study, plan: Plan) -> Study:
     if isinstance(engine.error, StorageError):
         raise PausedError(study, str(engine.error), engine.trials_left)
     if engine.error is not None:
-        raise engine.error
+        raise _with_advice(engine.error, engine.halted == FAILURES, study)
     if engine.exhausted:
         study.update(lambda info: {"options": {**info["options"], "trials": engine.begun}})
         if plan.show_progress:
@@ -148,6 +149,15 @@ def execute(study: Study, plan: Plan) -> Study:
     if engine.unfinished or (engine.halted and engine.has_work):
         raise PausedError(study, engine.halted or "Ray ended the run", engine.trials_left)
     return study
+
+
+def _with_advice(error: TunelabError, failures: bool, study: Study) -> TunelabError:
+    """What ended a search, with what to do then; `failures` is true if it is that too many trials failed."""
+    path = study.path
+    again = f"`tunelab resume {path}` goes on" if study.info["kind"] == "search" else "the same command goes on"
+    look = f"`tunelab show {path} TRIAL` and error.txt in the trial's folder tell more; " if failures else ""
+    kind = InputError if isinstance(error, InputError) else TunelabError
+    return kind(f"{error}; {look}when that is mended, {again}")
 
 
 def _write_derived(study: Study, plan: Plan) -> None:
