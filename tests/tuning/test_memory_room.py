@@ -95,6 +95,23 @@ def test_a_correction_has_bounds() -> None:
     assert room.predict(trial(9)) == pytest.approx(1.5 * 300)
 
 
+def test_a_trial_that_takes_little_keeps_none_waiting() -> None:
+    """Small images were measured at 20 bytes of an output, and took 5 in large batches."""
+    room = MemoryRoom(SLOTS, Memory(2000.0), FOOTPRINT)
+    large = trial(0, activations=15_000)
+    assert not room.fits(trial(1, activations=5000), [large])
+    room.reported(took(large, 690.0))
+    assert room.predict(large) == pytest.approx(690)
+    assert room.fits(trial(1, activations=5000), [large])
+
+
+@pytest.mark.parametrize(("slots", "host"), [(SLOTS, 3000.0), (dataclasses.replace(SLOTS, memory=2**30), 9000.0)])
+def test_images_that_are_streamed_are_no_part_of_what_a_trial_took(slots: Slots, host: float) -> None:
+    room = MemoryRoom(slots, Memory(host, images=5000.0), FOOTPRINT)
+    room.reported(took(trial(0), 400.0))
+    assert room.predict(trial(0)) == pytest.approx(400)
+
+
 def test_what_can_never_run_is_refused_and_says_why() -> None:
     room = MemoryRoom(SLOTS, Memory(1000.0), FOOTPRINT)
     assert room.refuses(trial(0, activations=100_000)) == "", "in 16 parts it can: 625 MiB"

@@ -24,6 +24,7 @@ _GENEROUS = 2.0  # times what is predicted of the largest, or its share of the m
 _LEAST_MIB = 1024.0  # that a process may hold in any case; our choice
 _ENOUGH = 3  # trials after which what they took corrects the predictions; our choice
 _CORRECTION = (0.8, 1.5)  # it does so within these bounds; our choice
+_OWN = 0.25  # of what was predicted, of a trial that was measured itself: on small images it takes far less; our choice
 _MOST_PARTS = SMALLER ** RETRIES["memory"]
 
 
@@ -62,7 +63,8 @@ class MemoryRoom:
         self._one = memory.device if on_device else memory.host
         self._all = self._one * max(1, memory.devices) if on_device else self._one
         self._most = self._one if on_device else max(memory.host, memory.whole)
-        self._shared = 0.0 if on_device else memory.images
+        most = memory.host if slots.memory is None else slots.memory / 2**20
+        self._shared = 0.0 if on_device or memory.images > most else memory.images  # larger ones are streamed
         self._took: dict[int, float] = {}  # as a part of what was predicted
 
     def fits(self, trial: Trial, beside: Sequence[Trial]) -> bool:
@@ -89,7 +91,7 @@ class MemoryRoom:
         if self._footprint is None:
             return 0.0
         known = self._took.get(trial.number)
-        return self._plain(trial) * (self._correction() if known is None else max(_CORRECTION[0], known))
+        return self._plain(trial) * (self._correction() if known is None else max(_OWN, known))
 
     def started(self, trial: Trial) -> None:
         """Nothing: what it takes is not known yet."""
