@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import textwrap
@@ -17,6 +18,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tunelab.training.pulse import started
 from tunelab.tuning import ray_watch as module
 from tunelab.tuning.ray_watch import RayWatch
 from tunelab.tuning.watchdog import Limits
@@ -191,3 +193,25 @@ def test_other_children_are_not_rays(watch: RayWatch, folder: Path, tmp_path: Pa
         if started is not None:
             started.stop()
     assert os.getpid() not in watch._processes
+
+
+@pytest.mark.skipif(
+    not Path(f"/proc/self/task/{os.getpid()}/children").exists(), reason="the kernel does not say who started whom"
+)
+def test_what_rays_processes_start_later_is_found_without_a_look_at_all_others(
+    watch: RayWatch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object, **_options: object) -> None:
+        raise AssertionError("it looks through all processes of the machine")
+
+    child = subprocess.Popen(["sh", "-c", "sleep 100 & echo $!; wait"], stdout=subprocess.PIPE, text=True)
+    try:
+        assert child.stdout is not None
+        grandchild = int(child.stdout.readline())
+        watch._processes[os.getpid()] = started(os.getpid()) or 0.0
+        monkeypatch.setattr(psutil.Process, "children", refuse)
+        watch._find_processes()
+        assert {child.pid, grandchild} <= watch._processes.keys()
+    finally:
+        os.kill(grandchild, signal.SIGKILL)
+        child.communicate()

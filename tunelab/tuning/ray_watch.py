@@ -18,6 +18,7 @@ from typing import Protocol
 
 import psutil
 
+from tunelab.capacity import children_of
 from tunelab.supervision import tell
 from tunelab.training.pulse import started
 from tunelab.tuning.losses import Loss
@@ -148,11 +149,15 @@ class RayWatch:
             self._engine.halt(why)
 
     def _find_processes(self) -> None:
-        for pid, began in list(self._processes.items()):
-            with contextlib.suppress(psutil.Error):
-                if started(pid) == began:
-                    for child in psutil.Process(pid).children(recursive=True):
-                        self._processes.setdefault(child.pid, started(child.pid) or 0.0)
+        """Takes in what Ray's processes have started; psutil would look through all of the machine's for each."""
+        waiting = list(self._processes.items())
+        while waiting:
+            pid, began = waiting.pop()
+            for child in children_of(pid) if started(pid) == began else ():
+                now = started(child)
+                if now is not None and self._processes.get(child) != now:
+                    self._processes[child] = now
+                    waiting.append((child, now))
 
     def _kill(self) -> None:
         """Kills what is left of Ray's processes: those that were seen, and what they have started since."""
