@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import subprocess
 import sys
@@ -17,13 +18,13 @@ from typing import Any
 import psutil
 import pytest
 
-from tunelab.records import Trial
+from tunelab.records import Trial, TrialStatus
 from tunelab.training.pulse import Beat, beat_path, read_beat
 from tunelab.tuning import watchdog as module
 from tunelab.tuning.watchdog import LIMITS_VARIABLE, STACKS, Limits, Watchdog, describe, patrol
 
 LIMITS = Limits(least=5.0, pause=10.0, begin=20.0, trial=100.0)
-TRIAL = Trial(7, {"train": {"epochs": 10}}, {}, {}, "arch")
+TRIAL = Trial(7, {"train": {"epochs": 10}})
 CODE = """
 import itertools, os, pathlib, subprocess, sys, time
 from tunelab.training.pulse import Pulse
@@ -231,8 +232,22 @@ def test_a_trial_with_which_no_process_begins_is_lost(watchdog: Watchdog, monkey
     assert loss.why == "no process has begun with it for 21 s"
 
 
-def test_what_is_paused_takes_no_time(tmp_path: Path, beats: Path, start: Start) -> None:
+def test_a_paused_trial_is_not_watched(tmp_path: Path, beats: Path, start: Start) -> None:
     """Its process trains other trials meanwhile, and was ended for it."""
+    trial = dataclasses.replace(TRIAL)
+    watchdog = Watchdog(lambda number: tmp_path / f"{number}", None, timeout=3.0, limits=LIMITS)
+    watchdog.watch(beats)
+    watchdog.started(trial)
+    process, _ = start("sleep")
+    trial.status = TrialStatus.PAUSED
+    look(watchdog, 50)
+    assert process.poll() is None
+    trial.status = TrialStatus.RUNNING
+    watchdog.started(trial)
+    assert watchdog.testify(7) is None
+
+
+def test_what_waits_takes_no_time(tmp_path: Path, beats: Path, start: Start) -> None:
     watchdog = Watchdog(lambda number: tmp_path / f"{number}", None, timeout=3.0, limits=LIMITS)
     watchdog.watch(beats)
     watchdog.started(TRIAL)

@@ -25,7 +25,7 @@ import psutil
 
 from tunelab.files import make_private
 from tunelab.noise import full_length
-from tunelab.records import Trial
+from tunelab.records import Trial, TrialStatus
 from tunelab.training.pulse import (
     LEAST_SECONDS,
     PAUSE_SECONDS,
@@ -113,6 +113,7 @@ def _look(looker: Looker, watched: float) -> None:
 class _Watched:
     """A trial that was handed out: what is known of its process, and for how long nothing was heard of it."""
 
+    trial: Trial
     bound: float
     why_bound: str
     told: tuple[int, int] | None = None  # process and number of its last beat
@@ -160,7 +161,7 @@ class Watchdog:
         if self._beats is not None:
             with contextlib.suppress(OSError):
                 beat_path(self._beats, trial.number).unlink(missing_ok=True)
-        self._trials[trial.number] = _Watched(*self._bound(trial))
+        self._trials[trial.number] = _Watched(trial, *self._bound(trial))
 
     def reported(self, trial: Trial) -> None:
         """A trial has one more epoch: its process has begun, whether it beats or had no room to."""
@@ -183,12 +184,13 @@ class Watchdog:
         """Ends trials that have been silent for too long, or take too long; see `Looker`."""
         asked = self._asked()
         alive, self._last_asked = asked != self._last_asked, asked
-        beats = {number: self._beat(number) for number in list(self._trials)}
+        known = list(self._trials.items())
+        beats = {number: self._beat(number) for number, one in known if one.trial.status is not TrialStatus.PAUSED}
         for number, beat in beats.items():
             trial = self._trials.get(number)
             if trial is None or number in self._losses:
                 continue
-            if beat is not None and beat.phase not in WITHOUT_END:  # a paused one's process trains others
+            if beat is not None and beat.phase not in WITHOUT_END:
                 trial.spent += watched
             why = self._silence(trial, beat, watched, alive)
             if not why and trial.spent > trial.bound:
