@@ -216,6 +216,7 @@ def _figure(figure: Mapping[str, Any]) -> str:
     caption = f"{figure['title']}: " + (
         f"the first {MOST_ROWS} of {len(rows):,} rows" if len(rows) > MOST_ROWS else f"all {len(rows)} rows"
     )
+    csv = _uri("text/csv;charset=utf-8", figure["csv"].encode(errors="backslashreplace"))
     return (
         f'<h3 id="{name}">{title}</h3>\n<figure>\n'
         f'<div class="scroll" role="region" aria-label="{title}, picture" tabindex="0">'
@@ -223,7 +224,7 @@ def _figure(figure: Mapping[str, Any]) -> str:
         f'<figcaption>{escape(figure["words"])} <span class="faint">{escape(figure["caption"])}</span>'
         + (f"<ul>{legend}</ul>" if legend else "")
         + f"</figcaption>\n<details><summary>The data: {title}</summary>{table(caption, rows[:MOST_ROWS])}"
-        f'<p><a download="{name}.csv" href="{_uri("text/csv;charset=utf-8", figure["csv"].encode())}">'
+        f'<p><a download="{name}.csv" href="{csv}">'
         f"{name}.csv, {len(rows):,} rows</a></p></details>\n</figure>\n"
     )
 

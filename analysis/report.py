@@ -51,7 +51,7 @@ def write_report(study: Study, out: Path | None = None) -> dict[str, Any]:
         require_no_links(study.path)
     with _staging(folder) as staging:
         content = gather(study, staging)
-        (staging / PAGE).write_text(build(content), encoding="utf-8")
+        (staging / PAGE).write_text(build(content), encoding="utf-8", errors="backslashreplace")
         files = sorted(staging.iterdir(), key=lambda file: file.name == PAGE)
         for file in files:
             file.replace(folder / file.name)
@@ -94,7 +94,7 @@ def gather(study: Study, staging: Path) -> dict[str, Any]:
     found, left_out = collect(study, counted)
     figures = [_figure(name, rows, staging) for name, rows in found.items()]
     for figure in figures:
-        (staging / f"{figure['name']}.csv").write_text(figure["csv"], encoding="utf-8")
+        (staging / f"{figure['name']}.csv").write_text(figure["csv"], encoding="utf-8", errors="backslashreplace")
     first = shown["ranking"][0] if shown["ranking"] else None
     return {
         "study": study.name,

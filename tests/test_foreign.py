@@ -116,6 +116,13 @@ def test_files_beside_are_there_and_are_read_anew(tmp_path: Path) -> None:
         import_file(tmp_path / "other.py", "space file")
 
 
+def test_a_folder_may_have_any_bytes_for_a_name(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"f\xe4")
+    folder.mkdir()
+    (folder / "space.py").write_text("WIDTHS = (1, 2)\n")
+    assert import_file(folder / "space.py", "space file").WIDTHS == (1, 2)
+
+
 def test_an_error_in_a_file_beside_names_that_file(tmp_path: Path) -> None:
     (tmp_path / "space.py").write_text("from . import sizes\n")
     (tmp_path / "sizes.py").write_text("\n\nWIDTHS = 1 / 0\n")

@@ -20,7 +20,7 @@ from PIL import Image
 from tunelab.cli import run
 from tunelab.errors import InputError
 from tunelab.files import note_on, open_file, read_file, read_json
-from tunelab.journal import Journal, encode
+from tunelab.journal import Journal, decode, encode
 
 if TYPE_CHECKING:
     from tests.conftest import MakeModel, MakeStudy
@@ -79,6 +79,23 @@ def test_pickles_in_the_place_of_every_file_are_not_run(
         file.write_bytes(kept)
     pickle.loads(content)  # noqa: S301
     assert (tmp_path / "ran").exists()  # the marker is one
+
+
+def test_names_that_are_no_text_are_shown_with_their_odd_bytes(make_study: MakeStudy) -> None:
+    """Those of folders can be any bytes; Python has half a character for each that is no text."""
+    study = make_study([("COMPLETED", [0.5] * 4)])
+    record = study.path / "journal.jsonl"
+    first, *rest = record.read_bytes().splitlines(keepends=True)
+    event = decode(first)
+    assert event is not None
+    event["params"]["folder"] = os.fsdecode(b"/images/\xe4")
+    record.write_bytes(encode(event) + b"".join(rest))
+    for words in (["show", str(study.path), "0"], ["best", str(study.path)], ["report", str(study.path)]):
+        called = [sys.executable, "-m", "tunelab.cli", *words]
+        environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONUTF8": "0"}
+        done = subprocess.run(called, capture_output=True, env=environment, timeout=120)
+        assert (done.returncode, done.stderr) == (0, b"")
+    assert b"/images/\\udce4" in (study.path / "report" / "index.html").read_bytes()
 
 
 def test_a_study_cannot_name_code_that_is_run(study: Study, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

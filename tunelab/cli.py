@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
 import signal
 import sys
 import threading
@@ -64,6 +65,8 @@ def main() -> None:
 
     0 done; 1 the work failed; 2 the input was wrong; 3 stopped before the end and can be resumed; 130 interrupted.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be no text, and terminals lack letters
     sys.exit(run(sys.argv[1:]))
 
 

@@ -17,6 +17,7 @@ import hashlib
 import importlib
 import importlib.machinery
 import importlib.util
+import os
 import re
 import sys
 import traceback
@@ -219,7 +220,7 @@ def _run(path: Path, text: bytes, what: str, *, anew: bool) -> ModuleType:
 
 def _module_name(path: Path, *, anew: bool) -> str:
     """What a file is called as a module: one of a package that has all files of its folder."""
-    package = f"tunelab_beside_{_digest(str(path.parent).encode())[:12]}"
+    package = f"tunelab_beside_{_digest(os.fsencode(path.parent))[:12]}"
     if anew:
         for known in [name for name in sys.modules if name == package or name.startswith(f"{package}.")]:
             del sys.modules[known]

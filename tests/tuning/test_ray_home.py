@@ -170,3 +170,12 @@ def test_nobody_else_reaches_a_ray_that_was_started(tmp_path: Path) -> None:
     assert not found["address"].endswith(":1")
     assert found["modes"] == [0o700, 0o600]
     assert not found["dashboard"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_the_terminal_takes_any_name_whatever_letters_it_has(encoding: str) -> None:
+    code = "from tunelab.tuning.ray_home import terminal; print('study caf\\u00e9 \\udce4 ends', file=terminal())"
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert b"\\udce4 ends" in done.stderr

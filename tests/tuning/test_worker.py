@@ -220,6 +220,7 @@ def test_a_trial_says_that_it_is_hopeless_with_its_last_epoch_alone(
         ({"data": {"name": "nothing"}}, "InputError: there is no data set 'nothing'"),
         ({"train": {"lr": -1}}, "InputError: TrialConfig: train.lr"),
         ({"arch": {"stem": {}, "branches": [[{"kind": "x", "width": 4}]]}}, "'x'"),
+        ({"data": {"name": "folder:/nowhere/" + os.fsdecode(b"\xe4")}}, "/nowhere/"),
     ],
 )
 def test_a_trial_that_raises_says_why(

@@ -300,7 +300,7 @@ def terminal() -> TextIO:
     """Standard error as it is now, for a display that goes on while everything else is sent to a file."""
     try:
         if sys.stderr.fileno() == 2:
-            return os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding)
+            return os.fdopen(os.dup(2), "w", encoding=sys.stderr.encoding, errors="backslashreplace")
     except (OSError, ValueError):
         pass  # not a file: a notebook's or a test's own object, which the redirection does not touch
     return sys.stderr

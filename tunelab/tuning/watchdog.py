@@ -289,7 +289,7 @@ class Watchdog:
         folder = self._folder_of(number)
         try:
             make_private(folder)
-            (folder / STACKS).write_text(head + stacks, encoding="utf-8")
+            (folder / STACKS).write_text(head + stacks, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             return f"its stacks could not be written: {error.strerror or error}"
         return f"see {folder.parent.name}/{folder.name}/{STACKS}"

@@ -205,7 +205,7 @@ class TrialWorker(tune.Trainable):
         folder = Path(self._config["folder"])
         with contextlib.suppress(OSError):  # on a full disk, say: the reason goes into the record all the same
             folder.mkdir(parents=True, exist_ok=True)
-            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8")
+            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
