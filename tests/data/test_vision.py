@@ -116,3 +116,10 @@ def test_a_download_is_unpacked_in_its_folder(kind: str, tmp_path: Path) -> None
     assert sorted(path.name for path in tmp_path.iterdir()) == ["into", "secret", "x.tar"]
     assert not any(path.is_symlink() for path in (tmp_path / "into").rglob("*"))
     assert (tmp_path / "secret").read_text() == "secret"
+
+
+def test_a_python_without_the_filter_downloads_all_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(tarfile, "data_filter")
+    before = tarfile.TarFile.extraction_filter
+    with vision.careful_extraction():
+        assert tarfile.TarFile.extraction_filter is before

@@ -99,9 +99,13 @@ def _download(name: str, root: Path) -> None:
 def careful_extraction() -> Iterator[None]:
     """Around torchvision's downloads: what is unpacked from a tar file stays in its folder, and is plain files.
 
-    torchvision compares a download with its checksum, and then unpacks all of it without looking (PEP 706).
+    torchvision compares a download with its checksum, and then unpacks all of it without looking (PEP 706). A Python of
+    before June 2023 has no such filter: the checksum must do there.
     """
-    before = getattr(tarfile.TarFile, "extraction_filter", None)
+    if not hasattr(tarfile, "data_filter"):
+        yield
+        return
+    before = vars(tarfile.TarFile).get("extraction_filter")
     tarfile.TarFile.extraction_filter = staticmethod(tarfile.data_filter)
     try:
         yield
