@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import os
 import stat
@@ -95,6 +96,30 @@ def test_what_was_killed_before_it_was_a_study_is_in_nobodys_way(tmp_path: Path)
     with pytest.raises(InputError, match="exists already"):
         Study.create(tmp_path / "notes", {})
     assert (tmp_path / "notes" / "mine.txt").exists()
+
+
+@pytest.mark.parametrize("full", [False, True])
+def test_an_empty_folder_that_cannot_be_removed_is_taken(
+    full: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A disk is mounted there, or the folder above is closed, as in a container."""
+
+    def fail(*_given: object, **_more: object) -> None:
+        raise OSError(errno.EBUSY, os.strerror(errno.EBUSY))
+
+    path = tmp_path / "study"
+    path.mkdir(mode=0o755)
+    monkeypatch.setattr(Path, "rmdir", fail)
+    if full:
+        monkeypatch.setattr(os, "rmdir", fail)
+        monkeypatch.setattr(os, "fsync", fail)
+        with pytest.raises(InputError, match="cannot be made: Device or resource busy"):
+            Study.create(path, {"kind": "none"})
+        assert list(path.iterdir()) == []
+    else:
+        Study.create(path, {"kind": "none"})
+        assert Study.open(path).info["kind"] == "none"
+        assert stat.S_IMODE(path.stat().st_mode) == 0o700
 
 
 def test_a_study_inside_a_file_is_refused_as_what_it_is(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ derived from them.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import datetime
@@ -46,7 +47,7 @@ class Study:
 
     @classmethod
     def create(cls, path: Path, info: Mapping[str, Any]) -> Study:
-        """Makes the folder of a new study, readable by its owner alone; one that is empty is replaced.
+        """Makes the folder of a new study, readable by its owner alone; one that is empty is taken.
 
         Raises:
             InputError: `path` exists already, or cannot be made.
@@ -54,19 +55,16 @@ class Study:
         now = datetime.datetime.now().astimezone()
         full = {"format": FORMAT, "created": now.isoformat(timespec="seconds"), **info}
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            if path.is_dir() and is_vacant(path, "study.json"):
-                shutil.rmtree(path)
-            path.mkdir(mode=0o700)
+            _make_folder(path)
         except OSError as error:
             if path.exists():
-                raise InputError(f"the study {path} exists already; `tunelab resume {path}` goes on with it") from None
+                raise InputError(describe_taken(path)) from None
             raise InputError(f"the study {path} cannot be made: {error.strerror}") from error
         try:
             write_atomically(path / "study.json", json.dumps(full, indent=2) + "\n")
             sync_folder(path.parent)
         except OSError as error:
-            shutil.rmtree(path)
+            shutil.rmtree(path, ignore_errors=True)
             raise InputError(f"the study {path} cannot be made: {error.strerror}") from error
         return cls(path, full)
 
@@ -219,6 +217,32 @@ class Study:
         lines = [json.dumps(trial.to_json()) + "\n" for trial in trials if trial.status.ended]
         write_atomically(self.path / "trials.jsonl", "".join(lines))
         write_csv(self.path / "trials.csv", [flat_row(trial) for trial in trials])
+
+
+def _make_folder(path: Path) -> None:
+    """Makes a folder for this user alone, in place of one that is empty; that one is taken where it cannot be replaced.
+
+    Raises:
+        OSError: it cannot be made, or something is there.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.is_dir() and is_vacant(path, "study.json"):
+        for left in path.iterdir():
+            left.unlink()
+        try:
+            path.rmdir()
+        except OSError:  # something is mounted there, or the folder above is closed to this user: a container's, say
+            with contextlib.suppress(OSError):  # it is another user's, who lets this one write
+                path.chmod(0o700)
+            return
+    path.mkdir(mode=0o700)
+
+
+def describe_taken(path: Path) -> str:
+    """Why no study can be made where something is already."""
+    if (path / "study.json").exists():
+        return f"the study {path} exists already; `tunelab resume {path}` goes on with it"
+    return f"{path} exists already and is no empty folder; a new study needs a name that is free"
 
 
 def load(path: str | Path) -> Study:

@@ -319,7 +319,7 @@ def test_bad_input_makes_nothing(
 def test_an_existing_folder_is_refused_first(here: HereInsteadOfRay, tmp_path: Path) -> None:
     (tmp_path / "study").mkdir()
     (tmp_path / "study" / "mine.txt").touch()
-    with pytest.raises(InputError, match="exists already; `tunelab resume"):
+    with pytest.raises(InputError, match="exists already and is no empty folder"):
         search("there is no such space", study=tmp_path / "study", progress=False)
     assert [path.name for path in (tmp_path / "study").iterdir()] == ["mine.txt"]
 

@@ -19,7 +19,7 @@ from tunelab.errors import InputError
 from tunelab.files import is_vacant, require_no_links
 from tunelab.journal import Journal
 from tunelab.space import SearchSpace
-from tunelab.study import Study, current, proposed
+from tunelab.study import Study, current, describe_taken, proposed
 from tunelab.study import runs_dir as find_runs_dir
 from tunelab.supervision import tell
 from tunelab.tuning.deadline import Deadline
@@ -204,7 +204,7 @@ def start_search(
     """
     ends = end_time(deadline)
     if path is not None and not is_vacant(path, "study.json"):
-        raise InputError(f"the study {path} exists already; `tunelab resume {path}` goes on with it")
+        raise InputError(describe_taken(path))
     folder = find_runs_dir(runs)
     ahead = look_ahead(space_name, options, show_progress, grid, path or folder / "study")
     space, options, info = ahead.space, ahead.options, ahead.info
