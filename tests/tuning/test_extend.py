@@ -11,8 +11,9 @@ from tunelab.journal import Journal, StudyLockedError
 from tunelab.noise import full_length
 from tunelab.records import Trial, TrialStatus
 from tunelab.study import current, history
-from tunelab.tuning.extend import extend
+from tunelab.tuning.extend import extend, lacking
 from tunelab.tuning.lineage import TAKEN_OVER
+from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.runner import PausedError, resume, search
 
 if TYPE_CHECKING:
@@ -150,3 +151,15 @@ def test_optunas_journal_has_all_trials_of_both_lengths(played: Played, space: P
         storage = JournalStorage(JournalFileBackend(str(study.path / "optuna.journal")))
         told = optuna.load_study(study_name="plain", storage=storage).trials
         assert [trial.user_attrs["tunelab_trial"] for trial in told] == list(range(len(study.list_trials())))
+
+
+def test_room_is_asked_for_what_is_not_there_yet() -> None:
+    """The best of the trials so far have their checkpoints, and give them up for better ones."""
+    statuses = [TrialStatus.COMPLETED] * 4 + [TrialStatus.STOPPED] * 3 + [TrialStatus.FAILED, TrialStatus.PAUSED]
+    known = [Trial(number, {}, {}, status=status) for number, status in enumerate(statuses)]
+    for keep, left in ((10, 3), (5, 0), (None, None)):
+        before = SearchOptions(trials=9, epochs=5, keep_weights=keep)
+        more = lacking(before, SearchOptions(trials=30, epochs=5, keep_weights=keep), known)
+        assert (more.trials, more.keep_weights) == (21, left)
+        longer = lacking(before, SearchOptions(trials=30, epochs=9, keep_weights=keep), known)
+        assert (longer.trials, longer.keep_weights) == (30, left)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from tunelab.config import from_json, to_json
 from tunelab.errors import InputError
-from tunelab.records import Trial
+from tunelab.records import Trial, TrialStatus
 from tunelab.study import Study, current
 from tunelab.tuning.grid import ORIGIN, complete, note
 from tunelab.tuning.grid_files import Grid, find_grid
@@ -62,7 +62,7 @@ def extend(
     study_source(ahead.study, begun.space, begun.options, begun.info, begun.study.list_trials())  # refuses lost files
     by_hand = [] if asked is None else _by_hand(ahead, asked, epochs, progress)
     longer = extended(begun.options, trials, epochs, len(by_hand), len(_kept(ahead.study.info, epochs, by_hand)))
-    more = _more(begun.options, longer)
+    more = lacking(begun.options, longer, begun.study.list_trials())
     draws = first_proposals(make_source(begun.space, more, begun.info, more.seed, None), None, min(DRAWS, more.trials))
     slots = begun.study.info.get("slots", {})
     check_room(begun.study.path, estimate(draws, more, int(slots.get("concurrent", 1))))
@@ -162,7 +162,15 @@ def _by_hand(begun: Begun, grid: Grid, epochs: int | None, show_progress: bool) 
     return new
 
 
-def _more(before: SearchOptions, now: SearchOptions) -> SearchOptions:
-    """The options with the number of trials that need room on the disk beside those that there are."""
-    more = now.trials if now.epochs != before.epochs else now.trials - before.trials
-    return dataclasses.replace(now, trials=more)
+def lacking(before: SearchOptions, now: SearchOptions, known: Iterable[Trial]) -> SearchOptions:
+    """The options with the numbers of trials that need room on the disk beside those that there are.
+
+    Args:
+        before: the options so far.
+        now: those from now on.
+        known: all trials so far, the best of which keep checkpoints that others will take the place of.
+    """
+    trials = now.trials if now.epochs != before.epochs else now.trials - before.trials
+    kept = sum(trial.status in (TrialStatus.COMPLETED, TrialStatus.STOPPED) for trial in known)
+    keep = None if now.keep_weights is None else max(0, now.keep_weights - kept)
+    return dataclasses.replace(now, trials=trials, keep_weights=keep)
