@@ -50,7 +50,7 @@ def test_trials_that_hang_are_ended_and_retried_once(fault: Fault) -> None:
         assert ("was stopped from outside" if trial.number == 2 else f"see trials/{trial.number:04d}/{STACKS}") in why
     assert "in _busy" in (fault.study / "trials" / "0001" / STACKS).read_text()
     assert "in _multiply" in (fault.study / "trials" / "0003" / STACKS).read_text()
-    assert trials[1].reason.startswith("the trial hung 2 times: no sign of life")
+    assert trials[1].reason.startswith("ended by the watchdog 2 times: no sign of life")
     fault.check_nothing_is_left()
 
 

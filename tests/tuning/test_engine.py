@@ -358,8 +358,8 @@ def test_a_hung_trial_goes_on_once() -> None:
     engine.lose(0, Loss("hung", "no step for 60 s"))
     assert engine.next_trial() is engine.trials[0]
     engine.lose(0, Loss("hung", "no step for 60 s"))
-    assert engine.trials[0].reason == "the trial hung 2 times: no step for 60 s"
-    assert "retried 0: the trial hung: no step for 60 s; it begins again" in said
+    assert engine.trials[0].reason == "ended by the watchdog 2 times: no step for 60 s"
+    assert "retried 0: ended by the watchdog: no step for 60 s; it begins again" in said
 
 
 def test_out_of_memory_means_smaller_parts_then_fewer_trials_beside_then_failure() -> None:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from threadpoolctl import threadpool_info, threadpool_limits
 
+from tunelab.config import TrialConfig, from_json
 from tunelab.errors import InputError, TunelabError
 from tunelab.records import Trial, TrialStatus
 from tunelab.study import load
-from tunelab.tuning import ray_tune
+from tunelab.tuning import execute, ray_tune
 from tunelab.tuning.execute import PausedError
-from tunelab.tuning.runner import resume, search
+from tunelab.tuning.guard import Guard
+from tunelab.tuning.options import SearchOptions
+from tunelab.tuning.runner import resume, run_configs, search
 
 if TYPE_CHECKING:
     from tests.tuning.conftest import Played
@@ -114,3 +117,22 @@ def test_what_ended_a_search_is_told_with_what_to_do(played: Played, space: Path
     assert "raised RuntimeError: too late" in str(raised.value)
     assert str(raised.value).endswith(f"; when that is mended, `tunelab resume {tmp_path / 'raised'}` goes on")
     assert load(tmp_path / "raised").list_trials(), "some had been tried"
+
+
+def test_the_timeout_of_a_search_is_none_of_its_retrainings(
+    played: Played, space: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The winner in full takes many times as long as a trial may."""
+
+    def note(folder_of: Any, pace: Any, timeout: float | None, *more: Any) -> Guard:
+        given.append(timeout)
+        return Guard(folder_of, pace, timeout, *more)
+
+    given: list[float | None] = []
+    monkeypatch.setattr(execute, "Guard", note)
+    study = search(str(space), trials=1, epochs=1, limit_train=100, race=0.0, trial_timeout="5s", progress=False)
+    config = from_json(TrialConfig, study.list_trials()[0].config)
+    options = from_json(SearchOptions, study.info["options"])
+    shown = {"kind": "retrain", "title": "again", "about": {}, "show_progress": False}
+    run_configs(tmp_path / "again", [config], options, like=study, **shown)
+    assert given == [5.0, None]

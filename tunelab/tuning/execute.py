@@ -89,7 +89,8 @@ def execute(study: Study, plan: Plan) -> Study:
         listeners: list[Listener] = [plan.forecast, shown, room, witness]
         keeper = Keeper(study.trial_folder, plan.options.keep_weights if kind == "search" else None, known)
         listeners.append(keeper)
-        guard = Guard(study.trial_folder, plan.forecast, plan.options.trial_timeout, life, terminal())
+        timeout = plan.options.trial_timeout if kind == "search" else None  # the winner in full takes longer
+        guard = Guard(study.trial_folder, plan.forecast, timeout, life, terminal())
         listeners.append(guard.watchdog)
         low_space = LowSpace(study.path, journal, plan.slots.concurrent, shown.say)
         listeners.append(low_space)

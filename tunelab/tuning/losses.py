@@ -65,7 +65,7 @@ class Retry:
 _NAMES: Mapping[Cause, str] = {
     "memory": "out of memory",
     "lost": "the trial's process died",
-    "hung": "the trial hung",
+    "hung": "ended by the watchdog",
     "storage": "the trials' storage",
 }
 
