@@ -52,8 +52,8 @@ class Needed:
         """All of it, and what is to be left then."""
         return self.live + self.kept + self.events + self.record + _SPARE
 
-    def describe(self, free: int | None = None) -> str:
-        """In words, with what there is."""
+    def describe(self) -> str:
+        """In words."""
         parts = {
             "checkpoints of running trials": self.live,
             f"of the best {self.kept_trials}": self.kept,
@@ -62,8 +62,7 @@ class Needed:
             "to spare": _SPARE,
         }
         said = ", ".join(f"{name} {describe_size(size)}" for name, size in parts.items() if size)
-        there = "" if free is None else f"; {describe_size(free)} are free"
-        return f"space: about {describe_size(self.study)} in the study ({said}){there}"
+        return f"space: about {describe_size(self.study)} in the study ({said})"
 
     def to_json(self) -> dict[str, int]:
         """As plain JSON values."""
