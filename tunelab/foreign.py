@@ -169,7 +169,8 @@ def _require_hash(spec: CustomSpec, path: Path, text: bytes) -> None:
     if now != spec.sha256:
         raise InputError(
             f"{path}, which makes the network, has changed since it was recorded (sha256 {spec.sha256[:8]}..., now "
-            f"{now[:8]}...); put it back as it was, or begin a new search"
+            f"{now[:8]}...); put it back as it was; a search goes on with the new one when the VERSION of its space is "
+            "raised"
         )
 
 
