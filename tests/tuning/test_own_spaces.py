@@ -209,7 +209,7 @@ def test_code_that_has_changed_is_not_gone_on_with(own: Path, tmp_path: Path, pl
     study = search(str(own), trials=2, **SMALL)
     model.write_text(MODEL.replace("nn.AdaptiveAvgPool2d", "nn.AdaptiveMaxPool2d"))
     for go_on in (lambda: resume(study, progress=False), lambda: extend(study, trials=3, progress=False)):
-        with pytest.raises(InputError, match=r"net.py, which .* has changed .* when the VERSION of its space is raised"):
+        with pytest.raises(InputError, match=r"net.py, which .* has changed .* when the VERSION of its space"):
             go_on()
     model.unlink()
     with pytest.raises(InputError, match=r"there is no file of a factory .*net\.py"):
