@@ -73,13 +73,13 @@ def test_reading_names_loads_nothing_slow(code: str, tmp_path: Path) -> None:
 
 
 def test_opening_a_study_loads_nothing_slow(tmp_path: Path) -> None:
-    study = Study.create(tmp_path / "study", {"space": "arch"})
+    study = Study.create(tmp_path / "study", {"kind": "retrain"})
     opening = f"import tunelab; study = tunelab.load({str(study.path)!r}); study.ranked(); study.list_trials()"
     assert loaded_by(opening, tmp_path) == set()
 
 
 def test_the_table_of_a_study_loads_pandas_but_neither_torch_nor_ray(tmp_path: Path) -> None:
-    study = Study.create(tmp_path / "study", {"space": "arch"})
+    study = Study.create(tmp_path / "study", {"kind": "retrain"})
     loaded = loaded_by(f"import tunelab; tunelab.load({str(study.path)!r}).trials", tmp_path)
     assert "pandas" in loaded
     assert not loaded & {"torch", "ray", "optuna"}

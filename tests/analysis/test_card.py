@@ -57,10 +57,18 @@ DESCRIPTION = {
     "data_fingerprint": "0123456789abcdef",
 }
 INFO = {
-    "data": {"counts": {"train": 100, "val": 0, "test": 12}},
+    "kind": "retrain",
+    "data": {
+        "name": "digits",
+        "image_size": [32, 24],
+        "channels": 3,
+        "classes": ["cat", "dog", "none"],
+        "counts": {"train": 100, "val": 0, "test": 12},
+        "fingerprint": "0123456789abcdef",
+    },
     "versions": {"python": "3.11.4", "torch": "2.13.0"},
-    "hardware": {"processor": "an old CPU", "gpus": []},
-    "slots": {"device": "cpu", "cpus": 1, "precision": "bfloat16", "channels_last": True},
+    "hardware": {"processor": "an old CPU", "cpus": 1, "gpus": []},
+    "slots": {"concurrent": 1, "device": "cpu", "cpus": 1, "precision": "bfloat16", "channels_last": True},
 }
 SEARCH = {
     "name": "my study",

@@ -17,7 +17,14 @@ from tunelab.study import Study
 if TYPE_CHECKING:
     from tests.conftest import MakeStudy
 
-DIGITS = {"name": "digits", "counts": {"train": 100, "val": 10_000, "test": 270}, "fingerprint": "0123456789abcdef"}
+DIGITS = {
+    "name": "digits",
+    "image_size": [8, 8],
+    "channels": 1,
+    "classes": [str(digit) for digit in range(10)],
+    "counts": {"train": 100, "val": 10_000, "test": 270},
+    "fingerprint": "0123456789abcdef",
+}
 
 
 def full(score: float) -> tuple[str, list[float]]:

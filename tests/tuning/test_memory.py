@@ -86,7 +86,11 @@ def test_a_file_that_is_gone_is_missed(tmp_path: Path) -> None:
 
 
 def write_study(path: Path, params: list[dict[str, float]], lengths: Sequence[int] = ()) -> Study:
-    study = Study.create(path, {"kind": "search", "options": {"epochs": max(lengths, default=1)}})
+    data = {"name": "x", "image_size": [8, 8], "channels": 1, "classes": [], "counts": {}, "fingerprint": ""}
+    hardware = {"processor": "x", "cpus": 1, "gpus": []}
+    info = {"space": {"name": "x", "source": "x", "version": 1}, "data": data, "hardware": hardware}
+    options = {"trials": len(params), "epochs": max(lengths, default=1)}
+    study = Study.create(path, {"kind": "search", "options": options, **info})
     lines = []
     for number, one in enumerate(params):
         made = trial(number, 0.0, 0.5)

@@ -257,7 +257,7 @@ def test_optunas_journal_tells_the_truth(finished: subprocess.CompletedProcess[s
 
 
 def test_the_terminal_shows_trials_and_nothing_of_ray(finished: subprocess.CompletedProcess[str]) -> None:
-    forecast, _layout, title, *lines = finished.stderr.splitlines()
+    forecast, _layout, _room, title, *lines = finished.stderr.splitlines()
     assert forecast.startswith("forecast: 9 trials need ")
     assert title == f"small on digits: 9 trials of 4 epochs -> {finished.args[0]}"
     assert len(lines) == len(load(Path(finished.args[0])).list_trials())
