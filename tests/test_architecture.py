@@ -248,7 +248,7 @@ ROOMS = [
     Room(
         "tunelab.tuning.ray_watch",
         "sees to it that Ray answers, and ends in order where it does not",
-        "tunelab.supervision tunelab.tuning.watchdog tunelab.tuning.losses tunelab.training",
+        "tunelab.supervision tunelab.tuning.watchdog tunelab.tuning.losses tunelab.training tunelab.capacity",
     ),
     Room(
         "tunelab.supervision",
