@@ -67,14 +67,17 @@ def test_a_batch_that_does_not_fit_is_computed_in_parts_that_do(fault: Fault, mo
     fault.search(*options, trials=2, epochs=2, concurrent=1)
     fault.end(0, 200)
     trials = fault.check_books(retrained=2)
+    begun = fault.trained("begin")
     for trial in trials:
         assert trial.status is TrialStatus.COMPLETED
         (retry,) = trial.retries
-        assert (retry["cause"], retry["epoch"], retry["split"], retry["fewer"]) == ("memory", 0, 4, False)
+        assert (retry["cause"], retry["split"], retry["fewer"]) == ("memory", 4, False)
+        assert begun[trial.number, retry["epoch"] + 1] == 2, (
+            "the epoch in which the memory did not suffice, and no other"
+        )
+        assert sum(begun[trial.number, epoch] for epoch in (1, 2)) == 3
         assert " MiB more could not be had; the process held " in retry["why"]
         assert trial.notes == ["for want of memory every batch was computed in 4 parts"]
-    begun = fault.trained("begin")
-    assert begun[0, 1] == begun[1, 1] == 2
     assert not list(fault.study.glob("trials/*/error.txt"))
     fault.check_nothing_is_left()
 

@@ -228,7 +228,7 @@ def test_a_record_that_is_damaged_in_the_middle_is_refused(
     damaged = whole[:2000] + b"#" + whole[2001:]
     record.write_bytes(damaged)
     line = whole[:2000].count(b"\n") + 1
-    assert run(["resume", str(study)]) == 1
+    assert run(["resume", str(study)]) == 2
     said = capfd.readouterr().err
     assert said == f"tunelab: {record}, line {line} is damaged; restore the file from a copy to go on\n"
     assert record.read_bytes() == damaged
