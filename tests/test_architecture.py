@@ -236,8 +236,9 @@ ROOMS = [
     Room(
         "tunelab.tuning.ray_tune",
         "runs an engine's trials on Ray Tune",
-        "tunelab.tuning.ray_pieces tunelab.tuning.ray_home tunelab.tuning.worker tunelab.tuning.engine"
-        " tunelab.tuning.guard tunelab.tuning.memory_guard tunelab.tuning.losses tunelab.tuning.slots",
+        "tunelab.tuning.ray_pieces tunelab.tuning.ray_home tunelab.tuning.survivors tunelab.tuning.worker"
+        " tunelab.tuning.engine tunelab.tuning.guard tunelab.tuning.memory_guard tunelab.tuning.losses"
+        " tunelab.tuning.slots",
         "ray",
     ),
     Room(
@@ -263,7 +264,7 @@ ROOMS = [
     Room(
         "tunelab.tuning.ray_home",
         "where Ray lives while a search runs: its start and end, its private folder, its settings",
-        "tunelab.tuning.slots tunelab.capacity",
+        "tunelab.tuning.survivors tunelab.tuning.slots tunelab.capacity",
         "ray",
     ),
     Room(
@@ -303,6 +304,7 @@ ROOMS = [
         "tunelab.files tunelab.capacity",
     ),
     Room("tunelab.tuning.listeners", "who is told of what happens in a search", "tunelab.records"),
+    Room("tunelab.tuning.survivors", "ends what a killed search would leave running; a program of its own"),
     Room("tunelab.tuning.slots", "how the machine is shared: trials at once, and what each of them is given"),
     Room(
         "tunelab.tuning.searcher",

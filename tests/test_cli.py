@@ -307,7 +307,7 @@ def test_a_dry_run_says_how_long_it_takes_and_makes_nothing(
     assert second == "nothing was measured", "how the machine is shared; the fixture says so"
     assert re.fullmatch(
         r"space: about \d+ MiB in the study \(checkpoints of running trials [\d.]+ MiB, of the best 10 [\d.]+ MiB, "
-        r"events [\d.]+ MiB, record [\d.]+ MiB\)",
+        r"events [\d.]+ MiB, record [\d.]+ MiB, to spare 100 MiB\)",
         third,
     )
     asked = Asked([*command, "--json"], capfd)

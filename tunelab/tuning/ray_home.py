@@ -22,6 +22,7 @@ from typing import TextIO
 from tunelab.capacity import describe_size
 from tunelab.errors import InputError, TunelabError
 from tunelab.files import existing, free_bytes, free_files
+from tunelab.tuning import survivors
 from tunelab.tuning.slots import Slots
 
 SETTINGS = {
@@ -168,7 +169,7 @@ def rehearse(folder: Path, log: Path, patience: float) -> tuple[float, float]:
     """
     slots = Slots(concurrent=1, cpus=1, gpus=0.0, device="cpu")
     begun = time.monotonic()
-    with environment(folder), quiet(log):
+    with survivors.ended(folder), environment(folder), quiet(log):
         with started(slots, folder):
             import ray
 

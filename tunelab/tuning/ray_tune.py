@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tunelab.errors import TunelabError
+from tunelab.tuning import survivors
 from tunelab.tuning.engine import Engine
 from tunelab.tuning.guard import Guard
 from tunelab.tuning.losses import Witness
@@ -66,7 +67,13 @@ def run(
         "stop_at": stop_at,
         "limits": None if limits is None else limits.to_json(),
     }
-    with private_folder(log.parent) as folder, environment(folder), quiet(log), _signals(engine, at_once=True):
+    with (
+        private_folder(log.parent) as folder,
+        survivors.ended(folder),
+        environment(folder),
+        quiet(log),
+        _signals(engine, at_once=True),
+    ):
         try:
             from tunelab.tuning.ray_pieces import bridge
 
