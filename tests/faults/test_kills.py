@@ -24,7 +24,7 @@ def test_a_killed_driver_loses_nothing(fault: Fault) -> None:
     fault.resume()
     fault.wait_until(lambda: fault.trained("stop") and fault.trained("hold"))
     fault.kill()
-    assert len(fault.machine.leftovers()) == 1, "the next start takes it away"
+    fault.check_nothing_is_left()
     fault.order()
     fault.resume()
     out, _ = fault.end(0)

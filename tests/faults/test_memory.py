@@ -43,7 +43,9 @@ def test_a_trial_that_eats_memory_is_ended_by_the_guard_and_retried(fault: Fault
     assert [trial.number for trial in trials if trial.status is TrialStatus.COMPLETED] == [0, 1, 3]
     (retry,) = trials[1].retries
     assert (retry["cause"], retry["epoch"], retry["split"]) == ("memory", 1, 4)
-    assert retry["why"].startswith("its process held ")
+    assert retry["why"].startswith("its process held ") or "; its process was the largest with " in retry["why"], (
+        "whichever limit it came to first"
+    )
     assert trials[1].split == 4
     assert any("computed in 4 parts" in note for note in trials[1].notes)
     assert [(one["cause"], one["split"], one["fewer"]) for one in trials[2].retries] == [
@@ -62,7 +64,10 @@ def test_a_batch_that_does_not_fit_is_computed_in_parts_that_do(fault: Fault, mo
     space = fault.folder / "wide.py"
     space.write_text(WIDE, encoding="utf-8")
     monkeypatch.setattr(fault, "write_space", lambda *_kinds: str(space))
-    fault.order({"do": "squeeze", "bytes": 110 * MIB, "times": 1})
+    # The limit counts what malloc keeps for later too: each larger piece is to be one of its own, given back when freed.
+    monkeypatch.setenv("MALLOC_MMAP_THRESHOLD_", str(128 * 1024))
+    monkeypatch.setenv("MALLOC_ARENA_MAX", "1")
+    fault.order({"do": "squeeze", "bytes": 130 * MIB, "times": 1})
     options = ["--image-size", "32", "--val-fraction", "0.03", "--max-params", "100000000", "--max-mflops", "100000"]
     fault.search(*options, trials=2, epochs=2, concurrent=1)
     fault.end(0, 200)
@@ -73,7 +78,7 @@ def test_a_batch_that_does_not_fit_is_computed_in_parts_that_do(fault: Fault, mo
         assert [retry["split"] for retry in trial.retries] in ([4], [4, 16]), "how much is held differs from run to run"
         for retry in trial.retries:
             assert retry["cause"] == "memory"
-            assert " MiB more could not be had; the process held " in retry["why"]
+            assert "; the process held " in retry["why"]
         lacking = [retry["epoch"] + 1 for retry in trial.retries]
         assert {epoch: begun[trial.number, epoch] for epoch in (1, 2)} == {
             epoch: 1 + lacking.count(epoch) for epoch in (1, 2)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import io
 import json
 import os
@@ -201,7 +202,7 @@ hostile = st.one_of(
     st.integers(-5, 20),
     st.floats(),
     st.text(max_size=20),
-)  # fmt: skip
+).map(copy.deepcopy)  # fmt: skip  # what is changed later is no other case's
 """What may stand in the place of any value."""
 
 

@@ -46,6 +46,8 @@ CUDA = (
         (torch.cuda.OutOfMemoryError("CUDA out of memory"), "CUDA out of memory"),
         (RuntimeError("CUDA error: out of memory"), "CUDA error: out of memory"),
         (RuntimeError("cuBLAS error: CUBLAS_STATUS_ALLOC_FAILED when calling"), "cuBLAS error: CUBLAS_STATUS_ALLOC"),
+        (RuntimeError("can't start new thread"), "can't start new thread"),
+        (RuntimeError("could not create a primitive"), "could not create a primitive"),
         (RuntimeError("std::bad_alloc"), "std::bad_alloc"),
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "[Errno 12] Cannot allocate memory"),
         (ImportError("x.so: failed to map segment: Cannot allocate memory"), "x.so: failed to map segment"),
@@ -70,6 +72,8 @@ def test_every_way_to_say_it_is_understood(error: Exception, said: str) -> None:
         DivergedError("epoch 1: the training loss became nan"),
         ImportError("libgomp.so: cannot allocate memory in static TLS block"),
         KeyError("memory"),
+        RuntimeError("could not create a primitive descriptor for a convolution forward propagation primitive"),
+        ImportError("x.so: failed to map segment from shared object: Operation not permitted"),
     ],
 )
 def test_what_is_another_failure_is_none(error: Exception) -> None:

@@ -20,9 +20,16 @@ _SAYINGS = (
     "bad_alloc",
     "bad allocation",
     "status_alloc_failed",  # cuBLAS and cuDNN
+    "can't start new thread",  # no room for its stack, or no more threads allowed: fewer trials beside it mend both
+    "could not create a primitive",  # oneDNN tells no cause; a primitive that was described fails for want of memory
+    "could not execute a primitive",
+    "could not create a memory object",
 )
 """What libraries that have no class for it say in the text of an error."""
-_NOT_THAT = "static tls"  # of a library that was loaded too late: "cannot allocate memory in static TLS block"
+_NOT_THAT = (
+    "static tls",  # of a library that was loaded too late: "cannot allocate memory in static TLS block"
+    "primitive descriptor",  # oneDNN has no code for such a layer
+)
 _ASKED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ?(bytes|[kmgtpe]?i?b)\b", re.IGNORECASE)
 _LONGEST = 200  # characters of a text without a number that is known
 
@@ -63,7 +70,9 @@ def _says_so(error: BaseException) -> bool:
         return True
     text = str(error).lower()
     kinds = (RuntimeError, OSError, ImportError)
-    return isinstance(error, kinds) and any(one in text for one in _SAYINGS) and _NOT_THAT not in text
+    if not isinstance(error, kinds) or any(one in text for one in _NOT_THAT):
+        return False
+    return any(one in text for one in _SAYINGS)
 
 
 def _held(device: str) -> str:
