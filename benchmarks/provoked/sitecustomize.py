@@ -80,8 +80,14 @@ def _wait(order: dict[str, Any]) -> None:
 
 
 def _squeeze(order: dict[str, Any]) -> None:
-    """From now on the process may take `bytes` of memory beside what it has, and no more."""
+    """From now on the process may take `bytes` of memory beside what it has, and no more.
+
+    The limit counts what malloc keeps for later too: each larger piece becomes one of its own, given back when freed.
+    """
+    import ctypes
     import resource
+
+    ctypes.CDLL(None).mallopt(-3, 128 * 1024)  # M_MMAP_THRESHOLD
 
     lines = Path("/proc/self/status").read_text().splitlines()
     has = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmData:"))

@@ -88,7 +88,7 @@ def test_an_error_without_a_text_and_a_long_one() -> None:
 SQUEEZED = """
 import os, resource, torch
 from tunelab.capacity import held_mib
-from tunelab.training.shortage import describe_shortage, is_shortage, release
+from tunelab.training.shortage import describe_shortage, has_room, is_shortage, release
 torch.set_num_threads(1)
 torch.ones(4, 4) @ torch.ones(4, 4)
 used = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData:")) * 1024
@@ -107,15 +107,22 @@ print(told)
 release()
 print(held_mib(os.getpid()) - before < 50)
 torch.ones(2**24)
-print("has room again")
+print("has room again", has_room())
+held = []
+try:
+    while True:
+        held.append(bytes(2**20))
+except MemoryError:
+    pass
+print(has_room())
 """
 
 
 def test_a_real_limit_is_met_and_the_memory_given_back() -> None:
     done = subprocess.run([sys.executable, "-c", SQUEEZED], capture_output=True, text=True, timeout=120, check=True)
-    told, given_back, after = done.stdout.splitlines()
+    told, given_back, after, full = done.stdout.splitlines()
     assert told.startswith("16 MiB more could not be had; the process held "), done.stdout
-    assert (given_back, after) == ("True", "has room again")
+    assert (given_back, after, full) == ("True", "has room again True", "False")
 
 
 def test_to_release_without_anything_held_is_no_error() -> None:

@@ -285,7 +285,7 @@ def test_what_is_not_finite_is_no_want_of_memory(make_worker: MakeWorker) -> Non
     assert "lost" not in content
 
 
-ON_A_GPU = """
+LACKING = """
 import sys, torch
 from pathlib import Path
 from tunelab.tuning import worker
@@ -294,17 +294,20 @@ def build(*given, **more):
     raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
 worker.Trainer = build
+if sys.argv[3] == "cpu":
+    worker.has_room = lambda: False
 made = worker.TrialWorker.__new__(worker.TrialWorker)
-made.setup({"number": 7, "folder": sys.argv[1], "trial_config": sys.argv[2], "device": "cuda", "threads": 1,
+made.setup({"number": 7, "folder": sys.argv[1], "trial_config": sys.argv[2], "device": sys.argv[3], "threads": 1,
             "telemetry": "off", "compute": {}, "memory": None, "split": 1, "limits": None, "fewer": False})
 made.step()
 print("goes on")
 """
 
 
-def test_a_process_on_a_gpu_ends_for_want_of_memory_and_says_so(tmp_path: Path) -> None:
-    """Nothing else gives all of the GPU's memory back."""
-    command = [sys.executable, "-c", ON_A_GPU, str(tmp_path), json.dumps(to_json(trial_config()))]
+@pytest.mark.parametrize("device", ["cuda", "cpu"])
+def test_a_process_that_cannot_give_memory_back_ends_and_says_so(device: str, tmp_path: Path) -> None:
+    """Nothing else gives all of a GPU's memory back, nor what a heap full of holes keeps."""
+    command = [sys.executable, "-c", LACKING, str(tmp_path), json.dumps(to_json(trial_config())), device]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert (done.returncode, done.stdout) == (EXIT_STATUS, ""), done.stderr
     word = read_word(tmp_path)

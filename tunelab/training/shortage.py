@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import gc
+import mmap
 import os
 import re
 
@@ -31,6 +32,7 @@ _NOT_THAT = (
     "primitive descriptor",  # oneDNN has no code for such a layer
 )
 _ASKED = re.compile(r"(?:tried|unable) to allocate ([\d.]+) ?(bytes|[kmgtpe]?i?b)\b", re.IGNORECASE)
+_ROOM = 32 * 2**20  # bytes: stacks of threads, code that oneDNN writes, what Python takes at once; our choice
 _LONGEST = 200  # characters of a text without a number that is known
 
 
@@ -61,6 +63,20 @@ def release() -> None:
     load_data.cache_clear()
     gc.collect()
     return_freed_memory(torch.device("cuda" if _has_cuda() else "cpu"))
+
+
+def has_room() -> bool:
+    """True if this process can have memory again; under a limit of its addresses, what is freed may stay its own.
+
+    A C library gives pieces back from the end of its heap alone: one small piece there keeps all the free ones below.
+    """
+    if not hasattr(mmap, "MAP_PRIVATE"):  # Windows
+        return True
+    try:
+        mmap.mmap(-1, _ROOM, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS).close()
+    except (OSError, MemoryError):
+        return False
+    return True
 
 
 def _says_so(error: BaseException) -> bool:

@@ -29,7 +29,7 @@ from tunelab.training.health import Health
 from tunelab.training.loop import Trainer
 from tunelab.training.pulse import Phase, Pulse, beat_path
 from tunelab.training.saver import Room
-from tunelab.training.shortage import describe_shortage, is_shortage, release
+from tunelab.training.shortage import describe_shortage, has_room, is_shortage, release
 from tunelab.training.verdicts import NOT_FINITE
 from tunelab.tuning.memory_guard import Limits, MemoryGuard, Word, end_process
 
@@ -122,16 +122,16 @@ class TrialWorker(tune.Trainable):
                 pulse.close()
 
     def _give_up_for_memory(self, why: str) -> dict[str, Any]:
-        """What is told when memory is lacking. The process gives back what it holds; one on a GPU ends for that.
+        """What is told when memory is lacking. The process gives back what it holds; some end for that.
 
-        What CUDA and its libraries hold there is given back by the end of the process alone.
+        What CUDA and its libraries hold on a GPU is given back by the end of the process alone.
         """
         with contextlib.suppress(Exception):  # of a checkpoint that there was no memory to write, say
             self.cleanup()
         folder = Path(self._config["folder"])
         self._health = Health(folder)
         release()
-        if self._config["device"].startswith("cuda"):
+        if self._config["device"].startswith("cuda") or not has_room():
             number, process = self._config["number"], os.getpid()
             end_process(folder, Word(number, process, held_mib(process) or 0.0, 0.0, ended=True, why=why))
         return {"lost": {"cause": "memory", "why": why}}
