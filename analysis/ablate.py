@@ -15,9 +15,9 @@ from tunelab.files import write_atomically
 from tunelab.noise import CONFIDENCE, DIVERGED, Noise, full_length, noise_at
 from tunelab.records import Trial, TrialStatus
 from tunelab.study import Study, load, write_csv
+from tunelab.tuning.config_list import run_configs
 from tunelab.tuning.hardware import describe_hardware
 from tunelab.tuning.options import SearchOptions
-from tunelab.tuning.runner import run_configs
 from tunelab.variants import Ablation
 
 from .ablate_plan import as_key, configs_of, described, heading, lay_out, training_key, trials_in

@@ -13,9 +13,9 @@ from tunelab.files import write_atomically
 from tunelab.noise import Noise, full_length, half_width, noise_at
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.study import Study, load
+from tunelab.tuning.config_list import run_configs
 from tunelab.tuning.hardware import count_gpus, usable_cpus
 from tunelab.tuning.options import SearchOptions
-from tunelab.tuning.runner import run_configs
 
 from .text import console, percent, print_rows
 

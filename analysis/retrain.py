@@ -26,8 +26,8 @@ from tunelab.training.evaluate import class_scores
 from tunelab.training.model_files import write_model, write_weights
 from tunelab.training.schedules import find_schedule
 from tunelab.training.stages import check_optimizers
+from tunelab.tuning.config_list import run_configs
 from tunelab.tuning.options import SearchOptions
-from tunelab.tuning.runner import run_configs
 
 from . import readings
 from .card import CARD, write_card

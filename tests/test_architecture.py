@@ -59,7 +59,8 @@ ROOMS = [
     Room(
         "tunelab.analysis",
         "after the run: rank, plot, report, retrain, ablate, profile, use a model. Functions; not needed by a worker",
-        "tunelab.tuning.runner tunelab.tuning.profile tunelab.tuning.probes tunelab.tuning.hardware"
+        "tunelab.tuning.runner tunelab.tuning.config_list tunelab.tuning.profile tunelab.tuning.probes"
+        " tunelab.tuning.hardware tunelab.tuning.site"
         " tunelab.tuning.progress tunelab.tuning.options tunelab.tuning.objectives tunelab.tuning.importances"
         " tunelab.training tunelab.summary tunelab.study tunelab.liveness tunelab.journal"
         " tunelab.standings tunelab.noise tunelab.space tunelab.foreign tunelab.models tunelab.data tunelab.records"
@@ -81,14 +82,20 @@ ROOMS = [
     ),
     Room(
         "tunelab.tuning.runner",
-        "a search from its options to its end: space, check, record, Ray; and 'run these configs' for all else",
-        "tunelab.tuning.packing tunelab.tuning.lineage tunelab.tuning.memory tunelab.tuning.grid"
-        " tunelab.tuning.execute"
+        "a search from its options to its end: space, check, record, Ray",
+        "tunelab.tuning.lineage tunelab.tuning.memory tunelab.tuning.grid tunelab.tuning.execute"
         " tunelab.tuning.prospect tunelab.tuning.preflight tunelab.tuning.progress tunelab.tuning.forecast"
         " tunelab.tuning.hardware tunelab.tuning.slots tunelab.tuning.deadline tunelab.tuning.repeats"
         " tunelab.tuning.searcher tunelab.tuning.sources tunelab.tuning.stopping tunelab.tuning.options"
-        " tunelab.supervision tunelab.study tunelab.journal tunelab.space tunelab.models.check tunelab.data"
-        " tunelab.records tunelab.config",
+        " tunelab.tuning.site tunelab.supervision tunelab.study tunelab.journal tunelab.space tunelab.models.check"
+        " tunelab.data tunelab.records tunelab.config",
+    ),
+    Room(
+        "tunelab.tuning.config_list",
+        "'run these configs': retraining, ablation and repeats on the engine of the search",
+        "tunelab.tuning.packing tunelab.tuning.execute tunelab.tuning.prospect tunelab.tuning.preflight"
+        " tunelab.tuning.hardware tunelab.tuning.slots tunelab.tuning.sources tunelab.tuning.stopping"
+        " tunelab.tuning.options tunelab.tuning.site tunelab.study tunelab.config",
     ),
     Room(
         "tunelab.tuning.packing",

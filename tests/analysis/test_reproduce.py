@@ -27,9 +27,10 @@ from tunelab.records import EpochMetrics, TrialStatus
 from tunelab.study import Study
 from tunelab.training.loop import Trainer
 from tunelab.tuning import ray_tune
+from tunelab.tuning.config_list import run_configs
 from tunelab.tuning.engine import Engine
 from tunelab.tuning.options import SearchOptions
-from tunelab.tuning.runner import PausedError, run_configs
+from tunelab.tuning.runner import PausedError
 from tunelab.tuning.slots import Slots
 
 if TYPE_CHECKING:

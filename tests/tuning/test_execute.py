@@ -13,10 +13,11 @@ from tunelab.errors import InputError, TunelabError
 from tunelab.records import Trial, TrialStatus
 from tunelab.study import load
 from tunelab.tuning import execute, ray_tune
+from tunelab.tuning.config_list import run_configs
 from tunelab.tuning.execute import PausedError
 from tunelab.tuning.guard import Guard
 from tunelab.tuning.options import SearchOptions
-from tunelab.tuning.runner import resume, run_configs, search
+from tunelab.tuning.runner import resume, search
 
 if TYPE_CHECKING:
     from tests.tuning.conftest import Played

@@ -27,9 +27,10 @@ from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.study import Study, proposed
 from tunelab.training.loop import Trainer
 from tunelab.tuning import preflight, ray_tune
+from tunelab.tuning.config_list import run_configs
 from tunelab.tuning.engine import Engine
 from tunelab.tuning.options import SearchOptions
-from tunelab.tuning.runner import PausedError, resume, run_configs, search, start_search
+from tunelab.tuning.runner import PausedError, resume, search, start_search
 from tunelab.tuning.slots import Slots
 
 pytestmark = pytest.mark.usefixtures("no_calibration")
