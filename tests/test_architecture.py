@@ -45,7 +45,7 @@ ROOMS = [
         "tunelab.doctor"
         " tunelab.tuning.extend tunelab.tuning.runner tunelab.tuning.execute tunelab.tuning.prospect"
         " tunelab.tuning.grid_files tunelab.tuning.memory tunelab.tuning.options tunelab.tuning.profile"
-        " tunelab.tuning.progress tunelab.supervision tunelab.study tunelab.liveness"
+        " tunelab.tuning.progress tunelab.tuning.site tunelab.supervision tunelab.study tunelab.liveness"
         " tunelab.space tunelab.space_template tunelab.foreign tunelab.records tunelab.config tunelab.shared_options"
         " tunelab.yaml_files",
     ),
@@ -78,7 +78,7 @@ ROOMS = [
         "more trials, epochs or trials by hand for a study that was begun",
         "tunelab.tuning.runner tunelab.tuning.lineage tunelab.tuning.prospect tunelab.tuning.preflight"
         " tunelab.tuning.grid tunelab.tuning.grid_files tunelab.tuning.options tunelab.study tunelab.records"
-        " tunelab.config tunelab.tuning.room",
+        " tunelab.config tunelab.tuning.room tunelab.tuning.site",
     ),
     Room(
         "tunelab.tuning.runner",
@@ -120,7 +120,7 @@ ROOMS = [
         " tunelab.tuning.testimony tunelab.tuning.sessions tunelab.tuning.keeping tunelab.tuning.low_space"
         " tunelab.tuning.repeats tunelab.tuning.deadline tunelab.tuning.stopping tunelab.tuning.searcher"
         " tunelab.tuning.sources tunelab.tuning.options tunelab.tuning.guard tunelab.summary tunelab.study"
-        " tunelab.liveness tunelab.journal",
+        " tunelab.tuning.site tunelab.liveness tunelab.journal",
     ),
     Room(
         "tunelab.tuning.lineage",
@@ -243,9 +243,9 @@ ROOMS = [
     Room(
         "tunelab.tuning.ray_tune",
         "runs an engine's trials on Ray Tune",
-        "tunelab.tuning.ray_pieces tunelab.tuning.ray_home tunelab.tuning.survivors tunelab.tuning.worker"
-        " tunelab.tuning.engine tunelab.tuning.guard tunelab.tuning.memory_guard tunelab.tuning.losses"
-        " tunelab.tuning.slots",
+        "tunelab.tuning.ray_pieces tunelab.tuning.ray_cluster tunelab.tuning.ray_home tunelab.tuning.survivors"
+        " tunelab.tuning.worker tunelab.tuning.engine tunelab.tuning.guard tunelab.tuning.memory_guard"
+        " tunelab.tuning.losses tunelab.tuning.slots tunelab.tuning.site",
         "ray",
     ),
     Room(
@@ -267,6 +267,12 @@ ROOMS = [
         "tunelab.tuning.watchdog",
         "sees to it that no trial hangs unnoticed",
         "tunelab.tuning.losses tunelab.tuning.deadline tunelab.training tunelab.noise tunelab.records tunelab.files",
+    ),
+    Room(
+        "tunelab.tuning.ray_cluster",
+        "joins a Ray cluster that somebody else has started",
+        "tunelab.tuning.ray_home tunelab.tuning.site",
+        "ray",
     ),
     Room(
         "tunelab.tuning.ray_home",
@@ -312,6 +318,7 @@ ROOMS = [
     ),
     Room("tunelab.tuning.listeners", "who is told of what happens in a search", "tunelab.records"),
     Room("tunelab.tuning.survivors", "ends what a killed search would leave running; a program of its own"),
+    Room("tunelab.tuning.site", "where a search runs: this machine or a Ray cluster, with a dashboard or without"),
     Room("tunelab.tuning.slots", "how the machine is shared: trials at once, and what each of them is given"),
     Room(
         "tunelab.tuning.searcher",

@@ -149,6 +149,12 @@ TRIAL_TIMEOUT = click.option(
 SUPERVISE = click.option(
     "--supervise", is_flag=True, help="Start again if the search dies or hangs, not if it is told to stop."
 )
+ADDRESS = click.option(
+    "--address",
+    metavar="ADDRESS",
+    help="Run on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT  [default: this machine alone]",
+)
+DASHBOARD = click.option("--dashboard", is_flag=True, help="Show Ray's dashboard while it runs, to this machine alone.")
 STUDY = click.argument("study", type=click.Path(path_type=Path), required=False)
 
 

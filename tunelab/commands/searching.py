@@ -12,8 +12,10 @@ import click
 
 from tunelab.commands.studies import draw_plot, find_study, print_best
 from tunelab.shared_options import (
+    ADDRESS,
     CONCURRENT,
     CONFIG,
+    DASHBOARD,
     DEADLINE,
     JSON,
     MEMORY,
@@ -129,7 +131,7 @@ from tunelab.shared_options import (
     help="Of how many ended trials the checkpoints are kept, the best ones: a number, or all.",
 )
 @click.option("--dry-run", is_flag=True, help="Say how long it would take and what fits until the deadline; no search.")
-@shared(DEADLINE, TRIAL_TIMEOUT, SUPERVISE, CONCURRENT, MEMORY, RUNS_DIR, CONFIG, JSON)
+@shared(DEADLINE, TRIAL_TIMEOUT, SUPERVISE, CONCURRENT, MEMORY, ADDRESS, DASHBOARD, RUNS_DIR, CONFIG, JSON)
 def search(
     space: str,
     as_json: bool,
@@ -141,6 +143,8 @@ def search(
     grid: str | None,
     from_study: Path | None,
     from_trial: int | None,
+    address: str | None,
+    dashboard: bool,
     **options: Any,
 ) -> None:
     """Search SPACE: a name (see `tunelab spaces`), an entry point, or a path to a Python file, which is run.
@@ -161,6 +165,7 @@ def search(
     from tunelab.tuning.options import SearchOptions, fill_in, timeout_of
     from tunelab.tuning.prospect import forecast_search
     from tunelab.tuning.runner import start_search
+    from tunelab.tuning.site import Site
 
     data, given = take_data(options), names_given(click.get_current_context())
     name = data["name"] if "name" in given else None
@@ -181,13 +186,14 @@ def search(
         click.echo(json.dumps(forecast) if as_json else "\n".join(lines))
         return
     with _plotted():
-        found = start_search(space, checked, study, runs_dir, deadline, grid=request)
+        site = Site(address, dashboard)
+        found = start_search(space, checked, study, runs_dir, deadline, grid=request, site=site)
     print_best(found, 5, as_json)
 
 
 @click.command()
 @STUDY
-@shared(DEADLINE, TRIAL_TIMEOUT, SUPERVISE, CONCURRENT, RUNS_DIR, JSON)
+@shared(DEADLINE, TRIAL_TIMEOUT, SUPERVISE, CONCURRENT, ADDRESS, DASHBOARD, RUNS_DIR, JSON)
 def resume(
     study: Path | None,
     as_json: bool,
@@ -196,6 +202,8 @@ def resume(
     trial_timeout: str | None,
     supervise: bool,
     concurrent: int | None,
+    address: str | None,
+    dashboard: bool,
 ) -> None:
     """Go on with STUDY (by default the newest) after an interrupt, a crash or a deadline.
 
@@ -209,7 +217,8 @@ def resume(
 
     with _plotted():
         opened = find_study(study, runs_dir)
-        found = go_on(opened, deadline=deadline, concurrent=concurrent, trial_timeout=trial_timeout)
+        where: dict[str, Any] = {"address": address, "dashboard": dashboard}
+        found = go_on(opened, deadline=deadline, concurrent=concurrent, trial_timeout=trial_timeout, **where)
     print_best(found, 5, as_json)
 
 
@@ -220,7 +229,7 @@ def resume(
 )
 @click.option("--epochs", type=click.IntRange(min=1, max=1_000_000), help="Full length of a trial from now on.")
 @click.option("--grid", type=click.Path(), help="Trials to add: the name of a grid, or a file; see `tunelab search`.")
-@shared(DEADLINE, SUPERVISE, CONCURRENT, RUNS_DIR, JSON)
+@shared(DEADLINE, SUPERVISE, CONCURRENT, ADDRESS, DASHBOARD, RUNS_DIR, JSON)
 def extend(
     study: Path | None,
     trials: int | None,
@@ -229,6 +238,8 @@ def extend(
     deadline: str | None,
     supervise: bool,
     concurrent: int | None,
+    address: str | None,
+    dashboard: bool,
     runs_dir: Path,
     as_json: bool,
 ) -> None:
@@ -246,7 +257,8 @@ def extend(
 
     opened = find_study(study, runs_dir)
     with _plotted():
-        found = more(opened, trials=trials, epochs=epochs, grid=grid, deadline=deadline, concurrent=concurrent)
+        asked: dict[str, Any] = {"trials": trials, "epochs": epochs, "grid": grid, "deadline": deadline}
+        found = more(opened, **asked, concurrent=concurrent, address=address, dashboard=dashboard)
     print_best(found, 5, as_json)
 
 
@@ -258,8 +270,10 @@ def _supervise(deadline: str | None) -> None:
         return
     context = click.get_current_context()
     called: CommandLine = context.find_root().obj
-    kept = [f"--{name}={value}" for name in ("concurrent", "trial-timeout") if (value := _given(context, name))]
-    kept += [flag for flag, name in (("--json", "as_json"),) if context.params.get(name)]
+    named = "concurrent", "trial-timeout", "address"
+    kept = [f"--{name}={value}" for name in named if (value := _given(context, name))]
+    flags = ("--json", "as_json"), ("--dashboard", "dashboard")
+    kept += [flag for flag, name in flags if context.params.get(name)]
     raise click.exceptions.Exit(supervision.supervise(called.run, called.arguments, deadline, kept))
 
 

@@ -20,6 +20,7 @@ from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.packing import pack, still_open
 from tunelab.tuning.preflight import make_check, require_same_data
 from tunelab.tuning.prospect import calibration_of, first_proposals, forecast_of, open_data
+from tunelab.tuning.site import Site
 from tunelab.tuning.sources import FixedSource
 from tunelab.tuning.stopping import NeverStop, StopAfter, Stopping
 
@@ -38,6 +39,7 @@ def run_configs(
     stop_after: int | None = None,
     split: int = 1,
     show_progress: bool = True,
+    site: Site | None = None,
 ) -> Study:
     """Trains a list of configurations to their full length, as a study in `path`; one that was begun goes on.
 
@@ -56,6 +58,7 @@ def run_configs(
         stop_after: ends each training after so many epochs, with the schedule of its full length.
         split: in how many parts each batch is computed from the start.
         show_progress: shows the progress on standard error.
+        site: where it runs; None: on this machine.
 
     Raises:
         InputError: the data is gone or has changed, or another process is writing the study.
@@ -99,4 +102,5 @@ def run_configs(
             study.update(lambda info: {**shared, "options": {**info["options"], "trials": options.trials}})
     forecast = forecast_of(configs, source, info, slots, packing.measured or calibration_of(like))
     stopping: Stopping = NeverStop() if stop_after is None else StopAfter(stop_after)
-    return execute(study, Plan(source, stopping, len(configs), options, title, show_progress, slots, forecast))
+    plan = Plan(source, stopping, len(configs), options, title, show_progress, slots, forecast, site=site or Site())
+    return execute(study, plan)

@@ -28,6 +28,7 @@ from tunelab.tuning.progress import Progress, Silent
 from tunelab.tuning.ray_home import terminal
 from tunelab.tuning.repeats import Race, Repeats
 from tunelab.tuning.sessions import Sessions
+from tunelab.tuning.site import Site
 from tunelab.tuning.slots import Slots
 from tunelab.tuning.sources import Source
 from tunelab.tuning.stopping import Stopping
@@ -64,6 +65,7 @@ class Plan:
     race: Race | None = None
     repeats: Repeats | None = None
     in_full: tuple[str, ...] = ()
+    site: Site = field(default_factory=Site)
 
 
 def execute(study: Study, plan: Plan) -> Study:
@@ -134,6 +136,7 @@ def execute(study: Study, plan: Plan) -> Study:
                     looks=[functools.partial(low_space.look, engine)],
                     witnesses=[witness],
                     limits=limits_of(plan.slots, memory),
+                    site=plan.site,
                 )
             keeper.close()
     finally:

@@ -20,6 +20,7 @@ from tunelab.tuning.preflight import check_room, make_check, make_source
 from tunelab.tuning.prospect import DRAWS, end_time, first_proposals
 from tunelab.tuning.room import estimate
 from tunelab.tuning.runner import go_on
+from tunelab.tuning.site import Site
 
 
 def extend(
@@ -30,6 +31,8 @@ def extend(
     grid: str | Path | None = None,
     deadline: str | None = None,
     concurrent: int | None = None,
+    address: str | None = None,
+    dashboard: bool = False,
     progress: bool = True,
 ) -> Study:
     """Asks for more trials or more epochs on a study, goes on with it, and returns it at its end.
@@ -46,6 +49,8 @@ def extend(
         grid: trials to add, as for `search`.
         deadline: as for `search`.
         concurrent: trials at once; by default what the study was started with.
+        address: as for `search`; wherever the study was started.
+        dashboard: as for `search`.
         progress: shows the progress on standard error.
 
     Raises:
@@ -76,7 +81,7 @@ def extend(
     begun.study.update(change)
     options = from_json(SearchOptions, begun.study.info["options"])
     begun = Begun(begun.study, begun.space, options, begun.info)
-    return go_on(begun, deadline, concurrent, show_progress=progress)
+    return go_on(begun, deadline, concurrent, show_progress=progress, site=Site(address, dashboard))
 
 
 def extended(

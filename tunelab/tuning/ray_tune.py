@@ -21,7 +21,9 @@ from tunelab.tuning.engine import Engine
 from tunelab.tuning.guard import Guard
 from tunelab.tuning.losses import Witness
 from tunelab.tuning.memory_guard import Limits
+from tunelab.tuning.ray_cluster import joined
 from tunelab.tuning.ray_home import LEAST_BYTES, environment, first_line, lacks, private_folder, quiet, started
+from tunelab.tuning.site import Site
 from tunelab.tuning.slots import Slots
 
 
@@ -37,6 +39,7 @@ def run(
     guard: Guard | None = None,
     looks: Sequence[Callable[[Path], None]] = (),
     limits: Limits | None = None,
+    site: Site | None = None,
 ) -> None:
     """Runs `engine` until every trial has ended or it halts; Ray is gone when this returns.
 
@@ -53,11 +56,13 @@ def run(
         guard: watches over it all.
         looks: are called with Ray's folder again and again, each second at least.
         limits: what the processes of the trials may hold; None leaves them alone.
+        site: where Ray is; None: it is started here.
 
     Raises:
         InputError: there is no place for Ray's files.
         TunelabError: Ray does not start, or ends the search by itself; its log is named.
     """
+    site = site or Site()
     settings = {
         "device": slots.device,
         "threads": slots.cpus,
@@ -70,7 +75,7 @@ def run(
     with (
         private_folder(log.parent) as folder,
         survivors.ended(folder),
-        environment(folder),
+        environment(folder) if site.address is None else contextlib.nullcontext(),
         quiet(log),
         _signals(engine, at_once=True),
     ):
@@ -83,7 +88,7 @@ def run(
                     settings |= guard.settings(folder)
                     watch = stack.enter_context(guard.over(engine, folder))
                     witnesses = (watch, guard.watchdog, *witnesses)
-                stack.enter_context(started(slots, folder))
+                stack.enter_context(started(slots, folder) if site.address is None else joined(site))
                 if watch is not None:
                     stack.enter_context(watch.up())
                 stack.enter_context(_signals(engine))

@@ -39,6 +39,7 @@ from tunelab.tuning.prospect import (
     make_race,
     seconds_to,
 )
+from tunelab.tuning.site import Site
 from tunelab.tuning.slots import Slots
 from tunelab.tuning.stopping import NeverStop, Stopping, SuccessiveHalving
 
@@ -82,6 +83,8 @@ def search(
     health_grace: int = 3,
     keep_weights: int | None = 10,
     trial_timeout: str | float | None = None,
+    address: str | None = None,
+    dashboard: bool = False,
     progress: bool = True,
 ) -> Study:
     """Searches `space` and returns the study; the names are those of `tunelab search`.
@@ -129,6 +132,8 @@ def search(
         keep_weights: of how many ended trials the checkpoints are kept, the best ones; None: of all.
         trial_timeout: ends a trial that takes longer from when it begins or goes on, in seconds or as a text such as
             `2h`; by default one that takes 20 times as long as forecast, and at least an hour. It is retried once.
+        address: the Ray cluster to run on ("auto", "HOST:PORT", "ray://HOST:PORT"); by default this machine alone.
+        dashboard: shows Ray's dashboard while it runs, to this machine alone.
         progress: shows the progress on standard error.
 
     Raises:
@@ -172,7 +177,8 @@ def search(
     options = from_json(SearchOptions, {**values, "warm_start": earlier, "base": base})
     path = None if study is None else Path(study).expanduser()
     try:
-        return start_search(space, options, path, runs_dir, deadline, grid=request, show_progress=progress)
+        site = Site(address, dashboard)
+        return start_search(space, options, path, runs_dir, deadline, grid=request, show_progress=progress, site=site)
     except PausedError as paused:
         if paused.halted == "deadline":
             return paused.study
@@ -188,6 +194,7 @@ def start_search(
     *,
     grid: GridRequest | None = None,
     show_progress: bool = True,
+    site: Site | None = None,
 ) -> Study:
     """A new study, searched to its end.
 
@@ -224,7 +231,7 @@ def start_search(
     write_earlier(study.path, ahead.earlier)
     if show_progress:
         print(*ahead.describe(seconds_to(ends), deadline), sep="\n", file=sys.stderr)
-    return _run_search(study, space, options, info, ends, show_progress, ahead.slots, ahead.forecast)
+    return _run_search(study, space, options, info, ends, show_progress, ahead.slots, ahead.forecast, site or Site())
 
 
 def resume(
@@ -233,6 +240,8 @@ def resume(
     deadline: str | None = None,
     concurrent: int | None = None,
     trial_timeout: str | float | None = None,
+    address: str | None = None,
+    dashboard: bool = False,
     progress: bool = True,
 ) -> Study:
     """Goes on with a study that was stopped, and returns it at its end; a finished study is returned as it is.
@@ -244,6 +253,8 @@ def resume(
         deadline: as for `search`.
         concurrent: trials at once; by default what the study was started with.
         trial_timeout: as for `search`; by default what the study was started with.
+        address: as for `search`; wherever the study was started.
+        dashboard: as for `search`.
         progress: shows the progress on standard error.
 
     Raises:
@@ -258,10 +269,12 @@ def resume(
     if timeout is not None:
         begun.study.update(lambda info: {"options": {**info["options"], "trial_timeout": timeout}})
         begun = dataclasses.replace(begun, options=dataclasses.replace(begun.options, trial_timeout=timeout))
-    return go_on(begun, deadline, concurrent, show_progress=progress)
+    return go_on(begun, deadline, concurrent, show_progress=progress, site=Site(address, dashboard))
 
 
-def go_on(begun: Begun, deadline: str | None, concurrent: int | None, *, show_progress: bool) -> Study:
+def go_on(
+    begun: Begun, deadline: str | None, concurrent: int | None, *, show_progress: bool, site: Site | None = None
+) -> Study:
     """As `resume`, with a study that has been opened."""
     ends = end_time(deadline)
     study, options = begun.study, begun.options
@@ -276,7 +289,7 @@ def go_on(begun: Begun, deadline: str | None, concurrent: int | None, *, show_pr
     ended = sum(trial.status.ended for trial in counted if trial.repeat_of is None)
     if show_progress and ended < max(options.trials, len(proposed(counted))):
         print(f"forecast: {forecast.describe(seconds_to(ends), deadline or '', counted)}", file=sys.stderr)
-    return _run_search(study, begun.space, options, begun.info, ends, show_progress, slots, forecast)
+    return _run_search(study, begun.space, options, begun.info, ends, show_progress, slots, forecast, site or Site())
 
 
 def _run_search(
@@ -288,6 +301,7 @@ def _run_search(
     show_progress: bool,
     slots: Slots,
     forecast: Forecast,
+    site: Site,
 ) -> Study:
     tell(study=str(study.path.absolute()))
     known = study.list_trials()
@@ -309,6 +323,18 @@ def _run_search(
     title = f"{space.name} on {info.name}: {options.trials} trials of {options.epochs} epochs -> {study.path}"
     in_full = (GRID,) if study.info.get("grid_in_full") else ()
     plan = Plan(
-        source, stopping, options.trials, options, title, show_progress, slots, forecast, deadline, race, again, in_full
+        source,
+        stopping,
+        options.trials,
+        options,
+        title,
+        show_progress,
+        slots,
+        forecast,
+        deadline,
+        race,
+        again,
+        in_full,
+        site,
     )
     return execute(study, plan)
