@@ -60,7 +60,10 @@ def _numbers_as_usual() -> Iterator[None]:
 
 @pytest.fixture
 def no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Searches believe a calibration that was not made: a measured second is a long time in a test."""
+    """Searches believe a calibration that was not made: a measured second is a long time in a test.
+
+    So do those in processes that the test starts.
+    """
     from tunelab.config import ComputeConfig
     from tunelab.tuning import calibrate, compute, packing, prospect
 
@@ -73,6 +76,9 @@ def no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compute, "fastest", lambda *_given, **_more: compute.Choice(ComputeConfig(), {}))
     for module in (packing, prospect):
         monkeypatch.setattr(module, "Probes", lambda count: contextlib.nullcontext())
+    provoked = Path(__file__).resolve().parents[1] / "benchmarks" / "provoked"
+    monkeypatch.setenv("PYTHONPATH", str(provoked), prepend=os.pathsep)
+    monkeypatch.setenv("PROVOKED_QUICK", "1")
 
 
 class MakeStudy(Protocol):

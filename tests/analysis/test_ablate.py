@@ -387,6 +387,7 @@ def test_the_drawing_has_a_colour_for_every_verdict(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_calibration")
 def test_an_ablation_survives_a_kill(make_study: MakeStudy, tmp_path: Path) -> None:
     study = studied_with(make_study, WINNER)
     words = ["ablate", str(study.path), "--epochs", "2", "--seeds", "2", "--components", "dropout,shortcuts"]

@@ -142,6 +142,7 @@ def test_only_trainings_that_came_to_their_end_count(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_calibration")
 def test_a_portfolio_of_real_searches(tmp_path: Path) -> None:
     for name, images in (("few", 60), ("more", 120)):
         search(

@@ -230,6 +230,7 @@ def test_another_version_may_have_other_code(own: Path, played: Played) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_calibration")
 def test_a_network_of_ones_own_is_searched_trained_in_full_and_used(own: Path, tmp_path: Path) -> None:
     """By Ray's workers, from another folder; its model is used until the code changes."""
     import numpy as np
@@ -332,6 +333,7 @@ PACKAGE = {
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_calibration")
 def test_a_space_of_an_installed_package(tmp_path: Path, runs_dir: Path) -> None:
     """Built and installed here, without a network; a broken one beside it is named and hides nothing."""
     pytest.importorskip("setuptools")
@@ -343,7 +345,7 @@ def test_a_space_of_an_installed_package(tmp_path: Path, runs_dir: Path) -> None
     subprocess.run([*pip, "--target", str(site), str(tmp_path / "source")], check=True, timeout=300)
     shutil.rmtree(tmp_path / "source")
 
-    environment = {**os.environ, "PYTHONPATH": str(site)}
+    environment = {**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{os.environ['PYTHONPATH']}"}
 
     def tunelab(*words: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "tunelab.cli", *words]

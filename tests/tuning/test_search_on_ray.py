@@ -330,6 +330,7 @@ def test_lenets_are_searched_ranked_and_trained_in_full(machine: Machine, tmp_pa
 # Interrupted; by kills, and while something else goes wrong, in tests/faults.
 
 
+@pytest.mark.usefixtures("no_calibration")
 def test_what_the_whole_group_is_told_stops_a_search_as_what_its_driver_is_told(
     machine: Machine, tmp_path: Path
 ) -> None:
@@ -364,6 +365,7 @@ def assert_stops(process: subprocess.Popen[str], why: signal.Signals) -> None:
 # Searches from Python.
 
 
+@pytest.mark.usefixtures("no_calibration")
 def test_a_program_that_searches(machine: Machine, tmp_path: Path) -> None:
     """It is told what fails, is as it was afterwards, and can search again, or use Ray itself.
 
@@ -376,7 +378,6 @@ def test_a_program_that_searches(machine: Machine, tmp_path: Path) -> None:
         import sklearn  # sets a variable when it is first imported, to decode the digits
         import tunelab
         from tunelab.journal import Journal
-        from tunelab.tuning import calibrate
 
         space, folder = sys.argv[1:]
         given = dict(trials=12, epochs=2, limit_train=50, progress=False, concurrent=1)
@@ -409,11 +410,6 @@ def test_a_program_that_searches(machine: Machine, tmp_path: Path) -> None:
         Journal.append = real
 
         # Every trial fails, which the calibration would have found out.
-        def pretend(samples, candidates, *more):
-            layouts = tuple(calibrate.Layout(slots, 100.0, 300.0) for slots in candidates)
-            return calibrate.Calibration(candidates[0], layouts, (), 2.0, 0.1, 4000.0, "nothing was measured")
-
-        calibrate.calibrate = pretend
         Path(space).write_text(Path(space).read_text().replace('"sgd"', '"nothing"'))
         search("fails")
 
