@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pytest
 
@@ -25,6 +26,9 @@ from tunelab.config import (
 from tunelab.journal import Journal
 from tunelab.records import EpochMetrics
 from tunelab.study import Study
+
+if TYPE_CHECKING:
+    from tests.ray_nodes import RayNodes
 
 # Before torch is imported anywhere, and inherited by every process that a test starts: results do not depend on the
 # number of processors, and tests beside each other do not fight for them.
@@ -202,3 +206,36 @@ def make_model(tmp_path: Path) -> MakeModel:
         return folder
 
     return make
+
+
+class MakeRayNodes(Protocol):
+    """What the fixture `make_ray_nodes` gives: `RayNodes`, which are gone when the tests of a file are."""
+
+    def __call__(
+        self,
+        nodes: int = 2,
+        cpus: int = 1,
+        head_cpus: int | None = None,
+        *,
+        dashboard: bool = False,
+        client: bool = False,
+    ) -> RayNodes: ...
+
+
+@pytest.fixture(scope="module")
+def make_ray_nodes(cache_dir: Path) -> Iterator[MakeRayNodes]:
+    """Starts clusters of real Ray nodes, for all tests of a file: see `tests/ray_nodes.py`."""
+    spec = importlib.util.spec_from_file_location("tunelab_test_ray_nodes", Path(__file__).with_name("ray_nodes.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    with contextlib.ExitStack() as stack:
+        yield lambda *given, **more: stack.enter_context(contextlib.closing(module.RayNodes(*given, **more)))
+
+
+@pytest.fixture(scope="module")
+def ray_nodes(make_ray_nodes: MakeRayNodes) -> RayNodes:
+    """Two nodes with a processor each."""
+    return make_ray_nodes()
