@@ -18,6 +18,7 @@ from tunelab.study import Study, load, write_csv
 from tunelab.tuning.config_list import run_configs
 from tunelab.tuning.hardware import describe_hardware
 from tunelab.tuning.options import SearchOptions
+from tunelab.tuning.site import Site
 from tunelab.variants import Ablation
 
 from .ablate_plan import as_key, configs_of, described, heading, lay_out, training_key, trials_in
@@ -32,6 +33,7 @@ def ablate(
     epochs: int | None = None,
     seeds: int = 3,
     components: Sequence[str] = (),
+    address: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Trains the best trial's configuration, and variants of it with one component changed, and compares them.
@@ -46,6 +48,7 @@ def ablate(
         epochs: the full length; by default the study's.
         seeds: how many times each configuration is trained, all of them with the same seeds.
         components: what is changed, by names of `tunelab.analysis.components`; by default all.
+        address: the Ray cluster to train on, as for `search`; by default this machine alone.
         progress: shows the progress on standard error.
 
     Raises:
@@ -67,7 +70,7 @@ def ablate(
             SearchOptions,
             {
                 **opened.info["options"],
-                **_sharing(opened, len(configs)),
+                **_sharing(opened, len(configs), here=address is None),
                 "epochs": laid_out.winner.train.epochs,
                 "health": False,  # a comparison has all its trainings in full
             },
@@ -77,14 +80,17 @@ def ablate(
         title=f"{name} and {len(laid_out.variants)} variants, seeds: {seeds} -> {laid_out.folder}",
         about={"study": str(opened.path), "trial": laid_out.trial},
         show_progress=progress,
+        site=Site(address),
     )
     found = _compare(opened, laid_out, runs)
     _write(laid_out.folder, found, name)
     return found
 
 
-def _sharing(study: Study, trainings: int) -> dict[str, Any]:
+def _sharing(study: Study, trainings: int, *, here: bool) -> dict[str, Any]:
     """How the trainings share the machine: as was measured for the search, on another machine as is usual there."""
+    if not here or "cluster" in study.info:
+        return dict.fromkeys(("concurrent", "cpus_per_trial", "gpus_per_trial"))
     slots, then, now = study.info.get("slots"), study.info.get("hardware", {}), describe_hardware()
     if slots is None or any(then.get(name) != now[name] for name in ("processor", "cpus", "gpus")):
         return dict.fromkeys(("concurrent", "cpus_per_trial", "gpus_per_trial"))

@@ -16,6 +16,7 @@ from tunelab.study import Study, load
 from tunelab.tuning.config_list import run_configs
 from tunelab.tuning.hardware import count_gpus, usable_cpus
 from tunelab.tuning.options import SearchOptions
+from tunelab.tuning.site import Site
 
 from .text import console, percent, print_rows
 
@@ -30,7 +31,9 @@ _SLOTS = {
 _NOT_RECORDED = "not recorded"
 
 
-def reproduce(study: Study | str | Path, number: int, *, progress: bool = True) -> dict[str, Any]:
+def reproduce(
+    study: Study | str | Path, number: int, *, address: str | None = None, progress: bool = True
+) -> dict[str, Any]:
     """Trains a trial again from its record and returns what `reproduce.json` holds: how equal the result is.
 
     It is trained in `reproduce-trialNNNN` inside the study, for as many epochs as it had, with the schedule of its full
@@ -44,6 +47,7 @@ def reproduce(study: Study | str | Path, number: int, *, progress: bool = True) 
     Args:
         study: the study, or its folder; it may be the folder of a retraining.
         number: the trial.
+        address: the Ray cluster to train on, as for `search`; by default this machine alone.
         progress: shows the progress on standard error.
 
     Raises:
@@ -74,6 +78,7 @@ def reproduce(study: Study | str | Path, number: int, *, progress: bool = True) 
         title=f"trial {number} of {opened.name} again: {wanted} epochs -> {folder}",
         about={"study": str(opened.path), "trial": number},
         show_progress=progress,
+        site=Site(address),
     )
     (again,) = runs.list_trials()
     if again.status is TrialStatus.FAILED:

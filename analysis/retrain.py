@@ -28,6 +28,7 @@ from tunelab.training.schedules import find_schedule
 from tunelab.training.stages import check_optimizers
 from tunelab.tuning.config_list import run_configs
 from tunelab.tuning.options import SearchOptions
+from tunelab.tuning.site import Site
 
 from . import readings
 from .card import CARD, write_card
@@ -48,6 +49,7 @@ def retrain(
     changes: Mapping[str, Any] | None = None,
     compile: Literal["auto", "off"] = "auto",
     telemetry: Telemetry | None = None,
+    address: str | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Trains the best trial's configuration in full and returns what `metrics.json` holds.
@@ -70,6 +72,7 @@ def retrain(
             `schedule`, `augment` and `averaging` what is not named stays.
         compile: "auto" goes on with `torch.compile` where ten minutes or more are left and it is measured to be faster.
         telemetry: what the trainings write for TensorBoard, as in `search`; by default what the study's trials wrote.
+        address: the Ray cluster to train on, as for `search`; by default this machine alone.
         progress: shows the progress on standard error.
 
     Raises:
@@ -107,6 +110,7 @@ def retrain(
         title=f"trial {chosen.number} of {opened.name} in full: {epochs} epochs, seeds: {seeds} -> {folder}",
         about={"study": str(opened.path), "trial": chosen.number},
         show_progress=progress,
+        site=Site(address),
     )
     trained = runs.list_trials()[:seeds]
     for run in trained:

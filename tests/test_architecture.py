@@ -45,9 +45,9 @@ ROOMS = [
         "tunelab.doctor"
         " tunelab.tuning.extend tunelab.tuning.runner tunelab.tuning.execute tunelab.tuning.prospect"
         " tunelab.tuning.grid_files tunelab.tuning.memory tunelab.tuning.options tunelab.tuning.profile"
-        " tunelab.tuning.progress tunelab.tuning.site tunelab.supervision tunelab.study tunelab.liveness"
-        " tunelab.space tunelab.space_template tunelab.foreign tunelab.records tunelab.config tunelab.shared_options"
-        " tunelab.yaml_files",
+        " tunelab.tuning.progress tunelab.tuning.site tunelab.tuning.survey tunelab.supervision tunelab.study"
+        " tunelab.liveness tunelab.space tunelab.space_template tunelab.foreign tunelab.records tunelab.config"
+        " tunelab.shared_options tunelab.yaml_files",
     ),
     Room(
         "tunelab.doctor",
@@ -87,27 +87,30 @@ ROOMS = [
         " tunelab.tuning.prospect tunelab.tuning.preflight tunelab.tuning.progress tunelab.tuning.forecast"
         " tunelab.tuning.hardware tunelab.tuning.slots tunelab.tuning.deadline tunelab.tuning.repeats"
         " tunelab.tuning.searcher tunelab.tuning.sources tunelab.tuning.stopping tunelab.tuning.options"
-        " tunelab.tuning.site tunelab.supervision tunelab.study tunelab.journal tunelab.space tunelab.models.check"
+        " tunelab.tuning.site tunelab.tuning.survey tunelab.supervision tunelab.study tunelab.journal tunelab.space"
+        " tunelab.models.check"
         " tunelab.data tunelab.records tunelab.config",
     ),
     Room(
         "tunelab.tuning.config_list",
         "'run these configs': retraining, ablation and repeats on the engine of the search",
-        "tunelab.tuning.packing tunelab.tuning.execute tunelab.tuning.prospect tunelab.tuning.preflight"
-        " tunelab.tuning.hardware tunelab.tuning.slots tunelab.tuning.sources tunelab.tuning.stopping"
+        "tunelab.tuning.packing tunelab.tuning.execute tunelab.tuning.prospect tunelab.tuning.sharing"
+        " tunelab.tuning.preflight tunelab.tuning.survey tunelab.tuning.hardware tunelab.tuning.slots"
+        " tunelab.tuning.sources tunelab.tuning.stopping"
         " tunelab.tuning.options tunelab.tuning.site tunelab.study tunelab.config",
     ),
     Room(
         "tunelab.tuning.packing",
         "how a list of trainings shares the machine, measured where there is a choice",
-        "tunelab.tuning.prospect tunelab.tuning.calibrate tunelab.tuning.quota tunelab.tuning.probes"
-        " tunelab.tuning.hardware tunelab.tuning.slots tunelab.tuning.options tunelab.study tunelab.records"
-        " tunelab.capacity tunelab.config",
+        "tunelab.tuning.sharing tunelab.tuning.calibrate tunelab.tuning.quota tunelab.tuning.probes"
+        " tunelab.tuning.fleet tunelab.tuning.hardware tunelab.tuning.slots tunelab.tuning.options tunelab.study"
+        " tunelab.records tunelab.capacity tunelab.config",
     ),
     Room(
         "tunelab.tuning.profile",
         "what one training takes with other batch sizes, devices and threads, each in a process of its own",
-        "tunelab.tuning.prospect tunelab.tuning.preflight tunelab.tuning.probes tunelab.tuning.hardware"
+        "tunelab.tuning.prospect tunelab.tuning.sharing tunelab.tuning.preflight tunelab.tuning.probes"
+        " tunelab.tuning.hardware"
         " tunelab.tuning.slots tunelab.tuning.options tunelab.study tunelab.space tunelab.data tunelab.records"
         " tunelab.config"
         " tunelab.capacity",
@@ -120,6 +123,7 @@ ROOMS = [
         " tunelab.tuning.testimony tunelab.tuning.sessions tunelab.tuning.keeping tunelab.tuning.low_space"
         " tunelab.tuning.repeats tunelab.tuning.deadline tunelab.tuning.stopping tunelab.tuning.searcher"
         " tunelab.tuning.sources tunelab.tuning.options tunelab.tuning.guard tunelab.summary tunelab.study"
+        " tunelab.tuning.memory_guard tunelab.tuning.ray_cluster"
         " tunelab.tuning.site tunelab.liveness tunelab.journal",
     ),
     Room(
@@ -134,7 +138,8 @@ ROOMS = [
     Room(
         "tunelab.tuning.prospect",
         "what is known of a search before it starts: how it shares the machine, how long it takes",
-        "tunelab.tuning.compute tunelab.tuning.preflight tunelab.tuning.progress tunelab.tuning.forecast"
+        "tunelab.tuning.sharing tunelab.tuning.spread tunelab.tuning.fleet"
+        " tunelab.tuning.compute tunelab.tuning.preflight tunelab.tuning.progress tunelab.tuning.forecast"
         " tunelab.tuning.simulation tunelab.tuning.calibrate tunelab.tuning.quota tunelab.tuning.probes"
         " tunelab.tuning.speed tunelab.tuning.hardware tunelab.tuning.slots tunelab.tuning.repeats"
         " tunelab.tuning.searcher tunelab.tuning.sources"
@@ -208,7 +213,20 @@ ROOMS = [
         "tunelab.tuning.memory_room",
         "which trials have room in the memory beside each other, and what their processes may hold",
         "tunelab.tuning.calibrate tunelab.tuning.footprint tunelab.tuning.quota tunelab.tuning.speed"
-        " tunelab.tuning.memory_guard tunelab.tuning.losses tunelab.tuning.slots tunelab.records tunelab.capacity",
+        " tunelab.tuning.memory_guard tunelab.tuning.losses tunelab.tuning.fleet tunelab.tuning.slots tunelab.records"
+        " tunelab.capacity",
+    ),
+    Room(
+        "tunelab.tuning.sharing",
+        "how trainings share the machine or the cluster, by what was measured for an earlier study",
+        "tunelab.tuning.spread tunelab.tuning.calibrate tunelab.tuning.quota tunelab.tuning.hardware"
+        " tunelab.tuning.fleet tunelab.tuning.slots tunelab.tuning.options tunelab.study tunelab.config",
+    ),
+    Room(
+        "tunelab.tuning.spread",
+        "how a search is spread over the nodes of a cluster: threads and GPUs of a trial, and trials at once",
+        "tunelab.tuning.calibrate tunelab.tuning.quota tunelab.tuning.hardware tunelab.tuning.fleet"
+        " tunelab.tuning.slots tunelab.tuning.options tunelab.tuning.roll_call",
     ),
     Room(
         "tunelab.tuning.compute",
@@ -223,9 +241,9 @@ ROOMS = [
         " tunelab.config",
     ),
     Room(
-        "tunelab.tuning.quota",
-        "what a bound on memory leaves for a search, its trials and their images; plain arithmetic",
-        "tunelab.tuning.slots tunelab.capacity",
+        "tunelab.tuning.survey",
+        "what a cluster has and whether its nodes can run trials, asked by a program of its own",
+        "tunelab.tuning.roll_call tunelab.tuning.site tunelab.tuning.fleet",
     ),
     Room("tunelab.tuning.probes", "the processes that measure, started, asked together, and never left behind"),
     Room(
@@ -237,7 +255,7 @@ ROOMS = [
     Room(
         "tunelab.tuning.hardware",
         "what this machine has, and the ways to divide it among trials",
-        "tunelab.tuning.slots tunelab.tuning.options tunelab.training",
+        "tunelab.tuning.slots tunelab.tuning.options tunelab.tuning.roll_call tunelab.training",
         "torch",
     ),
     Room(
@@ -245,7 +263,8 @@ ROOMS = [
         "runs an engine's trials on Ray Tune",
         "tunelab.tuning.ray_pieces tunelab.tuning.ray_cluster tunelab.tuning.ray_home tunelab.tuning.survivors"
         " tunelab.tuning.worker tunelab.tuning.engine tunelab.tuning.guard tunelab.tuning.memory_guard"
-        " tunelab.tuning.losses tunelab.tuning.slots tunelab.tuning.site",
+        " tunelab.tuning.losses tunelab.tuning.slots tunelab.tuning.site tunelab.foreign tunelab.records"
+        " tunelab.config",
         "ray",
     ),
     Room(
@@ -271,7 +290,8 @@ ROOMS = [
     Room(
         "tunelab.tuning.ray_cluster",
         "joins a Ray cluster that somebody else has started",
-        "tunelab.tuning.ray_home tunelab.tuning.site",
+        "tunelab.tuning.ray_home tunelab.tuning.site tunelab.tuning.fleet tunelab.tuning.slots"
+        " tunelab.tuning.roll_call",
         "ray",
     ),
     Room(
@@ -294,7 +314,9 @@ ROOMS = [
     Room(
         "tunelab.tuning.worker",
         "the class that Ray runs on a node: one trial after another, in one process",
-        "tunelab.tuning.memory_guard tunelab.training tunelab.records tunelab.config tunelab.capacity",
+        "tunelab.tuning.memory_guard tunelab.tuning.quota tunelab.training tunelab.foreign tunelab.records"
+        " tunelab.config"
+        " tunelab.capacity",
         "ray",
     ),
     Room(
@@ -318,7 +340,22 @@ ROOMS = [
     ),
     Room("tunelab.tuning.listeners", "who is told of what happens in a search", "tunelab.records"),
     Room("tunelab.tuning.survivors", "ends what a killed search would leave running; a program of its own"),
-    Room("tunelab.tuning.site", "where a search runs: this machine or a Ray cluster, with a dashboard or without"),
+    Room(
+        "tunelab.tuning.roll_call",
+        "asks each node of a cluster what it has: a program of its own, whose code on the nodes needs no tunelab",
+        heavy="ray",
+    ),
+    Room(
+        "tunelab.tuning.site",
+        "where a search runs: this machine or a Ray cluster, with a dashboard or without",
+        "tunelab.tuning.fleet",
+    ),
+    Room("tunelab.tuning.fleet", "the nodes of a cluster, and how many trials they carry", "tunelab.tuning.slots"),
+    Room(
+        "tunelab.tuning.quota",
+        "what a bound on memory leaves for a search, its trials and their images; plain arithmetic",
+        "tunelab.tuning.slots tunelab.capacity",
+    ),
     Room("tunelab.tuning.slots", "how the machine is shared: trials at once, and what each of them is given"),
     Room(
         "tunelab.tuning.searcher",

@@ -40,10 +40,10 @@ SURFACE = {
     "resume": "study --deadline --trial-timeout --supervise --concurrent --runs-dir --json",
     "extend": "study --trials --epochs --grid --deadline --supervise --concurrent --runs-dir --json",
     "best": (
-        "study --top --retrain --epochs --seeds --trial --keep-val --average --recipe --compile --telemetry --runs-dir"
-        " --json"
+        "study --top --retrain --epochs --seeds --trial --keep-val --average --recipe --compile --telemetry --address"
+        " --runs-dir --json"
     ),
-    "ablate": "study --trial --epochs --seeds --components --list --runs-dir --json",
+    "ablate": "study --trial --epochs --seeds --components --list --address --runs-dir --json",
     "profile": (
         "study trial --space --data --data-dir --download --skip-unreadable --image-size --limit-train --val-fraction"
         " --batch-sizes --threads --device --seconds --out --runs-dir --json"
@@ -52,7 +52,7 @@ SURFACE = {
     "compare": "studies --runs-dir --json",
     "predict": "model images --top-k --batch-size --device --out --skip-unreadable --runs-dir --json",
     "export": "model --format --out --runs-dir --json",
-    "reproduce": "study trial --runs-dir --json",
+    "reproduce": "study trial --address --runs-dir --json",
     "doctor": "--data --data-dir --runs-dir --json",
     "report": "study --out --runs-dir --json",
     "list": "--runs-dir --json",

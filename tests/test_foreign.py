@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import sys
 from pathlib import Path
@@ -177,3 +178,41 @@ def test_a_factory_that_is_none_is_named(tmp_path: Path, text: str, said: str) -
     trust(spec)
     with pytest.raises(InputError, match=said):
         load_factory(spec)
+
+
+def test_a_factory_is_lent_to_another_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There neither its files are, nor has anybody allowed it; nothing of the folder's other things travels."""
+    home = tmp_path / "home"
+    (home / "parts").mkdir(parents=True)
+    (home / "data").mkdir()
+    (home / "parts" / "__init__.py").write_text("value = 7\n")
+    (home / "beside.py").write_text("from . import parts\n\nvalue = parts.value\n")
+    (home / "data" / "script.py").write_text("raise SystemExit\n")
+    (home / "secret.txt").write_text("secret")
+    (home / "net.py").write_text("from . import beside\n\n\ndef build(*_):\n    return beside.value\n")
+    spec = settle(CustomSpec("net.py:build"), home)
+    trust(spec)
+    lent = json.loads(json.dumps(foreign.lend(spec)))
+    assert set(lent["files"]) == {"net.py", "beside.py", "parts/__init__.py"}
+    home.rename(tmp_path / "elsewhere")
+    monkeypatch.setenv("TUNELAB_CACHE", str(tmp_path / "other-cache"))
+    monkeypatch.setattr(foreign, "_ALLOWED", set())
+    monkeypatch.setattr(foreign, "_BORROWED", {})
+    with pytest.raises(InputError):
+        load_factory(spec)
+    foreign.borrow(lent)
+    foreign.borrow(lent)
+    assert load_factory(spec)(1, 2, (3, 4)) == 7
+    require_unchanged(spec)
+    with pytest.raises(InputError, match="not allowed yet"):
+        load_factory(CustomSpec(spec.factory.replace("build", "other"), {}, spec.sha256))
+    assert not (tmp_path / "other-cache" / foreign.FILE).exists(), "for this process alone"
+
+
+def test_where_the_files_are_the_same_nothing_is_copied(tmp_path: Path, spec: CustomSpec) -> None:
+    trust(spec)
+    foreign.borrow(foreign.lend(spec))
+    assert not (tmp_path / "cache" / "code").exists()
+    (tmp_path / "net.py").unlink()
+    with pytest.raises(InputError, match="there is no file of a factory"):
+        foreign.lend(spec)

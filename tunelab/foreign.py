@@ -17,11 +17,12 @@ import hashlib
 import importlib
 import importlib.machinery
 import importlib.util
+import json
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,11 +31,14 @@ from pydantic import ValidationError
 
 from tunelab.config import CustomSpec, one_line
 from tunelab.errors import InputError
-from tunelab.files import cache_root, read_file
+from tunelab.files import cache_root, read_file, write_atomically
 
 FILE = "trusted.txt"
+_ALLOWED: set[str] = set()  # entries of another machine's file
+_BORROWED: dict[str, Path] = {}  # where files lie here, by their folder on the machine that lent them
 _OWN = str(Path(__file__).resolve().parent)
 _MOST_BYTES = 16 * 2**20  # of what is noted, of 150 bytes each, and of a Python file; our choice
+_MOST_LENT = 2**20  # bytes of Python that travel with a trial; our choice
 _LONGEST = 300  # characters of what an error says; our choice
 
 
@@ -136,6 +140,73 @@ def require_allowed_space(source: str, study: Path) -> None:
         )
 
 
+def lend(spec: CustomSpec) -> dict[str, Any]:
+    """What a process on another machine needs to run a factory, as JSON values: its file, and those beside it.
+
+    That this user has allowed it travels along. Of an installed module no file does: it must be installed there.
+
+    Raises:
+        InputError: the file is missing.
+    """
+    source = spec.factory.rpartition(":")[0]
+    lent: dict[str, Any] = {"allowed": [_entry(spec)] if _is_trusted(spec) else [], "folder": "", "files": {}}
+    if source.endswith(".py"):
+        path, left = Path(source), _MOST_LENT
+        beside = sorted(
+            file for file in path.parent.rglob("*.py") if file != path and _is_importable(file, path.parent)
+        )
+        for file in (path, *beside):
+            text = read_source(file, "file of a factory")
+            left -= len(text)
+            if left < 0:
+                break
+            name = file.relative_to(path.parent).as_posix()
+            lent["files"][name] = text.decode("utf-8", "surrogateescape")
+        lent["folder"] = str(path.parent)
+    return lent
+
+
+def borrow(lent: Mapping[str, Any]) -> None:
+    """Has this process use what `lend` gave on another machine.
+
+    Files that do not lie here as they do there are written into the folder of the cache, once for each content.
+
+    Raises:
+        OSError: they cannot be written.
+        TunelabError: there is no place for the cache.
+    """
+    _ALLOWED.update(lent["allowed"])
+    files = {name: text.encode("utf-8", "surrogateescape") for name, text in lent["files"].items()}
+    if not files or all(_holds(Path(lent["folder"], name), content) for name, content in files.items()):
+        return
+    digest = _digest(json.dumps(lent["files"], sort_keys=True).encode("utf-8", "surrogateescape"))
+    folder = cache_root()[0] / "code" / digest[:32]
+    for name, content in files.items():
+        if not _holds(folder / name, content):
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(folder / name, content)
+    _BORROWED[lent["folder"]] = folder
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    try:
+        return path.read_bytes() == content
+    except OSError:
+        return False
+
+
+def _is_importable(file: Path, root: Path) -> bool:
+    """True if `from . import` finds a file from the folder `root`: it is in it, or in packages below it."""
+    folders = [folder for folder in file.parents if folder != root and root in folder.parents]
+    return all((folder / "__init__.py").is_file() for folder in folders)
+
+
+def _where(path: Path) -> Path:
+    """The file itself, or what was lent of it."""
+    lent = _BORROWED.get(str(path.parent))
+    return path if lent is None else lent / path.name
+
+
 def load_factory(spec: CustomSpec) -> Callable[..., Any]:
     """The function that makes the network, if its file is as recorded and this user has allowed it.
 
@@ -143,7 +214,7 @@ def load_factory(spec: CustomSpec) -> Callable[..., Any]:
         InputError: the file is missing or has changed, it is not allowed or raises, or it has no such function.
     """
     source, _, function = spec.factory.rpartition(":")
-    path = Path(source) if source.endswith(".py") else None
+    path = _where(Path(source)) if source.endswith(".py") else None
     text = b"" if path is None else read_source(path, "file of a factory")
     if not _is_trusted(spec):
         raise InputError(
@@ -160,7 +231,7 @@ def load_factory(spec: CustomSpec) -> Callable[..., Any]:
 def require_unchanged(spec: CustomSpec) -> None:
     """Raises InputError if the factory's file is missing, or not as it was recorded; the factory is not run."""
     source = spec.factory.rpartition(":")[0]
-    path = Path(source) if source.endswith(".py") else _file_of(source)
+    path = _where(Path(source)) if source.endswith(".py") else _file_of(source)
     _require_hash(spec, path, read_source(path, "file of a factory"))
 
 
@@ -267,7 +338,7 @@ def _file_of(module: str) -> Path:
 
 
 def _is_trusted(spec: CustomSpec) -> bool:
-    return _is_noted(_entry(spec))
+    return _entry(spec) in _ALLOWED or _is_noted(_entry(spec))
 
 
 def _is_noted(entry: str) -> bool:

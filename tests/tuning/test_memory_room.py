@@ -8,9 +8,18 @@ import pytest
 from tunelab.records import EpochMetrics, Trial
 from tunelab.tuning import memory_room as room_module
 from tunelab.tuning.calibrate import Calibration, Layout
+from tunelab.tuning.fleet import Fleet, Node
 from tunelab.tuning.footprint import Footprint
 from tunelab.tuning.memory_guard import Limits
-from tunelab.tuning.memory_room import Memory, MemoryRoom, find_memory, limits_of
+from tunelab.tuning.memory_room import (
+    ClusterRoom,
+    Memory,
+    MemoryRoom,
+    cluster_memory,
+    find_memory,
+    limits_of,
+    node_limits_of,
+)
 from tunelab.tuning.slots import Slots
 
 SLOTS = Slots(concurrent=4, cpus=1, gpus=0.0, device="cpu")
@@ -191,3 +200,43 @@ def test_a_calibration_of_an_older_version_has_no_footprint() -> None:
         Memory(8000.0, 700.0, images=5.0, whole=16000.0),
         None,
     )
+
+
+def test_on_a_cluster_trials_ask_for_memory_in_steps_and_are_packed_by_it() -> None:
+    gib = 2**30
+    fleet = Fleet((Node("a", "a", 4.0, memory=4 * gib), Node("b", "b", 4.0, memory=1 * gib)))
+    room = ClusterRoom(Slots(8, 1, 0.0, "cpu"), Memory(4096.0, whole=4096.0), FOOTPRINT, lambda: fleet)
+    small, large = trial(0, activations=1000), trial(1, activations=18_000)
+    assert room.request(small) == 512 * 2**20
+    assert room.predict(large) > 1536
+    assert room.request(large) in (2048 * 2**20, 3072 * 2**20)
+    assert room.fits(small, [large])
+    assert room.fits(small, [small] * 7)
+    assert not room.fits(small, [small] * 8), "no processor"
+    assert not room.fits(large, [large, large]), "no memory, wherever it is"
+    assert room.fits(trial(2, activations=10**6), []), "alone it always may"
+    assert room.request(trial(2, activations=10**6)) == 4 * gib, "no more than there is anywhere"
+    unknown = ClusterRoom(Slots(8, 1, 0.0, "cpu"), Memory(4096.0), None, lambda: fleet)
+    assert unknown.request(large) == 0
+    assert ClusterRoom(Slots(8, 1, 1.0, "cuda"), Memory(4096.0), FOOTPRINT, lambda: fleet).request(large) == 0
+
+
+@pytest.mark.usefixtures("free")
+def test_the_memory_of_a_cluster_is_that_of_its_largest_node() -> None:
+    gib = 2**30
+    works = (Node("a", "a", 1.0, memory=2 * gib), Node("b", "b", 1.0, memory=6 * gib))
+    fleet = Fleet((*works, Node("c", "c", 0.0, memory=99 * gib)))
+    memory, footprint = cluster_memory(INFO, Slots(2, 1, 0.0, "cpu"), fleet, None)
+    assert (memory.host, memory.whole, memory.bound, footprint) == (6144.0, 6144.0, False, None)
+    memory, _ = cluster_memory(INFO, Slots(2, 1, 0.0, "cpu"), fleet, 3 * gib)
+    assert (memory.host, memory.bound) == (3072.0, True)
+
+
+def test_limits_on_a_node_are_worked_out_there() -> None:
+    limits = node_limits_of(Slots(64, 1, 0.0, "cpu"), Memory(8000.0, 700.0), None)
+    assert limits.on(4.0, 0.0, 16_000.0) == Limits(4000.0, 8000.0)
+    assert limits.on(64.0, 0.0, 16_000.0).each == 1400.0, "twice what the largest takes"
+    bound = node_limits_of(Slots(64, 1, 0.0, "cpu"), Memory(8000.0, 700.0), 3000 * 2**20)
+    assert bound.on(64.0, 0.0, 16_000.0) == Limits(1400.0, 1500.0, 3000.0), "four trials fit"
+    shared = node_limits_of(Slots(4, 1, 0.5, "cuda"), Memory(8000.0), None)
+    assert shared.on(64.0, 2.0, 32_000.0).each == 8000.0

@@ -17,12 +17,11 @@ from tunelab.errors import InputError
 from tunelab.records import EpochMetrics, Trial, TrialStatus
 from tunelab.space import load_space
 from tunelab.study import Study
-from tunelab.tuning import calibrate, prospect, quota
+from tunelab.tuning import calibrate, prospect, quota, sharing
 from tunelab.tuning.hardware import precisions
 from tunelab.tuning.options import GridRequest, SearchOptions
 from tunelab.tuning.preflight import make_check, make_source
 from tunelab.tuning.prospect import (
-    computing_like,
     end_time,
     first_proposals,
     forecast_of,
@@ -31,8 +30,8 @@ from tunelab.tuning.prospect import (
     look_on,
     make_race,
     seconds_to,
-    slots_for,
 )
+from tunelab.tuning.sharing import computing_like, slots_for
 from tunelab.tuning.slots import Slots
 from tunelab.tuning.sources import FixedSource
 from tunelab.tuning.speed import Load, Point
@@ -119,7 +118,7 @@ def test_a_bound_on_memory_is_that_of_the_calibration(space: str, monkeypatch: p
 def test_a_bound_on_memory_holds_when_a_search_goes_on(
     space: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(prospect, "usable_cpus", lambda: 8)
+    monkeypatch.setattr(sharing, "usable_cpus", lambda: 8)
     monkeypatch.setattr(prospect, "find_slots", lambda options: Slots(options.concurrent or 8, 1, 0.0, "cpu"))
     monkeypatch.setattr(prospect, "free_memory_mib", lambda: 90_000.0)
     info, mib = prepare(OPTIONS.data), 2**20
@@ -220,17 +219,17 @@ def test_trials_compute_as_in_the_study_on_its_machine_alone(make_study: Any, mo
     chosen = dataclasses.asdict(Slots(2, 1, 0.0, "cpu", precision="float32", channels_last=False))
     study = make_study([("COMPLETED", [0.1])], info={"slots": chosen})
     usual, on_gpu = Slots(4, 2, 0.0, "cpu"), Slots(1, 2, 1.0, "cuda")
-    monkeypatch.setattr(prospect, "describe_hardware", lambda: study.info["hardware"])
+    monkeypatch.setattr(sharing, "describe_hardware", lambda: study.info["hardware"])
     assert computing_like(usual, study) == Slots(4, 2, 0.0, "cpu", precision="float32", channels_last=False)
     assert computing_like(on_gpu, study) == on_gpu
     for other in ({"processor": "another"}, {"gpus": ["a GPU"]}):
-        monkeypatch.setattr(prospect, "describe_hardware", lambda other=other: {**study.info["hardware"], **other})
+        monkeypatch.setattr(sharing, "describe_hardware", lambda other=other: {**study.info["hardware"], **other})
         assert computing_like(usual, study) == usual
     assert computing_like(usual, make_study([], path=study.path.with_name("old"))) == usual, "begun before it was kept"
 
 
 def test_what_was_measured_before_is_used_again(space: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(prospect, "usable_cpus", lambda: 8)
+    monkeypatch.setattr(sharing, "usable_cpus", lambda: 8)
     monkeypatch.setattr(prospect, "find_slots", lambda options: Slots(options.concurrent or 8, 1, 0.0, "cpu"))
     info = prepare(OPTIONS.data)
     numbers = itertools.count()

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from tunelab.commands.studies import find_study
-from tunelab.shared_options import JSON, RUNS_DIR, STUDY, several, shared
+from tunelab.shared_options import ADDRESS, JSON, RUNS_DIR, STUDY, several, shared
 
 
 @click.command()
@@ -32,7 +32,7 @@ from tunelab.shared_options import JSON, RUNS_DIR, STUDY, several, shared
     help="What is changed, such as mixup,dropout,norm  [default: all that differ]",
 )
 @click.option("--list", "only_list", is_flag=True, help="Say what would be trained, and train nothing.")
-@shared(RUNS_DIR, JSON)
+@shared(ADDRESS, RUNS_DIR, JSON)
 def ablate(
     study: Path | None,
     trial: int | None,
@@ -40,6 +40,7 @@ def ablate(
     seeds: int,
     components: tuple[str, ...],
     only_list: bool,
+    address: str | None,
     runs_dir: Path,
     as_json: bool,
 ) -> None:
@@ -60,6 +61,6 @@ def ablate(
         shown, tell = plan.listing(found, laid_out), text.print_listing
     else:
         run = importlib.import_module("tunelab.analysis.ablate").ablate
-        shown = run(found, trial=trial, epochs=epochs, seeds=seeds, components=components)
+        shown = run(found, trial=trial, epochs=epochs, seeds=seeds, components=components, address=address)
         tell = text.print_ablation
     click.echo(json.dumps(shown)) if as_json else tell(shown)

@@ -11,10 +11,10 @@ import click
 
 from tunelab.commands.studies import find_study, print_best
 from tunelab.errors import InputError
-from tunelab.shared_options import JSON, RUNS_DIR, STUDY, shared, words_given
+from tunelab.shared_options import ADDRESS, JSON, RUNS_DIR, STUDY, shared, words_given
 from tunelab.yaml_files import load
 
-_OF_RETRAINING = ("epochs", "seeds", "trial", "keep_val", "average", "recipe", "compile", "telemetry")
+_OF_RETRAINING = ("epochs", "seeds", "trial", "keep_val", "average", "recipe", "compile", "telemetry", "address")
 _MAX_BYTES = 100_000
 
 
@@ -52,7 +52,7 @@ _MAX_BYTES = 100_000
     type=click.Choice(["off", "scalars", "full"]),
     help="What --retrain writes for TensorBoard  [default: as the study's trials]",
 )
-@shared(RUNS_DIR, JSON)
+@shared(ADDRESS, RUNS_DIR, JSON)
 def best(
     study: Path | None,
     runs_dir: Path,
@@ -67,6 +67,7 @@ def best(
     recipe: Path | None,
     compile: Literal["auto", "off"],
     telemetry: Literal["off", "scalars", "full"] | None,
+    address: str | None,
 ) -> None:
     """Rank the trials of STUDY (by default the newest); with --retrain, train the winner in full.
 
@@ -92,6 +93,7 @@ def best(
         changes=None if recipe is None else _read_recipe(recipe),
         compile=compile,
         telemetry=telemetry,
+        address=address,
     )
     if as_json:
         click.echo(json.dumps(metrics))

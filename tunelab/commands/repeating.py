@@ -10,14 +10,14 @@ import click
 
 from tunelab.commands.studies import find_trial
 from tunelab.errors import InputError
-from tunelab.shared_options import JSON, RUNS_DIR, STUDY, shared
+from tunelab.shared_options import ADDRESS, JSON, RUNS_DIR, STUDY, shared
 
 
 @click.command()
 @STUDY
 @click.argument("trial", type=click.IntRange(min=0), required=False)
-@shared(RUNS_DIR, JSON)
-def reproduce(study: Path | None, trial: int | None, runs_dir: Path, as_json: bool) -> None:
+@shared(ADDRESS, RUNS_DIR, JSON)
+def reproduce(study: Path | None, trial: int | None, address: str | None, runs_dir: Path, as_json: bool) -> None:
     """Train a TRIAL of STUDY (by default the newest) again from its record, and say how equal the result is.
 
     It is trained with its own seed for as many epochs as it had. Each epoch is then identical to the bit, within the
@@ -31,5 +31,5 @@ def reproduce(study: Path | None, trial: int | None, runs_dir: Path, as_json: bo
     if number is None:
         raise InputError(f"which trial of {found.path} is to be trained again? `tunelab best {found.path}` lists them")
     module = importlib.import_module("tunelab.analysis.reproduce")
-    content = module.reproduce(found, number)
+    content = module.reproduce(found, number, address=address)
     click.echo(json.dumps(content)) if as_json else module.print_reproduced(content)

@@ -181,12 +181,14 @@ def search(
     options["warm_start"] = find_studies(options["warm_start"], runs_dir)
     options, request = fill_in(options, grid)
     checked = from_json(SearchOptions, {**options, "data": chosen, "base": base})
+    site = Site(address, dashboard)
     if dry_run:
-        lines, forecast = forecast_search(space, checked, deadline, request)
+        from tunelab.tuning.survey import survey
+
+        lines, forecast = forecast_search(space, checked, deadline, request, survey(site).fleet)
         click.echo(json.dumps(forecast) if as_json else "\n".join(lines))
         return
     with _plotted():
-        site = Site(address, dashboard)
         found = start_search(space, checked, study, runs_dir, deadline, grid=request, site=site)
     print_best(found, 5, as_json)
 

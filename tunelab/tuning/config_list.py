@@ -19,10 +19,12 @@ from tunelab.tuning.hardware import describe_hardware, describe_versions
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.packing import pack, still_open
 from tunelab.tuning.preflight import make_check, require_same_data
-from tunelab.tuning.prospect import calibration_of, first_proposals, forecast_of, open_data
+from tunelab.tuning.prospect import first_proposals, forecast_of, open_data
+from tunelab.tuning.sharing import calibration_of
 from tunelab.tuning.site import Site
 from tunelab.tuning.sources import FixedSource
 from tunelab.tuning.stopping import NeverStop, StopAfter, Stopping
+from tunelab.tuning.survey import survey
 
 
 def run_configs(
@@ -66,6 +68,7 @@ def run_configs(
         TunelabError: it failed.
     """
     options = dataclasses.replace(options, trials=len(configs))
+    site = survey(site or Site(), show_progress=show_progress)
     info = open_data(configs[0].data, show_progress)
     if like is not None:
         require_no_links(like.path)
@@ -77,7 +80,7 @@ def run_configs(
     if begun is not None:
         require_same_data(begun, info)
         left = still_open(begun, configs, left)
-    packing = pack(left, options, like, begun)
+    packing = pack(left, options, like, begun, site.fleet)
     slots = dataclasses.replace(packing.slots, compile=compile, **(compute or {}))
     shared = {"slots": dataclasses.asdict(slots)}
     if packing.measured is not None:
@@ -102,5 +105,5 @@ def run_configs(
             study.update(lambda info: {**shared, "options": {**info["options"], "trials": options.trials}})
     forecast = forecast_of(configs, source, info, slots, packing.measured or calibration_of(like))
     stopping: Stopping = NeverStop() if stop_after is None else StopAfter(stop_after)
-    plan = Plan(source, stopping, len(configs), options, title, show_progress, slots, forecast, site=site or Site())
+    plan = Plan(source, stopping, len(configs), options, title, show_progress, slots, forecast, site=site)
     return execute(study, plan)

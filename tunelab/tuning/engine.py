@@ -87,7 +87,7 @@ class Engine:
         self._noise = noise
         self._in_full = frozenset(in_full)
         self._grace = grace
-        self._running: set[int] = set()
+        self.running: set[int] = set()
         self._paused: set[int] = set()
         self.begun = sum(trial.repeat_of is None for trial in self._current.values())
         self._ended = sum(trial.status.ended for trial in self._current.values())
@@ -126,7 +126,7 @@ class Engine:
     @property
     def waits(self) -> bool:
         """True while trials are running, or held: there may be more to do then."""
-        return bool(self._running or self._held) and not self.halted
+        return bool(self.running or self._held) and not self.halted
 
     def halt(self, why: str) -> None:
         """Pauses everything; the first reason stays."""
@@ -149,13 +149,13 @@ class Engine:
             self._waiting.appendleft(trial.number)
             trial = None
         if trial is None:
-            if not self._running and self.error is None and self.has_work:
+            if not self.running and self.error is None and self.has_work:
                 self.halt("deadline")
             # Asked again and again while trials run: nothing changes until one of them reports.
-            self._nothing_since = self._events if self._running else -1
+            self._nothing_since = self._events if self.running else -1
             return None
         trial.status = TrialStatus.RUNNING
-        self._running.add(trial.number)
+        self.running.add(trial.number)
         self._events += 1
         self._listener.started(trial)
         return trial
@@ -203,7 +203,7 @@ class Engine:
         trial.reason = reason
         self._ended += number in self._current
         self._count_diverged(trial)
-        self._running.discard(number)
+        self.running.discard(number)
         self._paused.discard(number)
         self._source.end(number, status, trial.score, costs_of(trial))
         self._listener.ended(trial)
@@ -215,7 +215,7 @@ class Engine:
         """Records that a running trial's process is gone or cannot go on; it is handed out again, or has failed."""
         trial = self.trials[number]
         self._events += 1
-        if number not in self._running or self.halted:  # what stops everything ends processes too
+        if number not in self.running or self.halted:  # what stops everything ends processes too
             return
         if loss.cause == "storage":
             self.halt(f"the trials' storage: {loss.why}")
@@ -227,7 +227,7 @@ class Engine:
         self._append("retried", trial, **retry.to_json())
         trial.retries.append(retry.to_json())
         trial.split = retry.split
-        self._running.discard(number)
+        self.running.discard(number)
         self._waiting.appendleft(number)
         self._listener.retried(trial, retry.describe())
 
@@ -260,7 +260,7 @@ class Engine:
             proposed = self._propose(len(self.trials))
             if proposed is not None or self.error is not None:
                 return proposed
-        if any(self.trials[number].repeat_of is None for number in self._running):
+        if any(self.trials[number].repeat_of is None for number in self.running):
             return None
         for number in sorted(self._paused):
             last = self.trials[number].decisions[-1]
@@ -277,7 +277,7 @@ class Engine:
         return None
 
     def _has_place(self, trial: Trial) -> bool:
-        return not self._running or self._places.fits(trial, [self.trials[number] for number in sorted(self._running)])
+        return not self.running or self._places.fits(trial, [self.trials[number] for number in sorted(self.running)])
 
     def _comes_too_late(self, trial: Trial) -> bool:
         return self._pace is not None and self._deadline.comes_before(trial, self._pace)
@@ -305,7 +305,7 @@ class Engine:
             self.end(trial.number, TrialStatus.STOPPED, f"epoch {epoch}: {decided['why']}")
         elif decided.get("pause"):
             trial.status = TrialStatus.PAUSED
-            self._running.discard(trial.number)
+            self.running.discard(trial.number)
             self._paused.add(trial.number)
         return bool(decided["stop"] or decided.get("pause"))
 

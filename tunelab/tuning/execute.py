@@ -22,9 +22,18 @@ from tunelab.tuning.guard import Guard
 from tunelab.tuning.keeping import Keeper
 from tunelab.tuning.listeners import Listener, Told
 from tunelab.tuning.low_space import LowSpace
-from tunelab.tuning.memory_room import MemoryRoom, find_memory, limits_of
+from tunelab.tuning.memory_guard import Limits, NodeLimits
+from tunelab.tuning.memory_room import (
+    ClusterRoom,
+    MemoryRoom,
+    cluster_memory,
+    find_memory,
+    limits_of,
+    node_limits_of,
+)
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.progress import Progress, Silent
+from tunelab.tuning.ray_cluster import Places
 from tunelab.tuning.ray_home import terminal
 from tunelab.tuning.repeats import Race, Repeats
 from tunelab.tuning.sessions import Sessions
@@ -86,8 +95,8 @@ def execute(study: Study, plan: Plan) -> Study:
             left = plan.forecast.time_left
             counted = current(study.info, known)
             shown = Progress(terminal(), plan.title, plan.total, counted, study.val_images, left)
-        memory, footprint = find_memory(study.info, plan.slots, plan.options.memory)
-        room, witness = MemoryRoom(plan.slots, memory, footprint), MemoryWitness(study.trial_folder)
+        room, limits, places = _find_room(study, plan)
+        witness = MemoryWitness(study.trial_folder)
         listeners: list[Listener] = [plan.forecast, shown, room, witness]
         keeper = Keeper(study.trial_folder, plan.options.keep_weights if kind == "search" else None, known)
         listeners.append(keeper)
@@ -135,8 +144,10 @@ def execute(study: Study, plan: Plan) -> Study:
                     guard=guard,
                     looks=[functools.partial(low_space.look, engine)],
                     witnesses=[witness],
-                    limits=limits_of(plan.slots, memory),
+                    limits=limits,
                     site=plan.site,
+                    places=places,
+                    request=room.request if isinstance(room, ClusterRoom) else None,
                 )
             keeper.close()
     finally:
@@ -153,6 +164,18 @@ def execute(study: Study, plan: Plan) -> Study:
     if engine.unfinished or (engine.halted and engine.has_work):
         raise PausedError(study, engine.halted or "Ray ended the run", engine.trials_left)
     return study
+
+
+def _find_room(study: Study, plan: Plan) -> tuple[MemoryRoom, Limits | NodeLimits, Places | None]:
+    """Which trials fit beside each other and what their processes may hold, here or on a cluster; and its places."""
+    fleet, bound = plan.site.fleet, plan.options.memory
+    if fleet is None:
+        memory, footprint = find_memory(study.info, plan.slots, bound)
+        return MemoryRoom(plan.slots, memory, footprint), limits_of(plan.slots, memory), None
+    memory, footprint = cluster_memory(study.info, plan.slots, fleet, bound)
+    limits = node_limits_of(plan.slots, memory, bound)
+    places = Places(plan.slots, limits.most, plan.options.concurrent)
+    return ClusterRoom(plan.slots, memory, footprint, places.look), limits, places
 
 
 def _with_advice(error: TunelabError, failures: bool, study: Study) -> TunelabError:

@@ -13,6 +13,7 @@ import psutil
 
 from tunelab.errors import InputError
 from tunelab.tuning.options import SearchOptions
+from tunelab.tuning.roll_call import processor_name
 from tunelab.tuning.slots import Slots
 
 _PACKAGES = ("tunelab", "ray", "torch", "torchvision", "optuna", "numpy")
@@ -111,7 +112,7 @@ def describe_hardware() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(index) for index in range(count_gpus())]
     return {
         "platform": platform.platform(),
-        "processor": _processor(),
+        "processor": processor_name(),
         "cpus": usable_cpus(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": gpus,
@@ -128,15 +129,6 @@ def describe_versions() -> dict[str, str]:
     found = {name: importlib.metadata.version(name) for name in _PACKAGES}
     commit = _git_commit()
     return {"python": platform.python_version(), **found, **({"tunelab_commit": commit} if commit else {})}
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return platform.processor()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
 
 
 def _git_commit() -> str:

@@ -27,6 +27,9 @@ FILE = "memory.json"
 EXIT_STATUS = 137
 """As a process has that was ended by SIGKILL, which is what the kernel does for memory."""
 
+_GENEROUS = 2.0  # times what is predicted of the largest, or its share of the memory: so much may it hold; our choice
+_LEAST_SHARE = 1024.0  # MiB that a process may hold in any case; our choice
+_SLACK = 1e-6  # of shares of a GPU, which do not add up to a whole
 _SECONDS = 0.2  # between two looks at the process itself; our choice
 _EVERY = 3  # looks there is one at its children, its neighbours and the machine; our choice
 _CLOSE = 0.8  # of what it may hold: from there on it is written what it holds; our choice
@@ -57,6 +60,52 @@ class Limits:
     def from_json(cls, plain: Mapping[str, Any]) -> Limits:
         """What `to_json` wrote."""
         return cls(**plain)
+
+
+def limits_beside(host: float, trials: int, usual: float, *, bound: bool) -> Limits:
+    """What each process may hold: its share of the machine, and more where what was measured wants it.
+
+    Only a bound that the user has set is one for all processes together too: else the guard looks at what the machine
+    has left.
+
+    Args:
+        host: MiB of the machine for all trials.
+        trials: how many run there at once.
+        usual: MiB that the largest trial is known to take.
+        bound: the user has set a bound on `host`.
+    """
+    least = max(_LEAST_SHARE, _GENEROUS * usual)
+    each, roomy = (max(least, host / beside) for beside in (trials, max(1, trials // 2)))
+    return Limits(each, roomy, max(host, usual) if bound else None)
+
+
+@dataclass(frozen=True)
+class NodeLimits:
+    """What processes of trials may hold on nodes that differ: each works it out for its own node, when it begins.
+
+    A trial has `cpus` and `gpus` of the node, and takes `usual` MiB at most as far as is known. No more than `most`
+    trials (None: as many as fit) run on a node; all of one node may take `bound` MiB together (None: what it has).
+    """
+
+    usual: float
+    cpus: int
+    gpus: float
+    most: int | None = None
+    bound: float | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as plain JSON values."""
+        return asdict(self)
+
+    def on(self, cpus: float, gpus: float, memory: float) -> Limits:
+        """The limits on a node with so many processors, GPUs and MiB of memory for trials."""
+        fits = [int(cpus / self.cpus + _SLACK)]
+        if self.gpus:
+            fits.append(int(gpus / self.gpus + _SLACK))
+        if self.most is not None:
+            fits.append(self.most)
+        host = memory if self.bound is None else min(memory, self.bound)
+        return limits_beside(host, max(1, min(fits)), self.usual, bound=self.bound is not None)
 
 
 @dataclass(frozen=True)

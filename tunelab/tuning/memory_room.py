@@ -5,26 +5,27 @@ What a trial will take is predicted from the measurements before the search, and
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from tunelab.capacity import all_memory_mib, describe_size, free_memory_mib
 from tunelab.records import Trial
 from tunelab.tuning.calibrate import Calibration, most_needed
+from tunelab.tuning.fleet import Fleet
 from tunelab.tuning.footprint import Footprint
 from tunelab.tuning.losses import RETRIES, SMALLER, FewerBeside
-from tunelab.tuning.memory_guard import Limits
-from tunelab.tuning.quota import PROCESS_MIB, RAY_MIB, WORKER_MIB, capped
+from tunelab.tuning.memory_guard import Limits, NodeLimits, limits_beside
+from tunelab.tuning.quota import PROCESS_MIB, RAY_MIB, WORKER_MIB, capped, most_on_a_node
 from tunelab.tuning.slots import Slots
 from tunelab.tuning.speed import load_of
 
-_GENEROUS = 2.0  # times what is predicted of the largest, or its share of the memory: so much may it hold; our choice
-_LEAST_MIB = 1024.0  # that a process may hold in any case; our choice
 _ENOUGH = 3  # trials after which what they took corrects the predictions; our choice
 _CORRECTION = (0.8, 1.5)  # it does so within these bounds; our choice
 _OWN = 0.25  # of what was predicted, of a trial that was measured itself: on small images it takes far less; our choice
+_STEP_MIB = 512.0  # the least memory that a trial asks a node for; our choice
 _MOST_PARTS = SMALLER ** RETRIES["memory"]
 
 
@@ -44,6 +45,9 @@ class Memory:
     devices: int = 0
     images: float = 0.0
     whole: float = 0.0
+
+
+Found = tuple[Memory, Footprint | None]
 
 
 class MemoryRoom:
@@ -119,7 +123,59 @@ class MemoryRoom:
         return min(_CORRECTION[1], max(_CORRECTION[0], statistics.median(self._took.values())))
 
 
-def find_memory(info: Mapping[str, Any], slots: Slots, memory: int | None) -> tuple[Memory, Footprint | None]:
+class ClusterRoom(MemoryRoom):
+    """The same on a cluster: each trial asks Ray for the memory that it needs, and is placed where there is as much.
+
+    Args:
+        slots: what a trial is given.
+        memory: what the largest node has.
+        footprint: as `MemoryRoom` takes it.
+        fleet: the nodes as they are now.
+    """
+
+    def __init__(self, slots: Slots, memory: Memory, footprint: Footprint | None, fleet: Callable[[], Fleet]) -> None:
+        super().__init__(slots, memory, footprint)
+        self._slots, self._fleet = slots, fleet
+
+    def fits(self, trial: Trial, beside: Sequence[Trial]) -> bool:
+        """True if the nodes carry the trial beside these; it always can alone."""
+        if not beside:
+            return True
+        if not self._fewer.fits(trial, beside):
+            return False
+        return self._fleet().packs(self._slots, [self.request(one) for one in (trial, *beside)])
+
+    def request(self, trial: Trial) -> int:
+        """The bytes of a node's memory that a trial asks for; 0 on GPUs, and where nothing is known.
+
+        They are rounded up, so that a process can be used for one trial after another.
+        """
+        if self._slots.device != "cpu" or not self.predict(trial):
+            return 0
+        asked = _STEP_MIB
+        while asked < self.predict(trial):
+            asked *= 1.5 if math.log2(asked).is_integer() else 4 / 3  # 512, 768, 1024, 1536, 2048 ...
+        largest = max((node.memory for node in self._fleet().nodes), default=0.0)
+        return int(min(asked * 2**20, largest or asked * 2**20))
+
+
+def cluster_memory(info: Mapping[str, Any], slots: Slots, fleet: Fleet, memory: int | None) -> Found:
+    """As `find_memory`, where trials run on the nodes of a cluster: what its largest node has.
+
+    Args:
+        info: the content of `study.json`.
+        slots: what a trial is given.
+        fleet: the nodes.
+        memory: bytes that all trials of a node may take; None is what it has.
+    """
+    here, footprint = find_memory(info, slots, None)
+    host = max((node.memory for node in fleet.working(slots)), default=0.0) / 2**20
+    if memory is not None:
+        host = min(host, memory / 2**20)
+    return replace(here, host=host, whole=host, bound=memory is not None), footprint
+
+
+def find_memory(info: Mapping[str, Any], slots: Slots, memory: int | None) -> Found:
     """What there is now for the trials of a study, and what they take as it was measured when it was begun.
 
     Args:
@@ -148,15 +204,18 @@ def find_memory(info: Mapping[str, Any], slots: Slots, memory: int | None) -> tu
 
 
 def limits_of(slots: Slots, memory: Memory) -> Limits:
-    """What each process of a trial may hold: its share, and more where what was measured wants it.
+    """What each process of a trial may hold on this machine."""
+    return limits_beside(memory.host, slots.concurrent, _usual(slots, memory), bound=memory.bound)
 
-    Only a bound that the user has set is one for all processes together too: else the guard looks at what the machine
-    has left.
-    """
-    usual = max(memory.largest, PROCESS_MIB[slots.device] + WORKER_MIB)
-    least = max(_LEAST_MIB, _GENEROUS * usual)
-    each, roomy = (max(least, memory.host / trials) for trials in (slots.concurrent, max(1, slots.concurrent // 2)))
-    return Limits(each, roomy, max(memory.host, usual) if memory.bound else None)
+
+def node_limits_of(slots: Slots, memory: Memory, bound: int | None) -> NodeLimits:
+    """What each process of a trial may hold on a node of a cluster, of which trials may take `bound` bytes."""
+    most = most_on_a_node(slots, bound, memory.largest)
+    return NodeLimits(_usual(slots, memory), slots.cpus, slots.gpus, most, None if bound is None else bound / 2**20)
+
+
+def _usual(slots: Slots, memory: Memory) -> float:
+    return max(memory.largest, PROCESS_MIB[slots.device] + WORKER_MIB)
 
 
 def _params(trial: Trial) -> float:

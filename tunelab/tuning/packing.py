@@ -13,10 +13,11 @@ from tunelab.errors import InputError, TunelabError
 from tunelab.records import Trial
 from tunelab.study import Study
 from tunelab.tuning import calibrate, quota
+from tunelab.tuning.fleet import Fleet
 from tunelab.tuning.hardware import count_gpus, find_layouts
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.probes import Probes
-from tunelab.tuning.prospect import calibration_of, computing_like, needed, shares_alike, slots_for
+from tunelab.tuning.sharing import calibration_of, computing_like, needed, shares_alike, slots_for
 from tunelab.tuning.slots import Slots
 
 
@@ -32,7 +33,13 @@ class Packing:
     again: bool = False
 
 
-def pack(trials: Sequence[Trial], options: SearchOptions, like: Study | None, begun: Study | None) -> Packing:
+def pack(
+    trials: Sequence[Trial],
+    options: SearchOptions,
+    like: Study | None,
+    begun: Study | None,
+    fleet: Fleet | None = None,
+) -> Packing:
     """How trainings that are to be run in full share the machine: as many at once as are fastest and fit into memory.
 
     What a list that was begun was measured to be is kept on the same machine, so that its trainings go on with as many
@@ -43,12 +50,15 @@ def pack(trials: Sequence[Trial], options: SearchOptions, like: Study | None, be
         options: how to train; `trials` is how many there are in all.
         like: the study that the configurations come from.
         begun: the study that they are trained in, if it was begun.
+        fleet: the nodes of the cluster that carries them, on which nothing is measured; None: this machine.
 
     Raises:
         InputError: the machine lacks what is asked for, or the memory that is allowed is too little.
     """
     now = dataclasses.replace(options, trials=max(1, len(trials)))
-    usual = slots_for(now, like)
+    usual = slots_for(now, like, fleet)
+    if fleet is not None:
+        return Packing(usual)
     if begun is not None:
         usual = computing_like(usual, begun)
         before = begun.info.get("slots")

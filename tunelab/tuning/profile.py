@@ -22,7 +22,8 @@ from tunelab.tuning.hardware import count_gpus, usable_cpus
 from tunelab.tuning.options import LIMITS, SearchOptions
 from tunelab.tuning.preflight import absolute_paths, make_source
 from tunelab.tuning.probes import COMMAND, PATIENCE, ProbeError, Probes, TooSlowError
-from tunelab.tuning.prospect import computing_like, open_data
+from tunelab.tuning.prospect import open_data
+from tunelab.tuning.sharing import computing_like
 from tunelab.tuning.slots import Slots
 
 DEVICES = ("cpu", "cuda")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tunelab.capacity import free_memory_mib
-from tunelab.config import DataConfig, TrialConfig, from_json, to_json
+from tunelab.config import DataConfig, TrialConfig, to_json
 from tunelab.data.cache import DataInfo, prepare
 from tunelab.errors import TunelabError
 from tunelab.foreign import allow_space
@@ -23,15 +23,14 @@ from tunelab.records import BY_MODEL, Trial
 from tunelab.space import SearchSpace, load_space, require_base
 from tunelab.study import Study
 from tunelab.tuning import calibrate, compute, memory, quota
+from tunelab.tuning.fleet import Fleet
 from tunelab.tuning.forecast import Forecast
 from tunelab.tuning.grid import ORIGIN, by_hand
 from tunelab.tuning.grid_files import find_grid
 from tunelab.tuning.hardware import (
     count_gpus,
-    describe_hardware,
     find_layouts,
     find_slots,
-    usable_cpus,
 )
 from tunelab.tuning.model_sampler import FIRST_RANDOM, Earlier
 from tunelab.tuning.options import GridRequest, SearchOptions, limits, seconds_until
@@ -40,10 +39,12 @@ from tunelab.tuning.probes import Probes
 from tunelab.tuning.progress import ImagesBar
 from tunelab.tuning.repeats import Race
 from tunelab.tuning.room import Needed, estimate
+from tunelab.tuning.sharing import calibration_of, computing_like, needed, shares_alike, slots_on_fleet
 from tunelab.tuning.simulation import Beside, Plan
 from tunelab.tuning.slots import Slots
 from tunelab.tuning.sources import Source
 from tunelab.tuning.speed import Speed
+from tunelab.tuning.spread import find_cluster_slots, layouts_here, on_cluster
 from tunelab.tuning.stopping import FACTOR, rungs
 
 DRAWS = 64
@@ -107,6 +108,7 @@ def look_ahead(
     show_progress: bool,
     grid: GridRequest | None = None,
     path: Path | None = None,
+    fleet: Fleet | None = None,
 ) -> Prospect:
     """Refuses what cannot work, opens the data, measures how fast trials train, and forecasts.
 
@@ -116,6 +118,7 @@ def look_ahead(
         show_progress: says on standard error what is worth knowing of the data.
         grid: trials by hand.
         path: where the study is to be made, which is refused if there is no room; None if none is made.
+        fleet: the nodes of the cluster that it is to run on; None: it is this machine.
 
     Raises:
         InputError: something given cannot be used.
@@ -128,14 +131,16 @@ def look_ahead(
     at_least = options.trials
     if grid is not None:  # a file that is none is refused before anything takes time
         at_least = max(at_least, 1 + options.repeat * len(find_grid(grid.source, space).entries))
-    layouts = find_layouts(dataclasses.replace(options, trials=at_least))
-    device = layouts[0].device
+    asked = dataclasses.replace(options, trials=at_least)
+    layouts = find_layouts(asked) if fleet is None else layouts_here(asked, fleet)
+    unmeasured = None if layouts or fleet is None else find_cluster_slots(asked, fleet)
+    device = layouts[0].device if unmeasured is None else unmeasured.device
     params, mflops = limits(options, device)
     options = dataclasses.replace(options, data=absolute_paths(options.data), max_params=params, max_mflops=mflops)
     gpus = count_gpus() if device == "cuda" else 0
     limit = quota.capped(free_memory_mib(), options.memory, device)
-    layouts = calibrate.startable(layouts, limit, gpus)
-    with Probes(calibrate.processes_for(layouts, gpus)) as probes:  # they start while the data is opened
+    layouts = calibrate.startable(layouts, limit, gpus) if unmeasured is None else []
+    with Probes(calibrate.processes_for(layouts, gpus) if layouts else 0) as probes:  # start while the data is opened
         info = open_data(options.data, show_progress)
         try_space(space, options, info)
         earlier, first = memory.recall(space, options, info)
@@ -153,20 +158,30 @@ def look_ahead(
         trials = first_proposals(source, make_race(options, info, has_baseline), min(DRAWS, options.trials))
         samples = [calibrate.Sample.of(trial.config, trial.stats) for trial in trials if trial.repeat_of is None]
         if path is not None:
-            check_room(path, estimate(trials, options, max(slots.concurrent for slots in layouts)))
-        choice = compute.choose(space, info, samples, layouts[0], probes, gpus, streamed=options.memory is not None)
-        layouts = [compute.apply(choice, slots) for slots in layouts]
-        measured = calibrate.calibrate(samples, layouts, probes, limit, gpus, options.memory)
-        if choice.images:
-            measured = dataclasses.replace(measured, reason=f"{measured.reason}; {choice.reason}")
+            at_once = [slots.concurrent for slots in (*layouts, unmeasured) if slots is not None]
+            check_room(path, estimate(trials, options, max(at_once)))
+        if unmeasured is None:
+            choice = compute.choose(space, info, samples, layouts[0], probes, gpus, streamed=options.memory is not None)
+            layouts = [compute.apply(choice, slots) for slots in layouts]
+            measured = calibrate.calibrate(samples, layouts, probes, limit, gpus, options.memory)
+            if choice.images:
+                measured = dataclasses.replace(measured, reason=f"{measured.reason}; {choice.reason}")
+        else:
+            measured = calibrate.Calibration(unmeasured, (), (), _USUAL_START, _USUAL_TRIAL, 0.0, "one trial on a GPU")
+    if fleet is not None:
+        measured = on_cluster(measured, options, fleet, needed(measured, measured.slots))
     in_full = grid is not None and grid.in_full
     forecast = _forecast(options, info, measured, measured.slots, trials, 0 if has_baseline else None, in_full)
-    needed = estimate(trials, options, measured.slots.concurrent)
-    return Prospect(space, options, info, has_baseline, earlier, first, measured, forecast, needed)
+    room = estimate(trials, options, measured.slots.concurrent)
+    return Prospect(space, options, info, has_baseline, earlier, first, measured, forecast, room)
 
 
 def forecast_search(
-    space_name: str, options: SearchOptions, deadline: str | None = None, grid: GridRequest | None = None
+    space_name: str,
+    options: SearchOptions,
+    deadline: str | None = None,
+    grid: GridRequest | None = None,
+    fleet: Fleet | None = None,
 ) -> tuple[list[str], dict[str, Any]]:
     """How long a search would take and what fits until the deadline, in words and as JSON values; nothing is made.
 
@@ -175,7 +190,7 @@ def forecast_search(
         TunelabError: no trial could be measured.
     """
     ends = end_time(deadline)
-    ahead = look_ahead(space_name, options, show_progress=False, grid=grid)
+    ahead = look_ahead(space_name, options, show_progress=False, grid=grid, fleet=fleet)
     found = {**ahead.to_json(seconds_to(ends)), "calibration": ahead.calibration.to_json()}
     return ahead.describe(seconds_to(ends), deadline), found
 
@@ -189,6 +204,7 @@ def look_on(
     baseline: int | None,
     *,
     again: bool = True,
+    fleet: Fleet | None = None,
 ) -> tuple[Slots, Forecast]:
     """How a search that was begun shares the machine from now on, and the forecast of the rest of it.
 
@@ -204,11 +220,12 @@ def look_on(
         known: all its trials, to learn from.
         baseline: the number of the trial that is the baseline, if there is one.
         again: the machine is to be shared as before; else as `options` say now.
+        fleet: the nodes of the cluster that it goes on with; None: this machine.
     """
     measured = calibration_of(study)
-    slots = find_slots(options)
-    if measured is not None and measured.slots.device == slots.device:
-        same = shares_alike(study)
+    slots = find_slots(options) if fleet is None else slots_on_fleet(study, measured, options, fleet)
+    if fleet is None and measured is not None and measured.slots.device == slots.device:
+        same = shares_alike(study) and "cluster" not in study.info
         if again and same:
             slots = dataclasses.replace(measured.slots, precision="auto", channels_last=True)
         elif same and options.cpus_per_trial is None:  # as many threads in all
@@ -217,36 +234,14 @@ def look_on(
         limit = quota.capped(free_memory_mib(), options.memory, slots.device)
         slots = computing_like(slots, study)
         slots = calibrate.within(slots, measured, limit, count_gpus())
-    slots = quota.share_memory(slots, options.memory, needed(measured, slots))
+    if fleet is None:
+        slots = quota.share_memory(slots, options.memory, needed(measured, slots))
     race = make_race(options, info, baseline is not None)
     trials = first_proposals(source, race, min(DRAWS, options.trials))
     in_full = bool(study.info.get("grid_in_full"))
     forecast = _forecast(options, info, measured, slots, trials, baseline, in_full)
     forecast.learn(known)
     return slots, forecast
-
-
-def slots_for(options: SearchOptions, like: Study | None) -> Slots:
-    """How a list of trainings shares the machine; what was measured for the study `like` is used again.
-
-    Raises:
-        InputError: the machine lacks what is asked for, or the memory that is allowed is too little.
-    """
-    slots = find_slots(options) if like is None else computing_like(find_slots(options), like)
-    return quota.share_memory(slots, options.memory, needed(calibration_of(like), slots))
-
-
-def calibration_of(study: Study | None) -> calibrate.Calibration | None:
-    """What was measured when a study was begun, None without one or where nothing was."""
-    plain = None if study is None else study.info.get("calibration")
-    return None if plain is None else calibrate.Calibration.from_json(plain)
-
-
-def needed(measured: calibrate.Calibration | None, slots: Slots) -> float:
-    """The MiB of the machine's memory that a trial takes; 0 where that is not known."""
-    if measured is None or slots.device != "cpu" or measured.slots.device != slots.device:
-        return 0.0
-    return calibrate.most_needed(measured.layouts)
 
 
 def forecast_of(
@@ -260,16 +255,6 @@ def forecast_of(
     trials = first_proposals(source, None, min(DRAWS, len(configs)))
     plan = Plan(len(configs), configs[0].train.epochs, slots.concurrent, beside=_beside(measured))
     return Forecast(_speed(measured, info, slots), plan, trials)
-
-
-def computing_like(slots: Slots, study: Study) -> Slots:
-    """The slots with the precision and memory order of a study's; on another machine as they are."""
-    plain, then, now = study.info.get("slots"), study.info["hardware"], describe_hardware()
-    same = all(then.get(name) == now[name] for name in ("processor", "gpus"))
-    if plain is None or plain["device"] != slots.device or not same:
-        return slots
-    measured = from_json(Slots, plain)
-    return dataclasses.replace(slots, precision=measured.precision, channels_last=measured.channels_last)
 
 
 def make_race(options: SearchOptions, info: DataInfo, has_baseline: bool, number: int = 0) -> Race:
@@ -326,12 +311,6 @@ def open_data(config: DataConfig, show_progress: bool) -> DataInfo:
     for note in info.notes:
         print(f"data: {note}", file=sys.stderr)
     return info
-
-
-def shares_alike(study: Study) -> bool:
-    """True if this machine has as many processors and GPUs as the one that the study was begun on."""
-    hardware = study.info["hardware"]
-    return bool(hardware["cpus"] == usable_cpus() and len(hardware.get("gpus", ())) == count_gpus())
 
 
 def _forecast(

@@ -13,6 +13,7 @@ RAY_MIB = 800.0
 """What Ray's own processes hold; measured."""
 PROCESS_MIB = {"cpu": 300.0, "cuda": 900.0}
 """What a process holds that has loaded torch; measured."""
+_ANY = 1_000_000  # trials at once: more than fit anywhere
 WORKER_MIB = 170.0
 """What a trial's process holds beside what is measured of it in a process of its own: Ray and TensorBoard; measured."""
 
@@ -51,6 +52,18 @@ def share_memory(slots: Slots, memory: int | None, needed: float) -> Slots:
         raise _too_small(memory, needed, "the largest trial of this search takes")
     concurrent = min(slots.concurrent, fits)
     return dataclasses.replace(slots, concurrent=concurrent, memory=int(memory // concurrent - needed * 2**20))
+
+
+def most_on_a_node(slots: Slots, memory: int | None, needed: float) -> int | None:
+    """How many trials fit into `memory` bytes of one node of a cluster; None without a bound.
+
+    Raises:
+        InputError: not one trial fits.
+    """
+    if memory is None:
+        return None
+    alone = dataclasses.replace(slots, concurrent=_ANY, memory=None)
+    return share_memory(alone, memory, needed).concurrent
 
 
 def in_words(slots: Slots) -> str:

@@ -3,37 +3,129 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
 
 from tunelab.errors import TunelabError
+from tunelab.tuning.fleet import Fleet, fleet_of
 from tunelab.tuning.ray_home import SETTINGS, first_line
+from tunelab.tuning.roll_call import LEFT_OUT
 from tunelab.tuning.site import Site
+from tunelab.tuning.slots import Slots
+
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Where a Ray job finds what it was submitted with."""
+_OVERRIDE = "RAY_OVERRIDE_JOB_RUNTIME_ENV"
+_PAUSE = 2.0  # seconds between two looks at the cluster's nodes; our choice
 
 
 @contextlib.contextmanager
 def joined(site: Site) -> Iterator[None]:
     """This process as a driver of the cluster at `site.address`; its actors are gone afterwards.
 
+    Workers run the tunelab that runs here, whatever their nodes have. The variables are as before afterwards.
+
     Raises:
         TunelabError: the cluster does not answer, or this process runs Ray already.
     """
     import ray
+    from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled
 
     if ray.is_initialized():
         raise TunelabError("this process runs Ray already; call ray.shutdown() before tunelab.search()")
+    before = dict(os.environ)
     os.environ.update(SETTINGS)
+    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1000"  # as many as `Places` lets begin: they start beside each other
+    if site.token:
+        os.environ["RAY_AUTH_MODE"] = site.token
+    wanted = runtime_env(before)
+    if before.get(JOB):
+        os.environ[_OVERRIDE] = "1"
+    Config.initialize("")  # an earlier Ray of this process had a token of its own
+    AuthenticationTokenLoader.instance().reset_cache()
     try:
-        ray.init(
-            address=site.address,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            runtime_env={"env_vars": dict(SETTINGS)},
-        )
-    except Exception as error:
-        raise TunelabError(f"the cluster {site.address} does not answer: {first_line(error)}") from error
+        try:
+            ray.init(address=site.address, log_to_driver=False, logging_level=logging.WARNING, runtime_env=wanted)
+        except Exception as error:
+            raise TunelabError(f"the cluster {site.address} does not answer: {first_line(error)}") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()
+
+
+@contextlib.contextmanager
+def tune_here() -> Iterator[None]:
+    """Has Ray Tune decide in this process, where the record is, also if this process is a Ray client.
+
+    A client's Tune would go to the cluster, where nothing of the search is; its actors can be led from here as well.
+    """
+    from ray.util import client
+
+    if not client.ray.is_connected():
+        yield
+        return
+    client.ray.is_connected = lambda: False  # type: ignore[method-assign]
     try:
         yield
     finally:
-        ray.shutdown()
+        del client.ray.is_connected  # type: ignore[method-assign]
+
+
+def runtime_env(environ: Mapping[str, str]) -> dict[str, Any]:
+    """What Ray gives to workers: tunelab's settings and package, beside what a Ray job was submitted with.
+
+    What the user asks for in the job wins.
+    """
+    package = Path(__file__).parents[1]
+    theirs: dict[str, Any] = {}
+    if environ.get(JOB):
+        theirs = json.loads(environ[JOB]).get("runtime_env") or {}
+    modules = [*theirs.get("py_modules", ()), str(package)]
+    excluded = ["__pycache__/", *(f"/{folder}/" for folder in LEFT_OUT)]
+    return {
+        "env_vars": {**SETTINGS, **theirs.get("env_vars", {})},
+        "py_modules": modules,
+        "excludes": [*theirs.get("excludes", ()), *excluded],
+    }
+
+
+class Places:
+    """How many trials the cluster carries just now: nodes that join count, and those that go count no more.
+
+    Args:
+        slots: what each trial is given; its `concurrent` is of no matter here.
+        most: how many trials a node carries at most, None as many as it has resources for.
+        cap: the most trials at once that are asked for. One more than there is room for then waits for a node, which
+            an autoscaler sees. None: as many as there is room for.
+    """
+
+    def __init__(self, slots: Slots, most: int | None = None, cap: int | None = None) -> None:
+        self.slots, self._most, self._cap = slots, most, cap
+        self._seen, self._next = Fleet(()), 0.0
+
+    def look(self) -> Fleet:
+        """The nodes, as they were a moment ago at most."""
+        import ray
+
+        if time.monotonic() >= self._next:
+            self._next = time.monotonic() + _PAUSE
+            with contextlib.suppress(Exception):  # a head that does not answer just now: what was known stays
+                told = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own lacks annotations
+                self._seen = fleet_of(told, self._most)
+        return self._seen
+
+    def count(self) -> int:
+        """How many trials may run at once; one in any case."""
+        carried = self.look().carries(self.slots)
+        return max(1, carried if self._cap is None else min(self._cap, carried + 1))

@@ -20,7 +20,7 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 from ray.tune.search import Searcher
 from ray.tune.stopper import Stopper
 
-from tunelab.records import EpochMetrics, Finding, TrialStatus
+from tunelab.records import EpochMetrics, Finding, Trial, TrialStatus
 from tunelab.tuning.engine import Engine
 from tunelab.tuning.losses import Loss, Witness, testimony, wants_fewer
 
@@ -32,11 +32,17 @@ class _Bridge:
     settings: Mapping[str, Any]
     witnesses: Sequence[Witness]
     asked: Callable[[], None] | None
+    places: Callable[[], int] | None
+    for_trial: Callable[[Trial], Mapping[str, Any]] | None
 
     def ask(self) -> None:
         """Ray's loop asks something."""
         if self.asked is not None:
             self.asked()
+
+    def is_full(self) -> bool:
+        """As many trials run as there are places for."""
+        return self.places is not None and len(self.engine.running) >= self.places()
 
 
 _BRIDGES: dict[str, _Bridge] = {}
@@ -49,6 +55,8 @@ def bridge(
     settings: Mapping[str, Any],
     witnesses: Sequence[Witness] = (),
     asked: Callable[[], None] | None = None,
+    places: Callable[[], int] | None = None,
+    for_trial: Callable[[Trial], Mapping[str, Any]] | None = None,
 ) -> Iterator[str]:
     """The key by which the pieces find `engine`.
 
@@ -58,9 +66,11 @@ def bridge(
         settings: what every worker is given beside its trial: `device`, `threads`, `compute`, `stop_at` and so on.
         witnesses: are asked why the process of a trial is gone, in order.
         asked: is called as often as Ray asks something: every 0.1 s while trials run, else every second.
+        places: how many trials may run at once; None: Ray has a limit of its own.
+        for_trial: what the worker of a trial is given besides.
     """
     key = uuid.uuid4().hex
-    _BRIDGES[key] = _Bridge(engine, folder_of, settings, witnesses, asked)
+    _BRIDGES[key] = _Bridge(engine, folder_of, settings, witnesses, asked, places, for_trial)
     try:
         yield key
     finally:
@@ -78,6 +88,8 @@ class EngineSearcher(Searcher):
         """What the next trial's worker is given; None if there is no next trial yet, FINISHED if there is none."""
         here = _BRIDGES[self._key]
         here.ask()  # while nothing runs Ray asks for trials alone, and not whether to stop
+        if here.is_full():
+            return None
         trial = here.engine.next_trial()
         if trial is None:
             return None if here.engine.waits else Searcher.FINISHED
@@ -89,6 +101,7 @@ class EngineSearcher(Searcher):
             "split": trial.split,
             "fewer": wants_fewer(trial),
             **here.settings,
+            **(here.for_trial(trial) if here.for_trial is not None else {}),
         }
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:

@@ -7,24 +7,31 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import json
 import math
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from tunelab.config import CustomSpec, TrialConfig, from_json
 from tunelab.errors import TunelabError
+from tunelab.foreign import lend
+from tunelab.records import Trial
 from tunelab.tuning import survivors
 from tunelab.tuning.engine import Engine
 from tunelab.tuning.guard import Guard
 from tunelab.tuning.losses import Witness
-from tunelab.tuning.memory_guard import Limits
-from tunelab.tuning.ray_cluster import joined
+from tunelab.tuning.memory_guard import Limits, NodeLimits
+from tunelab.tuning.ray_cluster import Places, joined, tune_here
 from tunelab.tuning.ray_home import LEAST_BYTES, environment, first_line, lacks, private_folder, quiet, started
 from tunelab.tuning.site import Site
 from tunelab.tuning.slots import Slots
+
+MEMORY = "node_memory"
+"""In a worker's config: the bytes of its node's memory that are reserved for it."""
 
 
 def run(
@@ -38,8 +45,10 @@ def run(
     witnesses: Sequence[Witness] = (),
     guard: Guard | None = None,
     looks: Sequence[Callable[[Path], None]] = (),
-    limits: Limits | None = None,
+    limits: Limits | NodeLimits | None = None,
     site: Site | None = None,
+    places: Places | None = None,
+    request: Callable[[Trial], int] | None = None,
 ) -> None:
     """Runs `engine` until every trial has ended or it halts; Ray is gone when this returns.
 
@@ -57,6 +66,8 @@ def run(
         looks: are called with Ray's folder again and again, each second at least.
         limits: what the processes of the trials may hold; None leaves them alone.
         site: where Ray is; None: it is started here.
+        places: how many trials a cluster carries; None: `slots` says it.
+        request: the bytes of a node's memory that a trial is to have.
 
     Raises:
         InputError: there is no place for Ray's files.
@@ -93,8 +104,10 @@ def run(
                     stack.enter_context(watch.up())
                 stack.enter_context(_signals(engine))
                 asked = functools.partial(_look, guard, looks, folder)
-                key = stack.enter_context(bridge(engine, folder_of, settings, witnesses, asked))
-                _fit(key, engine, slots, folder)
+                count = None if places is None else places.count
+                more = None if places is None else functools.partial(_more_for, request)
+                key = stack.enter_context(bridge(engine, folder_of, settings, witnesses, asked, count, more))
+                _fit(key, slots, folder, on_cluster=places is not None)
         except TunelabError:
             raise
         except (KeyboardInterrupt, SystemExit):  # while Ray started or ended; it answers SIGTERM with SystemExit itself
@@ -106,17 +119,37 @@ def run(
                 raise TunelabError(f"Ray ended the search: {first_line(error)}; see {log}") from error
 
 
-def _fit(key: str, engine: Engine, slots: Slots, folder: Path) -> None:
+def _more_for(request: Callable[[Trial], int] | None, trial: Trial) -> dict[str, Any]:
+    """What a worker on another machine needs to know of its trial besides."""
+    more: dict[str, Any] = {MEMORY: 0 if request is None else request(trial)}
+    arch = from_json(TrialConfig, trial.config).arch
+    return {**more, "code": json.dumps(lend(arch))} if isinstance(arch, CustomSpec) else more
+
+
+def _bundle(cpus: int, gpus: float, config: Mapping[str, Any]) -> Any:
+    """What Ray is to reserve for a trial."""
+    from ray.tune import PlacementGroupFactory
+
+    wanted = {"CPU": float(cpus), "GPU": gpus, "memory": float(config.get(MEMORY, 0))}
+    return PlacementGroupFactory([{name: amount for name, amount in wanted.items() if amount}])
+
+
+def _fit(key: str, slots: Slots, folder: Path, *, on_cluster: bool) -> None:
+    with tune_here():
+        _tuner(key, slots, folder, on_cluster=on_cluster).fit()
+
+
+def _tuner(key: str, slots: Slots, folder: Path, *, on_cluster: bool) -> Any:
     from ray import tune
 
     from tunelab.tuning.ray_pieces import EngineCallback, EngineScheduler, EngineSearcher, EngineStopper
     from tunelab.tuning.worker import TrialWorker
 
-    tuner = tune.Tuner(
-        tune.with_resources(TrialWorker, {"cpu": slots.cpus, "gpu": slots.gpus}),
+    return tune.Tuner(
+        tune.with_resources(TrialWorker, functools.partial(_bundle, slots.cpus, slots.gpus)),
         tune_config=tune.TuneConfig(
             num_samples=-1,  # the searcher says when it is over
-            max_concurrent_trials=slots.concurrent,
+            max_concurrent_trials=None if on_cluster else slots.concurrent,  # there the searcher counts the places
             reuse_actors=True,
             search_alg=EngineSearcher(key),
             scheduler=EngineScheduler(key),
@@ -133,7 +166,6 @@ def _fit(key: str, engine: Engine, slots: Slots, folder: Path) -> None:
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )
-    tuner.fit()
 
 
 def _look(guard: Guard | None, looks: Sequence[Callable[[Path], None]], folder: Path) -> None:

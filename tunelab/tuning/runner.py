@@ -42,6 +42,7 @@ from tunelab.tuning.prospect import (
 from tunelab.tuning.site import Site
 from tunelab.tuning.slots import Slots
 from tunelab.tuning.stopping import NeverStop, Stopping, SuccessiveHalving
+from tunelab.tuning.survey import survey
 
 _EPOCH_GRACE = 10.0  # seconds that are left for an epoch to end before a deadline, at most; our choice
 
@@ -207,7 +208,8 @@ def start_search(
     if path is not None and not is_vacant(path, "study.json"):
         raise InputError(describe_taken(path))
     folder = find_runs_dir(runs)
-    ahead = look_ahead(space_name, options, show_progress, grid, path or folder / "study")
+    site = survey(site or Site(), show_progress=show_progress)
+    ahead = look_ahead(space_name, options, show_progress, grid, path or folder / "study", site.fleet)
     space, options, info = ahead.space, ahead.options, ahead.info
     path = path or new_path(folder, space.name)
     study = Study.create(
@@ -226,12 +228,13 @@ def start_search(
             "forecast": ahead.to_json(seconds_to(ends)),
             "first": ahead.first,
             "grid_in_full": grid is None or grid.in_full,
+            **({} if site.fleet is None else {"cluster": site.fleet.to_json()}),
         },
     )
     write_earlier(study.path, ahead.earlier)
     if show_progress:
         print(*ahead.describe(seconds_to(ends), deadline), sep="\n", file=sys.stderr)
-    return _run_search(study, space, options, info, ends, show_progress, ahead.slots, ahead.forecast, site or Site())
+    return _run_search(study, space, options, info, ends, show_progress, ahead.slots, ahead.forecast, site)
 
 
 def resume(
@@ -281,15 +284,18 @@ def go_on(
     if concurrent is not None:
         options = from_json(SearchOptions, {**to_json(options), "concurrent": concurrent})
     Journal.open(study.path).close()  # refused at once if another process writes it
+    site = survey(site or Site(), show_progress=show_progress)
     known = study.list_trials()
     source = study_source(study, begun.space, options, begun.info, known)
     baseline = baseline_number(study.info, known, source)
-    slots, forecast = look_on(study, source, options, begun.info, known, baseline, again=concurrent is None)
+    slots, forecast = look_on(
+        study, source, options, begun.info, known, baseline, again=concurrent is None, fleet=site.fleet
+    )
     counted = current(study.info, known)
     ended = sum(trial.status.ended for trial in counted if trial.repeat_of is None)
     if show_progress and ended < max(options.trials, len(proposed(counted))):
         print(f"forecast: {forecast.describe(seconds_to(ends), deadline or '', counted)}", file=sys.stderr)
-    return _run_search(study, begun.space, options, begun.info, ends, show_progress, slots, forecast, site or Site())
+    return _run_search(study, begun.space, options, begun.info, ends, show_progress, slots, forecast, site)
 
 
 def _run_search(

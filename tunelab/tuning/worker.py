@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import os
 import traceback
@@ -18,12 +19,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
 from ray import tune
 
-from tunelab.capacity import held_mib
+from tunelab.capacity import all_memory_mib, held_mib
 from tunelab.config import ComputeConfig, TrialConfig, from_json
 from tunelab.errors import DivergedError, OutOfTimeError
 from tunelab.files import NO_ROOM
+from tunelab.foreign import borrow
 from tunelab.records import EpochMetrics, Finding, TrialStatus
 from tunelab.training.health import Health
 from tunelab.training.loop import Trainer
@@ -31,7 +34,8 @@ from tunelab.training.pulse import Phase, Pulse, beat_path
 from tunelab.training.saver import Room
 from tunelab.training.shortage import describe_shortage, has_room, is_shortage, release
 from tunelab.training.verdicts import NOT_FINITE
-from tunelab.tuning.memory_guard import Limits, MemoryGuard, Word, end_process
+from tunelab.tuning.memory_guard import Limits, MemoryGuard, NodeLimits, Word, end_process
+from tunelab.tuning.quota import RAY_MIB
 
 _NO_STORAGE = {*NO_ROOM, errno.EROFS, errno.EIO, errno.ESTALE}
 """Errors that no other trial would be spared: they pause the search, and none fails of them."""
@@ -46,7 +50,8 @@ class TrialWorker(tune.Trainable):
     many epochs the record holds; `split`, `device`, `threads`, `telemetry`, `memory` as `Trainer` takes them;
     `compute`, the JSON of a ComputeConfig; `stop_at`, as `run_epoch` takes it; `beats`, the folder of the beats that
     the watchdog sees, with `least` and `pause` as `Pulse` takes them; without it there are none; `limits`, the JSON of
-    the `Limits` of its memory or None; `fewer`, whether there are fewer trials beside it than usual.
+    the `Limits` of its memory, or of `NodeLimits`, or None; `fewer`, whether there are fewer trials beside it than
+    usual; `code`, on a cluster, the JSON of what `tunelab.foreign.lend` gives for its network.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -57,7 +62,7 @@ class TrialWorker(tune.Trainable):
         self._pulse: Pulse | None = None
         self._unsaved: OSError | None = None
         self._untold: deque[EpochMetrics] = deque()
-        limits = None if config["limits"] is None else Limits.from_json(config["limits"])
+        limits = None if config["limits"] is None else _find_limits(config["limits"])
         _GUARD.watch(config["number"], Path(config["folder"]), limits, fewer=config["fewer"])
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -179,6 +184,8 @@ class TrialWorker(tune.Trainable):
 
     def _begin(self) -> Trainer:
         self._pulse = self._make_pulse()
+        if "code" in self._config:
+            borrow(json.loads(self._config["code"]))
         trainer = Trainer(
             from_json(TrialConfig, json.loads(self._config["trial_config"])),
             folder=Path(self._config["folder"]),
@@ -207,6 +214,22 @@ class TrialWorker(tune.Trainable):
             folder.mkdir(parents=True, exist_ok=True)
             (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def _find_limits(plain: dict[str, Any]) -> Limits:
+    if "each" in plain:
+        return Limits.from_json(plain)
+    cpus, gpus = _node_resources()
+    return NodeLimits(**plain).on(cpus, gpus, max(0.0, all_memory_mib() - RAY_MIB))
+
+
+@functools.cache
+def _node_resources() -> tuple[float, float]:
+    """The processors and GPUs that Ray has on the node of this process."""
+    here = ray.get_runtime_context().get_node_id()
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own lacks annotations
+    has = next(node["Resources"] for node in nodes if node["NodeID"] == here)
+    return has.get("CPU", 0.0), has.get("GPU", 0.0)
 
 
 def _plain(findings: Sequence[Finding]) -> list[dict[str, Any]]:

@@ -1,0 +1,131 @@
+"""Ways into a cluster: as a job, as a client, with nodes that join later; and what is said where there is no way."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tunelab.records import TrialStatus
+
+if TYPE_CHECKING:
+    from tests.cluster.conftest import Search
+    from tests.conftest import MakeRayNodes
+    from tests.ray_nodes import RayNodes
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+MODEL = """
+from torch import nn
+from . import layers
+
+
+def make(channels, classes, image_size, width):
+    return nn.Sequential(nn.Flatten(), layers.first(channels * image_size[0] * image_size[1], width), nn.ReLU(),
+                         nn.Linear(width, classes))
+"""
+OWN_SPACE = """
+from tunelab.config import CustomSpec, TrainConfig, TrialConfig
+
+SUMMARY = "a network of one's own"
+VERSION = 1
+
+
+def draw(suggest):
+    width = suggest.suggest_int("width", 4, 64)
+    return TrialConfig(CustomSpec("model.py:make", {"width": width}), TrainConfig(batch_size=8, lr=0.1))
+"""
+
+
+@pytest.fixture(scope="module")
+def nodes(make_ray_nodes: MakeRayNodes) -> RayNodes:
+    """A head that carries no trials but takes jobs and clients, and a node."""
+    return make_ray_nodes(head_cpus=0, dashboard=True, client=True)
+
+
+def test_a_ray_job_searches(nodes: RayNodes, search: Search) -> None:
+    words = ["search", str(search.space), "--study", str(search.study), "--trials", "2", "--epochs", "1"]
+    words += ["--limit-train", "100", "--telemetry", "off", "--race", "0", "--scheduler", "none", "--address", "auto"]
+    submit = [sys.executable, "-m", "ray.scripts.scripts", "job", "submit", "--address", nodes.dashboard]
+    submit += ["--runtime-env-json", '{"env_vars": {"RAY_DEDUP_LOGS": "1"}}', "--submission-id", uuid.uuid4().hex]
+    nodes.orders()
+    job = nodes.start_program(*submit, "--", sys.executable, "-m", "tunelab.cli", *words)
+    out, err = job.communicate(timeout=200)
+    assert job.returncode == 0, out + err
+    assert "1 node carries 1 trial" in out
+    assert "2 of 2 trials begun" in out
+    assert {trial.status for trial in search.trials()} == {TrialStatus.COMPLETED}
+
+
+def test_a_ray_client_searches(nodes: RayNodes, search: Search) -> None:
+    nodes.orders()
+    command = search.start(nodes, trials=3, epochs=1, address=nodes.client)
+    _, err = command.communicate(timeout=200)
+    assert command.returncode == 0, err
+    assert {trial.status for trial in search.trials()} == {TrialStatus.COMPLETED}
+
+
+def test_a_node_that_joins_is_used_and_is_sent_tunelab_and_the_users_code(
+    nodes: RayNodes, search: Search, tmp_path: Path
+) -> None:
+    """The node has another tunelab, and a cache of its own, in which nothing is allowed."""
+    other = tmp_path / "other"
+    (other / "tunelab").mkdir(parents=True)
+    (other / "tunelab" / "__init__.py").write_text("raise ImportError('not this one')")
+    (tmp_path / "model.py").write_text(MODEL)
+    (tmp_path / "layers.py").write_text(
+        "from torch import nn\n\n\ndef first(n, width):\n    return nn.Linear(n, width)\n"
+    )
+    search.space.write_text(OWN_SPACE)
+    nodes.orders({"do": "wait", "epoch": 2})
+    command = search.start(nodes, trials=4)
+    nodes.wait_until(lambda: command.poll() is not None or nodes.trained())
+    joined = nodes.add("--num-cpus=1", TUNELAB_CACHE=str(tmp_path / "cache"), PYTHONPATH=str(other))
+    nodes.wait_until(lambda: command.poll() is not None or joined.workers())
+    nodes.orders()
+    _, err = command.communicate(timeout=200)
+    assert command.returncode == 0, err
+    trials = search.trials()
+    assert {trial.status for trial in trials} == {TrialStatus.COMPLETED}, [trial.reason for trial in trials]
+    nodes.kill(joined)
+
+
+@pytest.mark.parametrize(
+    ("address", "more", "words"),
+    [
+        ("127.0.0.1:1", {}, ["no Ray cluster answers at 127.0.0.1:1", "refused", "6379"]),
+        ("ray://127.0.0.1:1", {}, ["no Ray cluster answers at ray://127.0.0.1:1", "10001"]),
+        ("nowhere", {}, ["--address 'nowhere'", "auto, HOST:PORT and ray://HOST:PORT"]),
+        ("", {"RAY_AUTH_MODE": "disabled"}, ["wants its token", "RAY_AUTH_MODE=token", "ray get-auth-token"]),
+        ("", {"RAY_AUTH_TOKEN": "ab" * 32}, ["wants its token"]),
+    ],
+)
+def test_no_way_in_is_one_line(
+    nodes: RayNodes, search: Search, address: str, more: dict[str, str], words: list[str]
+) -> None:
+    command = search.start(nodes, address=address or nodes.address, **more)
+    _, err = command.communicate(timeout=60)
+    assert command.returncode == 2, err
+    assert len(err.splitlines()) == 1
+    for word in words:
+        assert word in err
+    assert not search.study.exists()
+
+
+def test_an_address_in_the_environment_is_not_believed(nodes: RayNodes, search: Search) -> None:
+    """Without --address the search is on this machine alone, which --dry-run tells of."""
+    words = ["search", str(search.space), "--trials", "2", "--limit-train", "100", "--dry-run"]
+    alone = nodes.start(*words, RAY_ADDRESS=nodes.address)
+    there = nodes.start(*words, "--address", "auto", RAY_ADDRESS=nodes.address)
+    out = [_answer(alone), _answer(there)]
+    assert "node" not in out[0]
+    assert "1 node carries 1 trial" in out[1]
+
+
+def _answer(command: subprocess.Popen[str]) -> str:
+    out, err = command.communicate(timeout=100)
+    assert command.returncode == 0, err
+    return out

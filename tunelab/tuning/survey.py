@@ -1,0 +1,236 @@
+"""Finds out what a cluster has before a search begins there, and whether its nodes can run tunelab's trials.
+
+Nothing of Ray runs in this process for that: what does not answer can be given up in seconds.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from tunelab.errors import InputError, TunelabError
+from tunelab.tuning.fleet import Fleet, Node
+from tunelab.tuning.roll_call import digest_of
+from tunelab.tuning.site import Site
+
+PACKAGES = (
+    "ray",
+    "torch",
+    "torchvision",
+    "numpy",
+    "numba",
+    "pydantic",
+    "pillow",
+    "psutil",
+    "joblib",
+    "tensorboard",
+    "safetensors",
+)
+"""What a worker imports, beside tunelab."""
+_SAME = ("ray", "torch")
+"""Of these the nodes need the version that is here: results and checkpoints depend on them."""
+_KNOCK = 5.0  # seconds until a port answers at all; our choice
+_CONNECT = 20.0  # until a cluster does, with the start of a process on a busy machine; our choice
+_NODES = 90.0  # until all its nodes do, each by a new process; our choice
+_JOB = 10  # times as long where a Ray job has an environment that each node must first make; our choice
+_ADDRESS = re.compile(r"(ray://)?(\[[0-9a-fA-F:]+\]|[^\s:/@]+):(\d{1,5})")
+_PROGRAM = "from tunelab.tuning.roll_call import main; main()"
+
+
+def survey(site: Site, *, show_progress: bool = True) -> Site:
+    """The site with what its cluster has: its real address and its nodes; a site without an address as it is.
+
+    Nodes whose versions do not fit are named, and that tunelab is sent to nodes that have none or another one.
+
+    Raises:
+        InputError: the address is none, nobody answers there, or a node that would train cannot.
+    """
+    if site.address is None or site.fleet is not None:
+        return site
+    found = _ask(site.address)
+    working = [told for told in found["nodes"] if told["Resources"].get("CPU")]
+    notes = check_nodes(working, _here())
+    if show_progress:
+        for note in notes:
+            print(f"note: {note}", file=sys.stderr)
+    fleet = Fleet(tuple(_node(told) for told in found["nodes"]))
+    return Site(found["address"], site.dashboard, fleet, token=found["token"])
+
+
+def check_nodes(nodes: Sequence[Mapping[str, Any]], here: Mapping[str, Any]) -> list[str]:
+    """What is worth knowing of the nodes that would train, against this machine (`here`, as they tell it).
+
+    Raises:
+        InputError: a node did not answer, lacks a package, or has another Python, Ray or torch; all such are named.
+    """
+    unfit, notes = [], []
+    for told in nodes:
+        name = name_of(told)
+        if "error" in told:
+            unfit.append(f"{name} runs no task ({told['error']})")
+            continue
+        unfit += [f"{name} {why}" for why in _unfit(told, here)]
+        notes += [f"{name} {what}" for what in _notes(told, here)]
+    if unfit:
+        raise InputError(f"not every node can train: {'; '.join(unfit)}")
+    strangers = [name_of(told) for told in nodes if told["tunelab"] != here["tunelab"]]
+    if strangers:
+        absent = sum(not told["tunelab"] for told in nodes)
+        which = (
+            "no tunelab" if absent == len(strangers) else "another tunelab, or none" if absent else "another tunelab"
+        )
+        verb = "has" if len(strangers) == 1 else "have"
+        notes.append(f"{', '.join(strangers)} {verb} {which}: this one is sent along for the time of the search")
+    return notes
+
+
+def name_of(told: Mapping[str, Any]) -> str:
+    """A node in words: its address, and its name where it told it."""
+    host = told.get("host")
+    return f"{told['NodeManagerAddress']} ({host})" if host else str(told["NodeManagerAddress"])
+
+
+def _unfit(told: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    found = []
+    if _minor(told["python"]) != _minor(here["python"]):
+        found.append(f"has Python {told['python']}, {here['python']} runs here: install {_minor(here['python'])} there")
+    missing = [name for name in PACKAGES if told["versions"].get(name) is None]
+    if missing:
+        pinned = " ".join(f"{name}=={_public(here['versions'][name])}" for name in missing)
+        found.append(f"lacks {', '.join(missing)}: `pip install {pinned}` there")
+    for name in set(_SAME) - set(missing):
+        theirs, ours = told["versions"][name], here["versions"][name]
+        if _public(theirs) != _public(ours):
+            mend = f"`pip install {name}=={_public(ours)}` there, or {_public(theirs)} here"
+            found.append(f"has {name} {theirs}, {ours} is here: {mend}")
+    return found
+
+
+def _notes(told: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    theirs, ours = told["versions"], here["versions"]
+    others = [
+        f"{name} {theirs[name]} (here {ours[name]})"
+        for name in ("torch", "torchvision")
+        if theirs.get(name) and theirs[name] != ours[name]
+    ]
+    if told["python"] != here["python"]:
+        others.append(f"Python {told['python']} (here {here['python']})")
+    return [f"has {', '.join(others)}"] if others else []
+
+
+def _here() -> dict[str, Any]:
+    """This machine, as a node would tell of itself."""
+    from tunelab.tuning.roll_call import describe_node
+
+    return {**describe_node(PACKAGES), "tunelab": digest_of(Path(__file__).parents[1])}
+
+
+def _node(told: Mapping[str, Any]) -> Node:
+    has = told["Resources"]
+    return Node(
+        told["NodeID"],
+        name_of(told),
+        has.get("CPU", 0.0),
+        has.get("GPU", 0.0),
+        has.get("memory", 0.0),
+        told.get("processor", ""),
+        tuple(told.get("models", ())),
+    )
+
+
+def _ask(address: str) -> dict[str, Any]:
+    """What the cluster says.
+
+    Raises:
+        InputError: nobody answers, or not to us.
+    """
+    if address != "auto":
+        _knock(address)
+    longer = _JOB if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else 1
+    given = {"address": address, "packages": PACKAGES, "connect": _CONNECT, "patience": _NODES * longer}
+    process = subprocess.Popen(
+        [sys.executable, "-c", _PROGRAM],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": _import_path()},
+    )
+    try:
+        out, err = process.communicate(json.dumps(given), timeout=2 * _CONNECT + 1.5 * _NODES * longer)
+        found: dict[str, Any] = json.loads(out)
+    except (subprocess.TimeoutExpired, ValueError):
+        with contextlib.suppress(UnboundLocalError):
+            raise TunelabError(f"the cluster {address} cannot be asked: {' '.join(err.split())[-300:]}") from None
+        raise InputError(_nobody(address, "no answer")) from None
+    finally:
+        process.kill()
+        process.communicate()
+    if "error" in found:
+        raise InputError(explain(found["address"], found["error"], found["said"], here=address == "auto"))
+    return found
+
+
+def _import_path() -> str:
+    """PYTHONPATH with which another process finds the tunelab that runs here, and what the user has on it."""
+    package = str(Path(__file__).parents[2])
+    return os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH", ""), package)))
+
+
+def _knock(address: str) -> None:
+    """Passes if something listens at an address.
+
+    Raises:
+        InputError: it is no address, or nothing listens there.
+    """
+    match = _ADDRESS.fullmatch(address)
+    if match is None or not 0 < int(match[3]) < 65536:
+        raise InputError(f"--address {address!r} is none of auto, HOST:PORT and ray://HOST:PORT")
+    try:
+        socket.create_connection((match[2].strip("[]"), int(match[3])), timeout=_KNOCK).close()
+    except OSError as error:
+        raise InputError(_nobody(address, error.strerror or str(error))) from error
+
+
+def _nobody(address: str, why: str) -> str:
+    kind = "port of Ray clients, 10001 as a rule" if address.startswith("ray://") else "port of its GCS, 6379 as a rule"
+    return f"no Ray cluster answers at {address} ({why}); is its head up, and is this the {kind}?"
+
+
+def explain(address: str, error: str, said: str, *, here: bool) -> str:
+    """Why a cluster could not be joined, in one line with what mends it.
+
+    Args:
+        address: its address.
+        error: the name of what was raised.
+        said: what that said.
+        here: it was looked for on this machine.
+    """
+    if error == "AuthenticationError" or "InvalidAuthToken" in said or "AuthenticationError" in said:
+        return (
+            f"the cluster {address} wants its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE, which holds "
+            "the token of its head node (`ray get-auth-token` there tells it)"
+        )
+    if "ersion mismatch" in said:
+        told = " ".join(said.split())
+        return f"the cluster {address} runs other versions than this machine, which must have the same: {told[:300]}"
+    if error == "ValueError" and here:
+        return f"--address auto: {said.strip()}"
+    return _nobody(address, " ".join(said.split())[:200] or error)
+
+
+def _minor(python: str) -> str:
+    return ".".join(python.split(".")[:2])
+
+
+def _public(version: str) -> str:
+    """A version without its local part, such as +cpu."""
+    return version.partition("+")[0]
