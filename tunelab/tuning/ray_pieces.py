@@ -96,7 +96,7 @@ class EngineSearcher(Searcher):
         return {
             "number": trial.number,
             "trial_config": json.dumps(trial.config),  # as a text: Ray keeps several copies of every value in it
-            "folder": str(here.folder_of(trial.number)),
+            "folder": str(here.folder_of(trial.number).absolute()),
             "known_epochs": len(trial.epochs),
             "split": trial.split,
             "fewer": wants_fewer(trial),

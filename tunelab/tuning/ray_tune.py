@@ -12,6 +12,7 @@ import math
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -105,7 +106,7 @@ def run(
                 stack.enter_context(_signals(engine))
                 asked = functools.partial(_look, guard, looks, folder)
                 count = None if places is None else places.count
-                more = None if places is None else functools.partial(_more_for, request)
+                more = None if places is None else functools.partial(_more_for, request, stop_at)
                 key = stack.enter_context(bridge(engine, folder_of, settings, witnesses, asked, count, more))
                 _fit(key, slots, folder, on_cluster=places is not None)
         except TunelabError:
@@ -119,9 +120,11 @@ def run(
                 raise TunelabError(f"Ray ended the search: {first_line(error)}; see {log}") from error
 
 
-def _more_for(request: Callable[[Trial], int] | None, trial: Trial) -> dict[str, Any]:
-    """What a worker on another machine needs to know of its trial besides."""
+def _more_for(request: Callable[[Trial], int] | None, stop_at: float, trial: Trial) -> dict[str, Any]:
+    """What a worker on another machine needs to know of its trial besides; its monotonic clock is another."""
     more: dict[str, Any] = {MEMORY: 0 if request is None else request(trial)}
+    if math.isfinite(stop_at):
+        more["stop_time"] = time.time() + stop_at - time.monotonic()
     arch = from_json(TrialConfig, trial.config).arch
     return {**more, "code": json.dumps(lend(arch))} if isinstance(arch, CustomSpec) else more
 

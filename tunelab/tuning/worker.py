@@ -13,6 +13,7 @@ import errno
 import functools
 import json
 import os
+import time
 import traceback
 from collections import deque
 from collections.abc import Sequence
@@ -48,7 +49,8 @@ class TrialWorker(tune.Trainable):
 
     Its config: `number`; `trial_config`, the JSON text of a TrialConfig; `folder`, the trial's; `known_epochs`, how
     many epochs the record holds; `split`, `device`, `threads`, `telemetry`, `memory` as `Trainer` takes them;
-    `compute`, the JSON of a ComputeConfig; `stop_at`, as `run_epoch` takes it; `beats`, the folder of the beats that
+    `compute`, the JSON of a ComputeConfig; `stop_at`, as `run_epoch` takes it, or `stop_time`, the same
+    on the wall clock; `beats`, the folder of the beats that
     the watchdog sees, with `least` and `pause` as `Pulse` takes them; without it there are none; `limits`, the JSON of
     the `Limits` of its memory, or of `NodeLimits`, or None; `fewer`, whether there are fewer trials beside it than
     usual; `code`, on a cluster, the JSON of what `tunelab.foreign.lend` gives for its network.
@@ -171,7 +173,13 @@ class TrialWorker(tune.Trainable):
             self._trainer = self._begin()
         if self._untold:
             return self._untold.popleft()
-        return self._trainer.run_epoch(self._config["stop_at"])
+        return self._trainer.run_epoch(self._stop_at())
+
+    def _stop_at(self) -> float:
+        """When the epoch is broken off, on this machine's monotonic clock."""
+        if "stop_time" in self._config:
+            return time.monotonic() + float(self._config["stop_time"]) - time.time()
+        return float(self._config["stop_at"])
 
     def _make_pulse(self) -> Pulse | None:
         """What the watchdog sees; None where it does not watch, or there is no room for it."""
