@@ -148,3 +148,21 @@ def test_each_question_of_ray_is_counted(engine: Engine) -> None:
         engine.halt("SIGINT")
         assert EngineStopper(key).stop_all()
     assert len(asked) == 2
+
+
+def test_no_more_are_handed_out_than_there_are_places_for(engine: Engine) -> None:
+    """On a cluster places come and go."""
+    places = [1]
+    more = {"node_memory": 5}
+    with bridge(engine, lambda number: Path("trials"), {}, places=lambda: places[0], for_trial=lambda _: more) as key:
+        searcher = EngineSearcher(key)
+        first = searcher.suggest("a")
+        assert first["node_memory"] == 5
+        assert first["folder"] == str(Path.cwd() / "trials"), "for a process that is somewhere else"
+        assert searcher.suggest("b") is None
+        places[0] = 2
+        assert searcher.suggest("b")["number"] == 1
+        places[0] = 1
+        assert searcher.suggest("c") is None
+        engine.halt("SIGINT")
+        assert searcher.suggest("c") == Searcher.FINISHED

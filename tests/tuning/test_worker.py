@@ -447,3 +447,12 @@ def test_a_worker_without_room_for_beats_trains_all_the_same(make_worker: MakeWo
     worker = make_worker()
     worker._config |= {"beats": str(tmp_path / "none"), "least": 60.0, "pause": 600.0}
     assert metrics(worker).epoch == 1
+
+
+def test_a_deadline_of_another_machine_is_one_of_the_wall_clock(make_worker: MakeWorker) -> None:
+    """Monotonic clocks of two machines have nothing in common."""
+    worker = make_worker(stop_at=0.0)
+    worker._config["stop_time"] = time.time() + 1000.0
+    assert told(worker)["metrics"]["epoch"] == 1
+    worker._config["stop_time"] = time.time() - 1.0
+    assert told(worker) == {"halt": "deadline"}

@@ -88,7 +88,7 @@ class EngineSearcher(Searcher):
         """What the next trial's worker is given; None if there is no next trial yet, FINISHED if there is none."""
         here = _BRIDGES[self._key]
         here.ask()  # while nothing runs Ray asks for trials alone, and not whether to stop
-        if here.is_full():
+        if here.is_full() and here.engine.waits:
             return None
         trial = here.engine.next_trial()
         if trial is None:

@@ -5,7 +5,6 @@ Nothing of Ray runs in this process for that: what does not answer can be given 
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -18,7 +17,7 @@ from typing import Any
 
 from tunelab.errors import InputError, TunelabError
 from tunelab.tuning.fleet import Fleet, Node
-from tunelab.tuning.roll_call import digest_of
+from tunelab.tuning.roll_call import describe_node, digest_of
 from tunelab.tuning.site import Site
 
 PACKAGES = (
@@ -128,8 +127,6 @@ def _notes(told: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
 def _here() -> dict[str, Any]:
     """This machine, as a node would tell of itself."""
-    from tunelab.tuning.roll_call import describe_node
-
     return {**describe_node(PACKAGES), "tunelab": digest_of(Path(__file__).parents[1])}
 
 
@@ -156,24 +153,22 @@ def _ask(address: str) -> dict[str, Any]:
         _knock(address)
     longer = _JOB if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else 1
     given = {"address": address, "packages": PACKAGES, "connect": _CONNECT, "patience": _NODES * longer}
-    process = subprocess.Popen(
-        [sys.executable, "-c", _PROGRAM],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": _import_path()},
-    )
     try:
-        out, err = process.communicate(json.dumps(given), timeout=2 * _CONNECT + 1.5 * _NODES * longer)
-        found: dict[str, Any] = json.loads(out)
-    except (subprocess.TimeoutExpired, ValueError):
-        with contextlib.suppress(UnboundLocalError):
-            raise TunelabError(f"the cluster {address} cannot be asked: {' '.join(err.split())[-300:]}") from None
+        asked = subprocess.run(
+            [sys.executable, "-c", _PROGRAM],
+            input=json.dumps(given),
+            capture_output=True,
+            text=True,
+            timeout=2 * _CONNECT + 1.5 * _NODES * longer,
+            env={**os.environ, "PYTHONPATH": _import_path()},
+        )
+    except subprocess.TimeoutExpired:
         raise InputError(_nobody(address, "no answer")) from None
-    finally:
-        process.kill()
-        process.communicate()
+    try:
+        found: dict[str, Any] = json.loads(asked.stdout)
+    except ValueError:
+        said = " ".join(asked.stderr.split())[-300:]
+        raise TunelabError(f"the cluster {address} cannot be asked: {said}") from None
     if "error" in found:
         raise InputError(explain(found["address"], found["error"], found["said"], here=address == "auto"))
     return found
