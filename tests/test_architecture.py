@@ -52,7 +52,8 @@ ROOMS = [
     Room(
         "tunelab.doctor",
         "is this machine fit: checks that give findings, run in processes that can be given up; nothing is printed",
-        "tunelab.tuning.hardware tunelab.tuning.ray_home tunelab.models.kernels tunelab.data tunelab.study"
+        "tunelab.tuning.cluster_check tunelab.tuning.node_checks tunelab.tuning.hardware tunelab.tuning.preflight"
+        " tunelab.tuning.ray_home tunelab.tuning.site tunelab.models.kernels tunelab.data tunelab.study"
         " tunelab.journal tunelab.capacity tunelab.config",
         "torch",
     ),
@@ -84,21 +85,44 @@ ROOMS = [
         "tunelab.tuning.runner",
         "a search from its options to its end: space, check, record, Ray",
         "tunelab.tuning.lineage tunelab.tuning.memory tunelab.tuning.grid tunelab.tuning.execute"
-        " tunelab.tuning.prospect tunelab.tuning.preflight tunelab.tuning.progress tunelab.tuning.forecast"
-        " tunelab.tuning.hardware tunelab.tuning.slots tunelab.tuning.deadline tunelab.tuning.repeats"
-        " tunelab.tuning.searcher tunelab.tuning.sources tunelab.tuning.stopping tunelab.tuning.options"
-        " tunelab.tuning.site tunelab.tuning.survey tunelab.supervision tunelab.study tunelab.journal tunelab.space"
-        " tunelab.models.check"
-        " tunelab.data tunelab.records tunelab.config",
+        " tunelab.tuning.cluster_check tunelab.tuning.prospect tunelab.tuning.preflight tunelab.tuning.progress"
+        " tunelab.tuning.forecast tunelab.tuning.hardware tunelab.tuning.slots tunelab.tuning.deadline"
+        " tunelab.tuning.repeats tunelab.tuning.searcher tunelab.tuning.sources tunelab.tuning.stopping"
+        " tunelab.tuning.options tunelab.tuning.site tunelab.tuning.survey tunelab.supervision tunelab.study"
+        " tunelab.journal tunelab.space tunelab.models.check tunelab.data tunelab.records tunelab.config",
     ),
     Room(
         "tunelab.tuning.config_list",
         "'run these configs': retraining, ablation and repeats on the engine of the search",
-        "tunelab.tuning.packing tunelab.tuning.execute tunelab.tuning.prospect tunelab.tuning.sharing"
-        " tunelab.tuning.preflight tunelab.tuning.survey tunelab.tuning.hardware tunelab.tuning.slots"
-        " tunelab.tuning.sources tunelab.tuning.stopping"
-        " tunelab.tuning.options tunelab.tuning.site tunelab.study tunelab.config",
+        "tunelab.tuning.packing tunelab.tuning.execute tunelab.tuning.cluster_check tunelab.tuning.prospect"
+        " tunelab.tuning.sharing tunelab.tuning.preflight tunelab.tuning.survey tunelab.tuning.hardware"
+        " tunelab.tuning.slots tunelab.tuning.sources"
+        " tunelab.tuning.stopping tunelab.tuning.options tunelab.tuning.site tunelab.study tunelab.config",
     ),
+    Room(
+        "tunelab.tuning.cluster_check",
+        "looks at all nodes of a cluster, and refuses a search where trials would fail on some of them",
+        "tunelab.tuning.node_checks tunelab.tuning.node_visit tunelab.tuning.nodes tunelab.tuning.ray_cluster"
+        " tunelab.tuning.ray_home tunelab.tuning.site tunelab.config",
+    ),
+    Room(
+        "tunelab.tuning.node_checks",
+        "what is not fit on the nodes of a cluster: facts in, findings out",
+        "tunelab.tuning.nodes tunelab.tuning.ray_home tunelab.capacity",
+    ),
+    Room(
+        "tunelab.tuning.node_visit",
+        "a visit to all nodes of a cluster, to hear what they tell and to try out what trials need",
+        "tunelab.tuning.node_facts tunelab.tuning.nodes tunelab.tuning.ray_home tunelab.config",
+        "ray",
+    ),
+    Room(
+        "tunelab.tuning.node_facts",
+        "what a node of a cluster tells of itself; sent along as code, so that it runs where tunelab is missing",
+        "tunelab.tuning.worker tunelab.data tunelab.capacity tunelab.config",
+        "ray",
+    ),
+    Room("tunelab.tuning.nodes", "the nodes of a cluster, and what they told of themselves; plain data"),
     Room(
         "tunelab.tuning.packing",
         "how a list of trainings shares the machine, measured where there is a choice",

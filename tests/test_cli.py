@@ -53,7 +53,7 @@ SURFACE = {
     "predict": "model images --top-k --batch-size --device --out --skip-unreadable --runs-dir --json",
     "export": "model --format --out --runs-dir --json",
     "reproduce": "study trial --address --runs-dir --json",
-    "doctor": "--data --data-dir --runs-dir --json",
+    "doctor": "--data --data-dir --address --runs-dir --json",
     "report": "study --out --runs-dir --json",
     "list": "--runs-dir --json",
     "show": "study trial --runs-dir --json",

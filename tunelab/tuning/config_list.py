@@ -14,6 +14,7 @@ from typing import Any, Literal
 from tunelab.config import TrialConfig, to_json
 from tunelab.files import require_no_links
 from tunelab.study import Study
+from tunelab.tuning.cluster_check import require_fit
 from tunelab.tuning.execute import Plan, execute
 from tunelab.tuning.hardware import describe_hardware, describe_versions
 from tunelab.tuning.options import SearchOptions
@@ -87,6 +88,8 @@ def run_configs(
         shared["calibration"] = packing.measured.to_json()
         if show_progress and left:
             print(packing.measured.reason, file=sys.stderr)
+    if site.address is not None:
+        require_fit(site, path, configs[0].data, info.fingerprint, show_progress=show_progress)
     if begun is None:
         content = {
             "kind": kind,

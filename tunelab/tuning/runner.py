@@ -22,6 +22,7 @@ from tunelab.space import SearchSpace
 from tunelab.study import Study, current, describe_taken, proposed
 from tunelab.study import runs_dir as find_runs_dir
 from tunelab.supervision import tell
+from tunelab.tuning.cluster_check import require_fit
 from tunelab.tuning.deadline import Deadline
 from tunelab.tuning.execute import PausedError, Plan, execute
 from tunelab.tuning.forecast import Forecast
@@ -212,6 +213,8 @@ def start_search(
     ahead = look_ahead(space_name, options, show_progress, grid, path or folder / "study", site.fleet)
     space, options, info = ahead.space, ahead.options, ahead.info
     path = path or new_path(folder, space.name)
+    if site.address is not None:
+        require_fit(site, path, options.data, info.fingerprint, ahead.needed.study, show_progress=show_progress)
     study = Study.create(
         path,
         {
@@ -291,6 +294,8 @@ def go_on(
     slots, forecast = look_on(
         study, source, options, begun.info, known, baseline, again=concurrent is None, fleet=site.fleet
     )
+    if site.address is not None:
+        require_fit(site, study.path, options.data, begun.info.fingerprint, show_progress=show_progress)
     counted = current(study.info, known)
     ended = sum(trial.status.ended for trial in counted if trial.repeat_of is None)
     if show_progress and ended < max(options.trials, len(proposed(counted))):
