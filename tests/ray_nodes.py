@@ -19,7 +19,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -134,11 +134,11 @@ class RayNodes:
         """Begins a new log."""
         self.log.unlink(missing_ok=True)
 
-    def add(self, *options: str, wait: bool = True, **more: str) -> Node:
-        """One more node, with further options of `ray start` and variables."""
+    def add(self, *options: str, wait: bool = True, within: Sequence[str] = (), **more: str) -> Node:
+        """One more node, with further options of `ray start` and variables; `within` are words before its command."""
         alive = self.alive() if wait else 0
         cpus = [] if any(option.startswith("--num-cpus") for option in options) else [f"--num-cpus={self._cpus}"]
-        node = self._start_node(f"--address={self.address}", *cpus, *options, **more)
+        node = self._start_node(f"--address={self.address}", *cpus, *options, within=within, **more)
         if wait:
             self.wait_until(lambda: self.alive() > alive, _STARTS)
         return node
@@ -216,7 +216,7 @@ class RayNodes:
         self._start_node(*options)
         self.wait_until(lambda: self.alive() == 1, _STARTS)
 
-    def _start_node(self, *options: str, **more: str) -> Node:
+    def _start_node(self, *options: str, within: Sequence[str] = (), **more: str) -> Node:
         name, mark = f"n{len(self.nodes)}", uuid.uuid4().hex
         temporary = Path(tempfile.mkdtemp(prefix=name, dir=self.folder))
         said = temporary / "said.txt"
@@ -227,7 +227,7 @@ class RayNodes:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--object-store-memory=80000000"]
         with said.open("w") as file:
             process = subprocess.Popen(
-                [*command, f"--temp-dir={temporary}", *ports, *options],
+                [*within, *command, f"--temp-dir={temporary}", *ports, *options],
                 env=self.environment(**{NODE: mark, **more}),
                 stdin=subprocess.DEVNULL,
                 stdout=file,

@@ -15,9 +15,12 @@ import pytest
 
 from tunelab.cli import run
 from tunelab.commands.checking import report
-from tunelab.doctor import examine
+from tunelab.config import DataConfig
+from tunelab.doctor import cluster, examine
 from tunelab.doctor.checks import Asked
 from tunelab.doctor.findings import MachineFinding, error, ok, warning
+from tunelab.tuning.node_checks import NodeFinding
+from tunelab.tuning.site import Site
 
 FOUND = [error("disk", "full " * 30, "free some"), warning("load", "busy", "wait"), ok("clock", "steady")]
 
@@ -71,6 +74,43 @@ def test_json_has_the_findings(asked: list[Asked], capfd: pytest.CaptureFixture[
     plain = json.loads(capfd.readouterr().out)
     assert plain["fit"] is False
     assert [MachineFinding.from_json(one) for one in plain["findings"]] == FOUND
+
+
+def test_an_address_asks_the_nodes_of_a_cluster(
+    asked: list[Asked], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    seen = []
+
+    def pretend(site: Site, folder: Path, data: dict[DataConfig, str], *, build: bool) -> object:
+        seen.append((site.address, folder, list(data), build))
+        return None, [
+            NodeFinding("10.0.0.3", "node", "8 processors"),
+            NodeFinding("10.0.0.2", "storage", "/runs is read-only there", "error", "remount it"),
+        ]
+
+    monkeypatch.setattr(cluster, "check_nodes", pretend)
+    words = ["--address", "head:6379", "--data", f"folder:{tmp_path}/none", "--runs-dir", str(tmp_path)]
+    assert run(["doctor", *words]) == 1
+    out, err = capfd.readouterr()
+    assert out.splitlines() == [
+        "a search would not run:",
+        "  10.0.0.2: storage: /runs is read-only there",
+        "     -> remount it",
+        "fine:",
+        "  10.0.0.3: 8 processors",
+    ]
+    assert err == "tunelab: a search would not run on this cluster (1 error)\n"
+    assert seen == [("head:6379", tmp_path, [DataConfig(name=f"folder:{tmp_path}/none")], False)]
+    assert asked == [], "this machine is not looked at"
+
+
+@pytest.mark.parametrize("address", ["nonsense", "host:70000", "127.0.0.1:1", "ray://127.0.0.1:1"])
+def test_an_address_where_no_cluster_is_is_one_line(address: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--address", address]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert len(err.splitlines()) == 1
+    assert address in err
 
 
 @pytest.mark.slow

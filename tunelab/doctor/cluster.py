@@ -23,8 +23,7 @@ def examine_cluster(address: str, asked: Asked) -> list[MachineFinding]:
         asked: the folder of studies, which all nodes must share, and data; the rest is not looked at.
 
     Raises:
-        InputError: there is no such cluster, or this machine cannot write into the folder of studies.
-        TunelabError: the cluster does not answer.
+        InputError: no cluster answers, or this machine cannot write into the folder of studies.
     """
     configs = [absolute_paths(DataConfig(name=name, data_dir=asked.data_dir)) for name in asked.data]
     data = {config: _fingerprint(config) for config in configs}

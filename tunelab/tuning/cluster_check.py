@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tunelab.config import DataConfig
-from tunelab.errors import InputError
+from tunelab.errors import InputError, TunelabError
 from tunelab.tuning.node_checks import LEAST_STUDY, NodeFinding, judge, requirements
 from tunelab.tuning.node_visit import PATIENCE, visit
 from tunelab.tuning.nodes import Node, Visited
@@ -19,6 +21,8 @@ from tunelab.tuning.ray_cluster import joined
 from tunelab.tuning.ray_home import quiet
 from tunelab.tuning.site import Site
 
+_ADDRESS = re.compile(r"(?:ray://)?(\[[^\]/@]+\]|[^\s:/@\[\]]+):(\d{1,5})")
+_KNOCK = 5.0  # seconds until a port answers (our choice); Ray itself would try for many minutes
 _SHOWN = 6  # findings in one line of an error (our choice)
 
 
@@ -42,12 +46,15 @@ def check_nodes(
         patience: seconds for each answer of a node.
 
     Raises:
-        InputError: the cluster has no nodes, or the driver cannot write where the study is to be.
-        TunelabError: the cluster does not answer.
+        InputError: no cluster answers, it has no nodes, or the driver cannot write where the study is to be.
     """
     wanted = requirements()
-    with _signals_kept(), quiet(Path(os.devnull)), joined(site):
-        visited = visit(folder, tuple(wanted), tuple(data), build=build, patience=patience)
+    _require_answer(str(site.address))
+    try:
+        with _signals_kept(), quiet(Path(os.devnull)), joined(site):
+            visited = visit(folder, tuple(wanted), tuple(data), build=build, patience=patience)
+    except TunelabError as error:
+        raise InputError(str(error)) from error
     if not visited.nodes:
         raise InputError(f"the cluster {site.address} has no nodes")
     fingerprints = {config.name: fingerprint for config, fingerprint in data.items()}
@@ -60,8 +67,8 @@ def require_fit(
     """The nodes of a cluster that a search is about to run on, looked at by `check_nodes`; warnings are told.
 
     Raises:
-        InputError: trials would fail on some of them, or the driver cannot write where the study is to be.
-        TunelabError: the cluster does not answer.
+        InputError: no cluster answers, trials would fail on some nodes, or the driver cannot write where the study is
+            to be.
     """
     visited, found = check_nodes(site, folder, {data: fingerprint}, least=least)
     if any(one.verdict == "error" for one in found):
@@ -92,6 +99,20 @@ def told(findings: Iterable[NodeFinding]) -> list[str]:
         more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
         lines.append(f"{', '.join(nodes[:3])}{more}: {name}: {measured}{f' ({mend})' if mend else ''}")
     return lines
+
+
+def _require_answer(address: str) -> None:
+    """Raises InputError where it is no address, or nothing listens there; Ray finds out about "auto" by itself."""
+    if address == "auto":
+        return
+    match = _ADDRESS.fullmatch(address)
+    if match is None or not 0 < int(match[2]) < 2**16:
+        raise InputError(f"--address {address!r} is none of auto, HOST:PORT and ray://HOST:PORT")
+    try:
+        socket.create_connection((match[1].strip("[]"), int(match[2])), _KNOCK).close()
+    except OSError as error:
+        said = error.strerror or error
+        raise InputError(f"no Ray cluster answers at {address} ({said}); `ray start --head` starts one") from error
 
 
 @contextlib.contextmanager
