@@ -219,6 +219,7 @@ class MakeRayNodes(Protocol):
         *,
         dashboard: bool = False,
         client: bool = False,
+        inside: Sequence[tuple[str, Sequence[str]]] = (),
     ) -> RayNodes: ...
 
 

@@ -70,6 +70,8 @@ class RayNodes:
         head_cpus: what the head has.
         dashboard: the head takes jobs, at `dashboard`.
         client: the head takes Ray clients, at `client`.
+        inside: where the nodes are, if not on this machine's own network: for each its address, and the words before a
+            command that bring it there. Commands of tunelab run where the head is.
     """
 
     def __init__(
@@ -80,7 +82,9 @@ class RayNodes:
         *,
         dashboard: bool = False,
         client: bool = False,
+        inside: Sequence[tuple[str, Sequence[str]]] = (),
     ) -> None:
+        self._inside = inside
         self.mark = uuid.uuid4().hex
         self.folder = Path(tempfile.mkdtemp(prefix="tl-", dir="/tmp"))  # short: Ray puts sockets below it
         self.token = self.folder / "token"
@@ -89,7 +93,7 @@ class RayNodes:
         self.log, self._cpus = self.folder / "log", cpus
         self.orders()
         self._ports = dict(zip(("gcs", "dashboard", "client"), free_ports(3), strict=True))
-        self.address = f"127.0.0.1:{self._ports['gcs']}"
+        self.address = f"{inside[0][0] if inside else '127.0.0.1'}:{self._ports['gcs']}"
         self.dashboard = f"http://127.0.0.1:{self._ports['dashboard']}" if dashboard else ""
         self.client = f"ray://127.0.0.1:{self._ports['client']}" if client else ""
         self.nodes: list[Node] = []
@@ -157,7 +161,10 @@ class RayNodes:
     def alive(self) -> int:
         """How many nodes the cluster takes for alive."""
         asked = subprocess.run(
-            [sys.executable, "-c", _ALIVE, self.address], env=self.environment(), capture_output=True, text=True
+            [*self._enter(0), sys.executable, "-c", _ALIVE, self.address],
+            env=self.environment(),
+            capture_output=True,
+            text=True,
         )
         return int(asked.stdout) if asked.returncode == 0 else 0
 
@@ -169,7 +176,7 @@ class RayNodes:
     def start_program(self, *command: str, **more: str) -> subprocess.Popen[str]:
         """Starts any program in a session of its own, with the environment of the commands."""
         process = subprocess.Popen(
-            command,
+            [*self._enter(0), *command],
             env=self.environment(**more),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -206,6 +213,9 @@ class RayNodes:
             node.process.wait()
         shutil.rmtree(self.folder, ignore_errors=True)
 
+    def _enter(self, node: int) -> Sequence[str]:
+        return self._inside[node][1] if self._inside else ()
+
     def _start_head(self, cpus: int) -> None:
         options = ["--head", f"--port={self._ports['gcs']}", f"--num-cpus={cpus}"]
         options.append(f"--include-dashboard={'true' if self.dashboard else 'false'}")
@@ -224,7 +234,10 @@ class RayNodes:
         listen, grpc, metrics = free_ports(3)
         ports = [f"--dashboard-agent-listen-port={listen}", f"--dashboard-agent-grpc-port={grpc}"]
         ports += [f"--metrics-export-port={metrics}", "--min-worker-port=0", "--max-worker-port=0"]
-        command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--block", "--object-store-memory=80000000"]
+        command = [*self._enter(len(self.nodes)), sys.executable, "-m", "ray.scripts.scripts", "start", "--block"]
+        command.append("--object-store-memory=80000000")
+        if self._inside:
+            command.append(f"--node-ip-address={self._inside[len(self.nodes)][0]}")
         with said.open("w") as file:
             process = subprocess.Popen(
                 [*within, *command, f"--temp-dir={temporary}", *ports, *options],

@@ -146,8 +146,8 @@ ROOMS = [
         " tunelab.tuning.slots tunelab.tuning.listeners tunelab.tuning.engine tunelab.tuning.memory_room"
         " tunelab.tuning.testimony tunelab.tuning.sessions tunelab.tuning.keeping tunelab.tuning.low_space"
         " tunelab.tuning.repeats tunelab.tuning.deadline tunelab.tuning.stopping tunelab.tuning.searcher"
-        " tunelab.tuning.sources tunelab.tuning.options tunelab.tuning.guard tunelab.summary tunelab.study"
-        " tunelab.tuning.memory_guard tunelab.tuning.ray_cluster"
+        " tunelab.tuning.sources tunelab.tuning.options tunelab.tuning.guard tunelab.tuning.outposts tunelab.summary"
+        " tunelab.study tunelab.tuning.memory_guard tunelab.tuning.ray_cluster"
         " tunelab.tuning.site tunelab.liveness tunelab.journal",
     ),
     Room(
@@ -285,7 +285,8 @@ ROOMS = [
     Room(
         "tunelab.tuning.ray_tune",
         "runs an engine's trials on Ray Tune",
-        "tunelab.tuning.ray_pieces tunelab.tuning.ray_cluster tunelab.tuning.ray_home tunelab.tuning.survivors"
+        "tunelab.tuning.ray_pieces tunelab.tuning.ray_cluster tunelab.tuning.ray_errors tunelab.tuning.ray_home"
+        " tunelab.tuning.survivors"
         " tunelab.tuning.worker tunelab.tuning.engine tunelab.tuning.guard tunelab.tuning.memory_guard"
         " tunelab.tuning.losses tunelab.tuning.slots tunelab.tuning.site tunelab.foreign tunelab.records"
         " tunelab.config",
@@ -294,7 +295,8 @@ ROOMS = [
     Room(
         "tunelab.tuning.guard",
         "everything that watches over a search while it runs",
-        "tunelab.tuning.ray_watch tunelab.tuning.watchdog tunelab.tuning.deadline tunelab.liveness",
+        "tunelab.tuning.ray_watch tunelab.tuning.watchdog tunelab.tuning.machine tunelab.tuning.losses"
+        " tunelab.tuning.deadline tunelab.liveness",
     ),
     Room(
         "tunelab.tuning.ray_watch",
@@ -304,24 +306,25 @@ ROOMS = [
     Room(
         "tunelab.supervision",
         "a small process that starts a search again that died or hangs; without torch and Ray",
-        "tunelab.tuning.watchdog tunelab.tuning.options tunelab.liveness",
+        "tunelab.tuning.watchdog tunelab.tuning.machine tunelab.tuning.options tunelab.liveness",
     ),
     Room(
         "tunelab.tuning.watchdog",
         "sees to it that no trial hangs unnoticed",
-        "tunelab.tuning.losses tunelab.tuning.deadline tunelab.training tunelab.noise tunelab.records tunelab.files",
+        "tunelab.tuning.machine tunelab.tuning.losses tunelab.tuning.deadline tunelab.training tunelab.noise"
+        " tunelab.records tunelab.files",
+    ),
+    Room(
+        "tunelab.tuning.outposts",
+        "the nodes of a cluster as the driver sees them: what their trials beat, and which of them are gone",
+        "tunelab.tuning.outpost tunelab.tuning.machine tunelab.tuning.losses tunelab.training",
+        "ray",
     ),
     Room(
         "tunelab.tuning.ray_cluster",
         "joins a Ray cluster that somebody else has started",
         "tunelab.tuning.ray_home tunelab.tuning.site tunelab.tuning.fleet tunelab.tuning.slots"
         " tunelab.tuning.roll_call",
-        "ray",
-    ),
-    Room(
-        "tunelab.tuning.ray_home",
-        "where Ray lives while a search runs: its start and end, its private folder, its settings",
-        "tunelab.tuning.survivors tunelab.tuning.slots tunelab.capacity",
         "ray",
     ),
     Room(
@@ -338,10 +341,27 @@ ROOMS = [
     Room(
         "tunelab.tuning.worker",
         "the class that Ray runs on a node: one trial after another, in one process",
-        "tunelab.tuning.memory_guard tunelab.tuning.quota tunelab.training tunelab.foreign tunelab.records"
-        " tunelab.config"
+        "tunelab.tuning.outpost tunelab.tuning.memory_guard tunelab.tuning.quota tunelab.training tunelab.foreign"
+        " tunelab.records tunelab.config"
         " tunelab.capacity",
         "ray",
+    ),
+    Room(
+        "tunelab.tuning.outpost",
+        "the actor that stands on each node of a cluster: sees the trials there, and has the hands for them",
+        "tunelab.tuning.machine tunelab.tuning.ray_home tunelab.training tunelab.capacity",
+        "ray",
+    ),
+    Room(
+        "tunelab.tuning.ray_home",
+        "where Ray lives while a search runs: its start and end, its private folder, its settings",
+        "tunelab.tuning.survivors tunelab.tuning.slots tunelab.capacity",
+        "ray",
+    ),
+    Room(
+        "tunelab.tuning.machine",
+        "one machine on which trials run: what their processes tell there, and what can be done to them",
+        "tunelab.training",
     ),
     Room(
         "tunelab.tuning.engine",
@@ -351,6 +371,12 @@ ROOMS = [
         " tunelab.tuning.options tunelab.tuning.objectives tunelab.study tunelab.journal"
         " tunelab.noise"
         " tunelab.records tunelab.config",
+    ),
+    Room(
+        "tunelab.tuning.ray_errors",
+        "errors of Ray that end a trial, in place of the whole search",
+        "tunelab.tuning.losses",
+        "ray",
     ),
     Room(
         "tunelab.tuning.losses",

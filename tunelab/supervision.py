@@ -22,8 +22,9 @@ from typing import Any
 import psutil
 
 from tunelab.liveness import last_sign
+from tunelab.tuning.machine import end_tree
 from tunelab.tuning.options import seconds_until
-from tunelab.tuning.watchdog import Limits, end_tree
+from tunelab.tuning.watchdog import Limits
 
 VARIABLE = "TUNELAB_SUPERVISED"
 """Where a supervised process tells of itself: the descriptor of the pipe and its own number, with a colon between."""

@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from getpass import getuser
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import psutil
 import pytest
@@ -31,8 +31,12 @@ from tunelab.journal import is_locked, read_journal
 from tunelab.records import Trial, TrialStatus
 from tunelab.study import load, proposed
 
+if TYPE_CHECKING:
+    from tests.conftest import MakeRayNodes
+    from tests.ray_nodes import RayNodes
+
 PROVOKED = Path(__file__).resolve().parents[2] / "benchmarks" / "provoked"
-MARK = "TUNELAB_TEST_MARK"
+MARK, NODE = "TUNELAB_TEST_MARK", "TUNELAB_TEST_NODE"
 LIMIT = 100  # training images
 GONE = 15.0  # seconds until no process of a search is left
 SPACE = """
@@ -294,6 +298,42 @@ class Fault:
         assert self.machine.leftovers() == []
 
 
+class NodesMachine(Machine):
+    """Starts commands that search on a cluster of Ray nodes, which goes on when they have ended."""
+
+    def __init__(self, nodes: RayNodes, temporary: Path) -> None:
+        self._nodes, self.temporary, self.mark = nodes, temporary, nodes.mark
+
+    def start(self, *arguments: str, before: str = "", **more: str) -> subprocess.Popen[str]:
+        return self._nodes.start(*arguments, "--address", self._nodes.address, before=before, **more)
+
+    def _is_ours(self, process: psutil.Process, words: tuple[str, ...]) -> bool:
+        """True for drivers and what they start, trials and outposts, and not for the nodes themselves."""
+        if not super()._is_ours(process, words):
+            return False
+        try:
+            return NODE not in process.environ() or process.cmdline()[0].startswith(("ray::Trial", "ray::Outpost"))
+        except (psutil.Error, OSError, IndexError):
+            return False
+
+
+class NodesFault(Fault):
+    """One study that is searched on a cluster."""
+
+    def __init__(self, nodes: RayNodes, temporary: Path, folder: Path, cache: Path) -> None:
+        self.nodes = nodes
+        super().__init__(NodesMachine(nodes, temporary), folder, cache)
+        self.log = nodes.log
+        nodes.forget()
+
+    def order(self, *orders: dict[str, Any]) -> None:
+        self.nodes.orders(*orders)
+
+    def environment(self, *, quick: bool = True) -> dict[str, str]:
+        assert quick, "the nodes are"
+        return {}
+
+
 def told(trial: Trial) -> tuple[str, list[Any]]:
     """What must never change of an ended trial."""
     return trial.status.value + trial.reason, [metrics.to_json() for metrics in trial.epochs]
@@ -332,3 +372,71 @@ def fault(tmp_path: Path, decoded: Path) -> Iterator[Fault]:
     """A study that is not begun yet."""
     with contextlib.closing(Machine()) as machine:
         yield Fault(machine, tmp_path, decoded)
+
+
+@pytest.fixture(scope="module")
+def node_temporary() -> Iterator[Path]:
+    """The temporary folder of the nodes that `ray_nodes` starts, and of what runs on them."""
+    folder = Path(tempfile.mkdtemp(prefix="tl-", dir="/tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        yield folder
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def fault_nodes(node_temporary: Path, make_ray_nodes: MakeRayNodes, cache_dir: Path) -> RayNodes:
+    """Two nodes with a processor each."""
+    prepare(DataConfig(limit_train=LIMIT))
+    return make_ray_nodes()
+
+
+@pytest.fixture
+def nodes_fault(tmp_path: Path, fault_nodes: RayNodes, node_temporary: Path, cache_dir: Path) -> NodesFault:
+    """A study that is not begun yet, on two nodes; one that was killed has been replaced."""
+    while len(fault_nodes.nodes) < 2:
+        fault_nodes.add()
+    return NodesFault(fault_nodes, node_temporary, tmp_path, cache_dir)
+
+
+@pytest.fixture(scope="module")
+def networks() -> Iterator[list[tuple[str, list[str]]]]:
+    """Two machines' networks, joined by a cable: for each its address, and what brings a command there."""
+    names = [f"tl{uuid.uuid4().hex[:8]}" for _ in range(2)]
+    addresses = ["10.77.0.1", "10.77.0.2"]
+    first, second = names
+    script = [
+        f"netns add {first}",
+        f"netns add {second}",
+        f"link add name eth1 netns {first} type veth peer name eth1 netns {second}",
+    ]
+    for name, own, other in zip(names, addresses, reversed(addresses), strict=True):
+        script += [f"-n {name} addr add {own}/24 dev eth1", f"-n {name} link set lo up", f"-n {name} link set eth1 up"]
+        script.append(f"-n {name} route add default via {other}")
+    try:
+        try:
+            for line in script:
+                subprocess.run(["ip", *line.split()], check=True, capture_output=True, text=True)
+        except FileNotFoundError:
+            pytest.skip("there is no command ip")
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"network namespaces are not permitted here: {error.stderr.strip()}")
+        inside = [["ip", "netns", "exec", name] for name in names]
+        yield list(zip(addresses, inside, strict=True))
+    finally:
+        for name in names:
+            with contextlib.suppress(OSError):
+                subprocess.run(["ip", "netns", "del", name], capture_output=True)
+
+
+@pytest.fixture
+def apart_fault(
+    tmp_path: Path,
+    networks: list[tuple[str, list[str]]],
+    node_temporary: Path,
+    make_ray_nodes: MakeRayNodes,
+    cache_dir: Path,
+) -> NodesFault:
+    """A study that is not begun yet, on two nodes that have addresses of their own."""
+    prepare(DataConfig(limit_train=LIMIT))
+    return NodesFault(make_ray_nodes(inside=networks), node_temporary, tmp_path, cache_dir)

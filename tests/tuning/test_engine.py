@@ -362,6 +362,21 @@ def test_a_hung_trial_goes_on_once() -> None:
     assert "retried 0: ended by the watchdog: no step for 60 s; it begins again" in said
 
 
+def test_that_a_node_goes_is_no_fault_of_a_trial() -> None:
+    """It may be taken back ten times, and nothing of that counts as a death of the trial's process."""
+    engine, journal, said = make_engine(1)
+    engine.next_trial()
+    engine.report(0, epoch(1))
+    gone = Loss("node", "its node 10.0.0.3 is gone")
+    for loss in (*[gone] * 5, Loss("lost", "killed"), *[gone] * 5, Loss("lost", "killed")):
+        engine.lose(0, loss)
+        assert engine.next_trial() is engine.trials[0]
+    assert "retried 0: a node was lost: its node 10.0.0.3 is gone; it goes on after epoch 1" in said
+    assert replay(journal.events)[0].retries == engine.trials[0].retries
+    engine.lose(0, gone)
+    assert engine.trials[0].reason == "a node was lost 11 times: its node 10.0.0.3 is gone"
+
+
 def test_out_of_memory_means_smaller_parts_then_fewer_trials_beside_then_failure() -> None:
     engine, _, said = make_engine(6, places=FewerBeside(4))
     for _ in range(4):

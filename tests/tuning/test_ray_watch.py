@@ -215,3 +215,72 @@ def test_what_rays_processes_start_later_is_found_without_a_look_at_all_others(
     finally:
         os.kill(grandchild, signal.SIGKILL)
         child.communicate()
+
+
+class Cluster:
+    """The head of a cluster; it answers as long as there is no `why`."""
+
+    def __init__(self) -> None:
+        self.rounds = 0
+        self.why = ""
+        self.hangs = False
+
+    def trouble(self) -> str:
+        return self.why
+
+    def ask(self) -> None:
+        self.rounds += not self.why and not self.hangs
+
+
+def look_at(watch: RayWatch, cluster: Cluster, seconds: int) -> None:
+    for _ in range(seconds):
+        cluster.ask()
+        look(watch, 1)
+
+
+@pytest.fixture
+def cluster() -> Cluster:
+    return Cluster()
+
+
+@pytest.fixture
+def joined(engine: Engine, said: list[str], cluster: Cluster, folder: Path) -> Iterator[RayWatch]:
+    """A watch over a cluster that this process has joined."""
+    made = RayWatch(engine, said.append, Limits(ray=10.0, head=3.0, end=5.0), cluster)
+    with made.around(folder), made.up():
+        yield made
+
+
+def test_a_head_that_is_started_again_in_time_is_no_trouble(joined: RayWatch, cluster: Cluster, engine: Engine) -> None:
+    for why in ("", "gone", "", "gone", ""):
+        cluster.why = why
+        look_at(joined, cluster, 3)
+    assert (joined.lost, engine.halted) == ("", "")
+    assert joined.testify(0) is None
+
+
+def test_a_head_that_is_gone_pauses_the_search(joined: RayWatch, cluster: Cluster, engine: Engine) -> None:
+    look_at(joined, cluster, 20)
+    cluster.why = "the cluster's head 10.0.0.1:6379 does not answer"
+    look_at(joined, cluster, 3)
+    assert engine.halted == ""
+    look_at(joined, cluster, 1)
+    assert engine.halted == joined.lost == cluster.why
+
+
+def test_a_trial_that_dies_without_the_head_is_not_lost(joined: RayWatch, cluster: Cluster, engine: Engine) -> None:
+    cluster.why = "this machine is no node of the cluster any more"
+    loss = joined.testify(0)
+    assert loss is not None
+    assert loss.why == engine.halted == cluster.why
+
+
+def test_a_head_that_accepts_connections_and_does_nothing_is_given_up(
+    joined: RayWatch, cluster: Cluster, engine: Engine
+) -> None:
+    look_at(joined, cluster, 1)
+    cluster.hangs = True
+    look_at(joined, cluster, 10)
+    assert engine.halted == ""
+    look_at(joined, cluster, 1)
+    assert engine.halted == "the cluster's head has not answered for 11 s"

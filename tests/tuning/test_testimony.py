@@ -8,7 +8,7 @@ import pytest
 from tunelab.records import Trial
 from tunelab.tuning.losses import Loss
 from tunelab.tuning.memory_guard import FILE, Word
-from tunelab.tuning.testimony import MemoryWitness
+from tunelab.tuning.testimony import Kills, MemoryWitness
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ def kill(root: Path, times: int) -> None:
 
 
 def witness_of(root: Path, *running: int) -> MemoryWitness:
-    witness = MemoryWitness(lambda number: root / "trials" / str(number), root)
+    witness = MemoryWitness(lambda number: root / "trials" / str(number), Kills(root))
     for number in running:
         witness.started(Trial(number, {}))
     return witness

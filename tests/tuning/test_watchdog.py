@@ -21,6 +21,7 @@ import pytest
 from tunelab.records import Trial, TrialStatus
 from tunelab.training.pulse import Beat, beat_path, read_beat
 from tunelab.tuning import watchdog as module
+from tunelab.tuning.machine import Machine
 from tunelab.tuning.watchdog import LIMITS_VARIABLE, STACKS, Limits, Watchdog, describe, patrol
 
 LIMITS = Limits(least=5.0, pause=10.0, begin=20.0, trial=100.0)
@@ -66,10 +67,19 @@ def beats(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def watchdog(tmp_path: Path, beats: Path) -> Watchdog:
+def machine(beats: Path) -> Machine:
+    beats.mkdir()
+    made = Machine()
+    made.open(beats)
+    return made
+
+
+@pytest.fixture
+def watchdog(tmp_path: Path, machine: Machine) -> Watchdog:
     asked = iter(range(10**6))
-    made = Watchdog(lambda number: tmp_path / f"{number}", None, asked=lambda: next(asked), limits=LIMITS)
-    made.watch(beats)
+    made = Watchdog(
+        lambda number: tmp_path / f"{number}", None, asked=lambda: next(asked), limits=LIMITS, reach=machine
+    )
     made.started(TRIAL)
     return made
 
@@ -196,9 +206,8 @@ def test_trials_that_have_ended_are_not_watched(watchdog: Watchdog, start: Start
     assert process.poll() is None
 
 
-def test_a_trial_may_not_take_longer_than_was_asked_for(tmp_path: Path, beats: Path, start: Start) -> None:
-    watchdog = Watchdog(lambda number: tmp_path / f"{number}", None, timeout=3.0, limits=LIMITS)
-    watchdog.watch(beats)
+def test_a_trial_may_not_take_longer_than_was_asked_for(tmp_path: Path, machine: Machine, start: Start) -> None:
+    watchdog = Watchdog(lambda number: tmp_path / f"{number}", None, timeout=3.0, limits=LIMITS, reach=machine)
     watchdog.started(TRIAL)
     process, _ = start("sleep")
     look(watchdog, 4)
@@ -219,7 +228,7 @@ def test_a_trial_with_which_no_process_begins_is_lost(watchdog: Watchdog, monkey
     found: list[Any] = []
     ended: list[Any] = []
     monkeypatch.setattr(psutil.Process, "children", lambda self, recursive=False: found)
-    monkeypatch.setattr(module, "end_tree", ended.append)
+    monkeypatch.setattr("tunelab.tuning.machine.end_tree", ended.append)
     look(watchdog, 21)
     assert watchdog.testify(7) is None, "there is nothing that could be ended"
     found += [SimpleNamespace(pid=1, cmdline=lambda: ["ray::IDLE"]), SimpleNamespace(pid=2, cmdline=lambda: ["raylet"])]
@@ -232,11 +241,10 @@ def test_a_trial_with_which_no_process_begins_is_lost(watchdog: Watchdog, monkey
     assert loss.why == "no process has begun with it for 21 s"
 
 
-def test_a_paused_trial_is_not_watched(tmp_path: Path, beats: Path, start: Start) -> None:
+def test_a_paused_trial_is_not_watched(tmp_path: Path, machine: Machine, start: Start) -> None:
     """Its process trains other trials meanwhile, and was ended for it."""
     trial = dataclasses.replace(TRIAL)
-    watchdog = Watchdog(lambda number: tmp_path / f"{number}", None, timeout=3.0, limits=LIMITS)
-    watchdog.watch(beats)
+    watchdog = Watchdog(lambda number: tmp_path / f"{number}", None, timeout=3.0, limits=LIMITS, reach=machine)
     watchdog.started(trial)
     process, _ = start("sleep")
     trial.status = TrialStatus.PAUSED
@@ -247,9 +255,8 @@ def test_a_paused_trial_is_not_watched(tmp_path: Path, beats: Path, start: Start
     assert watchdog.testify(7) is None
 
 
-def test_what_waits_takes_no_time(tmp_path: Path, beats: Path, start: Start) -> None:
-    watchdog = Watchdog(lambda number: tmp_path / f"{number}", None, timeout=3.0, limits=LIMITS)
-    watchdog.watch(beats)
+def test_what_waits_takes_no_time(tmp_path: Path, beats: Path, machine: Machine, start: Start) -> None:
+    watchdog = Watchdog(lambda number: tmp_path / f"{number}", None, timeout=3.0, limits=LIMITS, reach=machine)
     watchdog.started(TRIAL)
     process, _ = start("sleep")
     file = beat_path(beats, 7)
@@ -261,10 +268,9 @@ def test_what_waits_takes_no_time(tmp_path: Path, beats: Path, start: Start) -> 
     assert watchdog.testify(7) is None
 
 
-def test_the_process_of_an_earlier_attempt_is_left_alone(tmp_path: Path, beats: Path, start: Start) -> None:
+def test_the_process_of_an_earlier_attempt_is_left_alone(tmp_path: Path, machine: Machine, start: Start) -> None:
     """It lives, and trains another trial, while this one waits for a process."""
-    watchdog = Watchdog(lambda number: tmp_path / f"{number}", None, timeout=3.0, limits=LIMITS)
-    watchdog.watch(beats)
+    watchdog = Watchdog(lambda number: tmp_path / f"{number}", None, timeout=3.0, limits=LIMITS, reach=machine)
     watchdog.started(TRIAL)
     process, _ = start("sleep")
     watchdog.retried(TRIAL, "out of memory")
@@ -274,8 +280,10 @@ def test_the_process_of_an_earlier_attempt_is_left_alone(tmp_path: Path, beats: 
     assert watchdog.testify(7) is None
 
 
-def test_one_that_has_no_room_to_beat_is_left_alone(watchdog: Watchdog, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(watchdog, "_has_room", lambda: False)
+def test_one_that_has_no_room_to_beat_is_left_alone(
+    watchdog: Watchdog, machine: Machine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine, "has_room", lambda: False)
     look(watchdog, 100)
     assert watchdog.testify(7) is None
     monkeypatch.undo()
@@ -284,9 +292,8 @@ def test_one_that_has_no_room_to_beat_is_left_alone(watchdog: Watchdog, monkeypa
     assert watchdog.testify(7) is None
 
 
-def test_while_ray_asks_nothing_no_process_can_begin(tmp_path: Path, beats: Path) -> None:
-    watchdog = Watchdog(lambda number: tmp_path, None, asked=lambda: 1, limits=LIMITS)
-    watchdog.watch(beats)
+def test_while_ray_asks_nothing_no_process_can_begin(tmp_path: Path, machine: Machine) -> None:
+    watchdog = Watchdog(lambda number: tmp_path, None, asked=lambda: 1, limits=LIMITS, reach=machine)
     watchdog.started(TRIAL)
     look(watchdog, 100)
     assert watchdog.testify(7) is None

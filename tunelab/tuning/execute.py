@@ -32,6 +32,7 @@ from tunelab.tuning.memory_room import (
     node_limits_of,
 )
 from tunelab.tuning.options import SearchOptions
+from tunelab.tuning.outposts import Outposts
 from tunelab.tuning.progress import Progress, Silent
 from tunelab.tuning.ray_cluster import Places
 from tunelab.tuning.ray_home import terminal
@@ -96,12 +97,13 @@ def execute(study: Study, plan: Plan) -> Study:
             counted = current(study.info, known)
             shown = Progress(terminal(), plan.title, plan.total, counted, study.val_images, left)
         room, limits, places = _find_room(study, plan)
-        witness = MemoryWitness(study.trial_folder)
+        outposts = None if plan.site.address is None else Outposts()
+        witness = MemoryWitness(study.trial_folder, outposts)
         listeners: list[Listener] = [plan.forecast, shown, room, witness]
         keeper = Keeper(study.trial_folder, plan.options.keep_weights if kind == "search" else None, known)
         listeners.append(keeper)
         timeout = plan.options.trial_timeout if kind == "search" else None  # the winner in full takes longer
-        guard = Guard(study.trial_folder, plan.forecast, timeout, life, terminal())
+        guard = Guard(study.trial_folder, plan.forecast, timeout, life, terminal(), outposts)
         listeners.append(guard.watchdog)
         low_space = LowSpace(study.path, journal, plan.slots.concurrent, shown.say)
         listeners.append(low_space)

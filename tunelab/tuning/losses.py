@@ -9,10 +9,13 @@ from typing import Any, Literal, Protocol
 
 from tunelab.records import Trial, TrialStatus
 
-Cause = Literal["memory", "lost", "hung", "storage"]
+Cause = Literal["memory", "lost", "hung", "node", "storage"]
 
-RETRIES: Mapping[Cause, int] = {"memory": 2, "lost": 2, "hung": 1, "storage": 0}
-"""How often a trial goes on after each; counted over all starts of a search (our choice)."""
+RETRIES: Mapping[Cause, int] = {"memory": 2, "lost": 2, "hung": 1, "node": 10, "storage": 0}
+"""How often a trial goes on after each; counted over all starts of a search (our choice).
+
+That a node goes, as one that may be taken back at any time does, is no fault of a trial.
+"""
 SMALLER = 4
 """Out of memory, a batch is computed in so many times as many parts (our choice)."""
 FAILURES_IN_A_ROW = 5
@@ -66,6 +69,7 @@ _NAMES: Mapping[Cause, str] = {
     "memory": "out of memory",
     "lost": "the trial's process died",
     "hung": "ended by the watchdog",
+    "node": "a node was lost",
     "storage": "the trials' storage",
 }
 

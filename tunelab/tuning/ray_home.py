@@ -63,7 +63,7 @@ def private_folder(study: Path | None = None) -> Iterator[Path]:
         OSError: it cannot be made.
     """
     for parent in _candidates(study):
-        _remove_abandoned(parent)
+        remove_abandoned(parent)
     with claimed_folder(find_parent(study)) as folder:
         yield folder
 
@@ -181,7 +181,7 @@ def rehearse(folder: Path, log: Path, patience: float) -> tuple[float, float]:
         return ran - begun, time.monotonic() - ran
 
 
-def _remove_abandoned(parent: Path) -> None:
+def remove_abandoned(parent: Path) -> None:
     """Removes the folders of this user's searches that were killed: whose lock nobody holds, and empty ones."""
     for folder in parent.glob(PREFIX + "?" * 8):  # as `_claim` makes them
         with contextlib.suppress(OSError):  # in use, or of another user

@@ -27,6 +27,7 @@ from tunelab.tuning.guard import Guard
 from tunelab.tuning.losses import Witness
 from tunelab.tuning.memory_guard import Limits, NodeLimits
 from tunelab.tuning.ray_cluster import Places, joined, tune_here
+from tunelab.tuning.ray_errors import Shortages
 from tunelab.tuning.ray_home import LEAST_BYTES, environment, first_line, lacks, private_folder, quiet, started
 from tunelab.tuning.site import Site
 from tunelab.tuning.slots import Slots
@@ -95,15 +96,17 @@ def run(
             from tunelab.tuning.ray_pieces import bridge
 
             with contextlib.ExitStack() as stack:
-                watch = None
                 if guard is not None:
                     settings |= guard.settings(folder)
-                    watch = stack.enter_context(guard.over(engine, folder))
-                    witnesses = (watch, guard.watchdog, *witnesses)
+                    stack.enter_context(guard.over(engine, folder))
+                    witnesses = (*guard.witnesses, *witnesses)
                 stack.enter_context(started(slots, folder) if site.address is None else joined(site))
-                if watch is not None:
-                    stack.enter_context(watch.up())
+                if guard is not None:
+                    stack.enter_context(guard.up())
+                shortages = Shortages()
+                stack.enter_context(shortages.contained())
                 stack.enter_context(_signals(engine))
+                witnesses = (*witnesses, shortages)
                 asked = functools.partial(_look, guard, looks, folder)
                 count = None if places is None else places.count
                 more = None if places is None else functools.partial(_more_for, request, stop_at)

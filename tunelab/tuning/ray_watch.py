@@ -30,6 +30,16 @@ _OURS = "tunelab.tuning.ray_pieces"  # while it is being called, Ray waits for t
 _STATUS = 3
 
 
+class Head(Protocol):
+    """The head of a cluster that somebody else has started."""
+
+    rounds: int
+    """How often it has answered so far."""
+
+    def trouble(self) -> str:
+        """Why it cannot be reached, asked now; "" if it can."""
+
+
 class Halts(Protocol):
     """What pauses when Ray is lost: an engine."""
 
@@ -46,9 +56,14 @@ class RayWatch:
         engine: is halted when Ray is lost.
         farewell: says on the terminal that the search ends here, and why, where Ray does not let it end in order.
         limits: how long things may take.
+        head: of the cluster that this process joins; None: Ray is started here.
     """
 
-    def __init__(self, engine: Halts, farewell: Callable[[str], None], limits: Limits) -> None:
+    def __init__(
+        self, engine: Halts, farewell: Callable[[str], None], limits: Limits, head: Head | None = None
+    ) -> None:
+        self._cluster = head
+        self._rounds, self._apart = -1, 0.0
         self.lost = ""
         self.questions = 0
         self._engine, self._farewell, self._limits = engine, farewell, limits
@@ -98,6 +113,8 @@ class RayWatch:
     def testify(self, number: int) -> Loss | None:
         """That Ray itself is gone, which halts the engine; None while it is not."""
         self._check_head()
+        if self._cluster is not None and self._stage == "up" and (why := self._cluster.trouble()):
+            self._lose(why)
         return Loss("lost", self.lost) if self.lost else None
 
     def look(self, watched: float) -> None:
@@ -114,6 +131,7 @@ class RayWatch:
                 self._leave()
         elif self._stage == "up":
             self._check_head()
+            self._check_cluster(watched)
             self._check_loop(watched)
         else:
             self._silent += watched
@@ -124,6 +142,19 @@ class RayWatch:
         for name, (pid, began) in self._head.items():
             if self._stage == "up" and started(pid) != began:
                 self._lose(f"Ray's process {name} is gone")
+
+    def _check_cluster(self, watched: float) -> None:
+        """Gives a cluster up whose head has not answered for a while; it may be started again meanwhile."""
+        if self._cluster is None:
+            return
+        if self._cluster.rounds != self._rounds:
+            self._rounds, self._apart = self._cluster.rounds, 0.0
+            return
+        self._apart += watched
+        if self._apart > self._limits.head and (why := self._cluster.trouble()):
+            self._lose(why)
+        elif self._apart > self._limits.ray:
+            self._lose(f"the cluster's head has not answered for {describe(self._apart)}")
 
     def _check_loop(self, watched: float) -> None:
         if self.questions != self._seen or self._engine_works():

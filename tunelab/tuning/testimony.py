@@ -4,11 +4,56 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Protocol
 
 from tunelab.capacity import count_kills, describe_size
 from tunelab.records import Trial
 from tunelab.tuning.losses import Loss
 from tunelab.tuning.memory_guard import forget_word, read_word
+
+
+class Kernel(Protocol):
+    """Knows of the processes that a kernel kills for want of memory."""
+
+    def note(self, number: int) -> None:
+        """A trial is alive."""
+
+    def forget(self, number: int) -> None:
+        """A trial does not run any more."""
+
+    def claim(self, number: int) -> bool:
+        """True if the kernel has killed a process on a trial's machine since it was alive, and for no other trial."""
+
+
+class Kills:
+    """The kernel of this machine.
+
+    Args:
+        root: the machine's files, for tests.
+    """
+
+    def __init__(self, root: Path = Path("/")) -> None:
+        self._root = root
+        self._kills: dict[int, int] = {}  # when a trial was last heard of
+
+    def note(self, number: int) -> None:
+        """See `Kernel`."""
+        self._kills[number] = self._count()
+
+    def forget(self, number: int) -> None:
+        """See `Kernel`."""
+        self._kills.pop(number, None)
+
+    def claim(self, number: int) -> bool:
+        """See `Kernel`. Of several processes that go at one time each needs a kill of its own."""
+        if self._count() <= self._kills.get(number, self._count()):
+            return False
+        for one in self._kills:
+            self._kills[one] += 1
+        return True
+
+    def _count(self) -> int:
+        return count_kills(self._root, anywhere=True) or 0
 
 
 class MemoryWitness:
@@ -19,29 +64,28 @@ class MemoryWitness:
 
     Args:
         folder_of: from a trial's number to its folder.
-        root: the machine's files, for tests.
+        kernel: that of the machine where trials run; None: of this one.
     """
 
-    def __init__(self, folder_of: Callable[[int], Path], root: Path = Path("/")) -> None:
+    def __init__(self, folder_of: Callable[[int], Path], kernel: Kernel | None = None) -> None:
         self._folder_of = folder_of
-        self._root = root
-        self._kills: dict[int, int] = {}  # by the kernel, when a trial was last heard of
+        self._kernel: Kernel = kernel or Kills()
 
     def started(self, trial: Trial) -> None:
         """A trial was handed out."""
-        self._kills[trial.number] = self._count()
+        self._kernel.note(trial.number)
 
     def reported(self, trial: Trial) -> None:
         """A trial is alive."""
-        self._kills[trial.number] = self._count()
+        self._kernel.note(trial.number)
 
     def retried(self, trial: Trial, why: str) -> None:
         """A trial does not run any more."""
-        self._kills.pop(trial.number, None)
+        self._kernel.forget(trial.number)
 
     def ended(self, trial: Trial) -> None:
         """A trial does not run any more."""
-        self._kills.pop(trial.number, None)
+        self._kernel.forget(trial.number)
 
     def testify(self, number: int) -> Loss | None:
         """Why the process of this trial is gone; None if memory has nothing to do with it."""
@@ -52,14 +96,9 @@ class MemoryWitness:
             word = None
         if word is not None and word.ended:
             return Loss("memory", word.why)
-        if self._count() > self._kills.get(number, self._count()):
-            for one in self._kills:  # of several processes that go at one time each needs a kill of its own
-                self._kills[one] += 1
+        if self._kernel.claim(number):
             return Loss("memory", "the kernel killed its process: the machine or its control group had no more")
         if word is not None:
             limit = describe_size(word.limit_mib * 2**20)
             return Loss("memory", f"its process was killed; {word.why}, of {limit} that it may hold")
         return None
-
-    def _count(self) -> int:
-        return count_kills(self._root, anywhere=True) or 0

@@ -11,41 +11,27 @@ import contextlib
 import datetime
 import json
 import os
-import signal
-import socket
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import psutil
-
 from tunelab.files import make_private
 from tunelab.noise import full_length
 from tunelab.records import Trial, TrialStatus
-from tunelab.training.pulse import (
-    LEAST_SECONDS,
-    PAUSE_SECONDS,
-    WITHOUT_END,
-    Beat,
-    beat_path,
-    read_beat,
-    stacks_path,
-    started,
-)
+from tunelab.training.pulse import LEAST_SECONDS, PAUSE_SECONDS, WITHOUT_END, Beat
 from tunelab.tuning.deadline import Pace
 from tunelab.tuning.losses import Loss
+from tunelab.tuning.machine import Machine, Stacks
 
 STACKS = "stacks.txt"
 LIMITS_VARIABLE = "TUNELAB_TEST_LIMITS"
 """An environment variable for tests: a JSON mapping of fields of `Limits` to seconds."""
 _TIMES_FORECAST = 20
 """A trial that takes so many times as long as forecast is ended (our choice)."""
-_WORKERS = ("ray::IDLE", "ray::TrialWorker", "ray::ResourceTrainable")  # what Ray calls processes of trials
-_STACKS_PATIENCE = 5.0  # seconds that a process is given to write its stacks (our choice)
 
 
 @dataclass(frozen=True)
@@ -54,8 +40,9 @@ class Limits:
 
     `least` and `pause` are those of `tunelab.training.pulse.Pulse`. `begin`: until the process of a trial that was
     handed out beats. `trial`: a bound on the time of a trial is never less, unless it was asked for. `ray`: between two
-    questions of Ray's loop. `end`: until Ray is through with stopping; it ends this process after 60 s without its
-    head. `look`: between two looks. `driver`: between two signs of life of a supervised search.
+    questions of Ray's loop. `head`: without an answer of a cluster's head; it may be started again meanwhile. `end`:
+    until Ray is through with stopping; it ends this process after 60 s without its head. `look`: between two looks.
+    `driver`: between two signs of life of a supervised search.
     """
 
     least: float = LEAST_SECONDS
@@ -63,6 +50,7 @@ class Limits:
     begin: float = 900.0
     trial: float = 3600.0
     ray: float = 120.0
+    head: float = 15.0
     end: float = 30.0
     look: float = 1.0
     driver: float = 300.0
@@ -78,6 +66,28 @@ class Looker(Protocol):
 
     def look(self, watched: float) -> None:
         """Looks; `watched` are the seconds since the last look in which this process ran."""
+
+
+class Reach(Protocol):
+    """The machines on which trials run, as a watchdog needs them: this one (`Machine`), or those of a cluster."""
+
+    def forget(self, number: int) -> None:
+        """What a trial beat before is gone: its process may train another trial by now."""
+
+    def beats(self, numbers: Collection[int]) -> dict[int, Beat | None]:
+        """The last beat of each trial whose process lives, None where none does; without those of which none knows."""
+
+    def has_room(self) -> bool:
+        """True if beats can be written; where they cannot, silence says nothing."""
+
+    def take_stacks(self, number: int, beat: Beat) -> Stacks | None:
+        """What the process that beats tells of its threads; None if it is gone."""
+
+    def end(self, number: int, beat: Beat) -> bool:
+        """Ends the process that beats for a trial, with all that it has started; False if it is gone."""
+
+    def end_unknown(self, known: Mapping[int, Beat], note: Callable[[], None]) -> None:
+        """Ends the processes of trials that beat for none of the `known` ones; calls `note` first if there are any."""
 
 
 @contextlib.contextmanager
@@ -132,6 +142,7 @@ class Watchdog:
             None: 20 times as long as forecast, and at least an hour.
         asked: counts the questions that Ray's loop has put so far: as long as it puts none, no trial can begin.
         limits: how long anything else may take.
+        reach: the machines on which the trials run; None: this one.
     """
 
     def __init__(
@@ -142,25 +153,19 @@ class Watchdog:
         timeout: float | None = None,
         asked: Callable[[], int] = lambda: 0,
         limits: Limits | None = None,
+        reach: Reach | None = None,
     ) -> None:
+        self._reach: Reach = reach or Machine()
         self.limits = limits or Limits.usual()
         self._folder_of, self._pace, self._timeout, self._asked = folder_of, pace, timeout, asked
-        self._beats: Path | None = None
         self._trials: dict[int, _Watched] = {}
         self._losses: dict[int, Loss] = {}
         self._last_asked = -1
 
-    def watch(self, beats: Path) -> None:
-        """Beats are in the folder `beats` from now on, which is made."""
-        beats.mkdir(mode=0o700)
-        self._beats = beats
-
     def started(self, trial: Trial) -> None:
         """A trial was handed out. What it beat before is gone: its process may train another trial by now."""
         self._losses.pop(trial.number, None)
-        if self._beats is not None:
-            with contextlib.suppress(OSError):
-                beat_path(self._beats, trial.number).unlink(missing_ok=True)
+        self._reach.forget(trial.number)
         self._trials[trial.number] = _Watched(trial, *self._bound(trial))
 
     def reported(self, trial: Trial) -> None:
@@ -185,7 +190,7 @@ class Watchdog:
         asked = self._asked()
         alive, self._last_asked = asked != self._last_asked, asked
         known = list(self._trials.items())
-        beats = {number: self._beat(number) for number, one in known if one.trial.status is not TrialStatus.PAUSED}
+        beats = self._reach.beats([number for number, one in known if one.trial.status is not TrialStatus.PAUSED])
         for number, beat in beats.items():
             trial = self._trials.get(number)
             if trial is None or number in self._losses:
@@ -215,19 +220,11 @@ class Watchdog:
         bound = max(self.limits.trial, _TIMES_FORECAST * expected)
         return bound, f"longer than the limit of {describe(bound)}, where {describe(expected)} were forecast"
 
-    def _beat(self, number: int) -> Beat | None:
-        """The last beat of a trial whose process lives."""
-        try:
-            beat = None if self._beats is None else read_beat(beat_path(self._beats, number))
-        except OSError:
-            return None
-        return beat if beat is not None and started(beat.pid) == beat.started else None
-
     def _silence(self, trial: _Watched, beat: Beat | None, watched: float, alive: bool) -> str:
         """Why the trial has been silent for too long; "" if it has not."""
         if beat is None:
             trial.silent += watched if alive else 0.0
-            if trial.silent > self.limits.begin and not trial.reported and self._has_room():
+            if trial.silent > self.limits.begin and not trial.reported and self._reach.has_room():
                 return f"no process has begun with it for {describe(trial.silent)}"
             return ""
         if (beat.pid, beat.count) != trial.told:
@@ -242,54 +239,23 @@ class Watchdog:
         median = f", median {describe(beat.median)}" if beat.median else ""
         return f"{what} for {describe(trial.silent)} (limit {describe(beat.limit)}{median}) in {beat.phase}"
 
-    def _has_room(self) -> bool:
-        """True if beats can be written; where they cannot, silence says nothing."""
-        assert self._beats is not None
-        probe = self._beats / "probe"
-        try:
-            probe.write_bytes(b"room")
-            probe.unlink()
-        except OSError:
-            return False
-        return True
-
     def _end(self, number: int, beat: Beat, why: str) -> None:
         """Ends the process that beats for a trial."""
-        try:
-            process = psutil.Process(beat.pid)
-            stopped = process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_TRACING_STOP)
-        except psutil.Error:
-            return  # it has ended by itself
-        if stopped:
-            said = f"{why}; its process {beat.pid} was stopped from outside, so there are no stacks"
-        else:
-            said = f"{why}; {self._take_stacks(number, beat, why)}"
-        if started(beat.pid) != beat.started:
+        stacks = self._reach.take_stacks(number, beat)
+        if stacks is None:
             return
-        self._losses[number] = Loss("hung", said)
-        end_tree(process)
+        self._losses[number] = Loss("hung", f"{why}; {stacks.lacking or self._keep(stacks, number, beat, why)}")
+        if not self._reach.end(number, beat):
+            self._losses.pop(number, None)
 
-    def _take_stacks(self, number: int, beat: Beat, why: str) -> str:
-        """Has the process write its stacks, and puts them into the trial's folder; what is to be said of them."""
-        assert self._beats is not None
-        file = stacks_path(beat_path(self._beats, number))
-        size, end = 0, time.monotonic() + _STACKS_PATIENCE
-        try:
-            os.kill(beat.pid, signal.SIGUSR1)
-            while time.monotonic() < end and (size == 0 or file.stat().st_size != size):
-                size = file.stat().st_size
-                time.sleep(0.1)
-            stacks = file.read_text(encoding="utf-8", errors="replace")
-        except OSError as error:
-            return f"its stacks could not be read: {error.strerror or error}"
-        if not stacks:
-            return "it did not even tell its stacks"
+    def _keep(self, stacks: Stacks, number: int, beat: Beat, why: str) -> str:
+        """Puts the stacks of a process into the trial's folder; what is to be said of them."""
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
-        head = f"trial {number}, process {beat.pid} on {socket.gethostname()}, {now}: {why}\n\n"
+        head = f"trial {number}, process {beat.pid} on {stacks.host}, {now}: {why}\n\n"
         folder = self._folder_of(number)
         try:
             make_private(folder)
-            (folder / STACKS).write_text(head + stacks, encoding="utf-8", errors="backslashreplace")
+            (folder / STACKS).write_text(head + stacks.text, encoding="utf-8", errors="backslashreplace")
         except OSError as error:
             return f"its stacks could not be written: {error.strerror or error}"
         return f"see {folder.parent.name}/{folder.name}/{STACKS}"
@@ -299,27 +265,8 @@ class Watchdog:
 
         Where there is none, as while Ray starts it, it is waited for as long again.
         """
-        known = {beat.pid for other, beat in beats.items() if beat is not None and other != number}
-        found = []
-        for process in psutil.Process().children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if process.pid not in known and any(word.startswith(_WORKERS) for word in process.cmdline()):
-                    found.append(process)
-        if found:
-            self._losses[number] = Loss("hung", why)
-        for process in found:
-            end_tree(process)
-
-
-def end_tree(process: psutil.Process) -> None:
-    """Kills a process with all that it has started, which may not start more meanwhile; one that has ended is left."""
-    with contextlib.suppress(psutil.Error):
-        process.suspend()
-        for child in process.children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                child.kill()
-    with contextlib.suppress(psutil.Error):
-        process.kill()
+        known = {other: beat for other, beat in beats.items() if beat is not None and other != number}
+        self._reach.end_unknown(known, lambda: self._losses.update({number: Loss("hung", why)}))
 
 
 def describe(seconds: float) -> str:

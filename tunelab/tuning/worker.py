@@ -36,6 +36,7 @@ from tunelab.training.saver import Room
 from tunelab.training.shortage import describe_shortage, has_room, is_shortage, release
 from tunelab.training.verdicts import NOT_FINITE
 from tunelab.tuning.memory_guard import Limits, MemoryGuard, NodeLimits, Word, end_process
+from tunelab.tuning.outpost import beats_folder
 from tunelab.tuning.quota import RAY_MIB
 
 _NO_STORAGE = {*NO_ROOM, errno.EROFS, errno.EIO, errno.ESTALE}
@@ -50,10 +51,10 @@ class TrialWorker(tune.Trainable):
     Its config: `number`; `trial_config`, the JSON text of a TrialConfig; `folder`, the trial's; `known_epochs`, how
     many epochs the record holds; `split`, `device`, `threads`, `telemetry`, `memory` as `Trainer` takes them;
     `compute`, the JSON of a ComputeConfig; `stop_at`, as `run_epoch` takes it, or `stop_time`, the same
-    on the wall clock; `beats`, the folder of the beats that
-    the watchdog sees, with `least` and `pause` as `Pulse` takes them; without it there are none; `limits`, the JSON of
-    the `Limits` of its memory, or of `NodeLimits`, or None; `fewer`, whether there are fewer trials beside it than
-    usual; `code`, on a cluster, the JSON of what `tunelab.foreign.lend` gives for its network.
+    on the wall clock; `beats`, where the watchdog sees its beats, as `beats_folder` takes it, with `least` and `pause`
+    as `Pulse` takes them; without it there are none; `limits`, the JSON of the `Limits` of its memory, or of
+    `NodeLimits`, or None; `fewer`, whether there are fewer trials beside it than usual; `code`, on a cluster, the JSON
+    of what `tunelab.foreign.lend` gives for its network.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -185,8 +186,9 @@ class TrialWorker(tune.Trainable):
         """What the watchdog sees; None where it does not watch, or there is no room for it."""
         if self._config.get("beats") is None:
             return None
-        number, folder = self._config["number"], Path(self._config["beats"])
+        number = self._config["number"]
         with contextlib.suppress(OSError):
+            folder = beats_folder(self._config["beats"])
             return Pulse(beat_path(folder, number), number, least=self._config["least"], pause=self._config["pause"])
         return None
 

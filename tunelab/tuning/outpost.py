@@ -1,0 +1,124 @@
+"""What stands on each node of a cluster during a search: it sees the trials there and has the hands for them.
+
+An outpost is an actor without processors of its own. The folder of the beats is on its node, for this user alone, and
+has a name that workers find by themselves. The next search there removes it where the outpost was killed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import fcntl
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from tunelab.capacity import count_kills
+from tunelab.training.pulse import Beat
+from tunelab.tuning.machine import BUSY, Machine, Stacks, end_tree
+from tunelab.tuning.ray_home import IN_USE, PREFIX, remove_abandoned
+
+_JOB = "RAY_JOB_ID"
+"""A variable in the environment of each of Ray's workers: whose it is. A cluster may have other people's too."""
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What an outpost sees: the beats of trials whose process lives there, and how many the kernel has killed."""
+
+    beats: dict[int, Beat]
+    kills: int
+
+
+def beats_folder(where: str) -> Path:
+    """The folder in which a trial beats: `where`, if that is a path; else this node's, of the search with this name.
+
+    Raises:
+        OSError: it cannot be made, or is another user's.
+    """
+    if Path(where).is_absolute():
+        return Path(where)
+    import ray
+
+    return node_folder(where, ray.get_runtime_context().get_node_id())
+
+
+def node_folder(search: str, node: str) -> Path:
+    """The folder of a search on a node, in the temporary folder; it is made, for this user alone.
+
+    Raises:
+        OSError: it cannot be made, or is another user's.
+    """
+    folder = Path(tempfile.gettempdir()) / f"{PREFIX}{search}-{node[:12]}"
+    with contextlib.suppress(FileExistsError):
+        folder.mkdir(mode=0o700)
+    found = folder.lstat()
+    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{folder} is not this user's alone")
+    return folder
+
+
+def family(job: str) -> list[psutil.Process]:
+    """The processes that this node's Ray has started for a job, but this one."""
+    found = []
+    for process in psutil.Process(os.getppid()).children():
+        with contextlib.suppress(psutil.Error):
+            if process.pid != os.getpid() and process.environ().get(_JOB) == job:
+                found.append(process)
+    return found
+
+
+class Outpost:
+    """The actor. Its methods are called from the driver.
+
+    Args:
+        search: names the search.
+        node: the number of the node that it stands on.
+    """
+
+    def __init__(self, search: str, node: str) -> None:
+        remove_abandoned(Path(tempfile.gettempdir()))
+        self._folder = node_folder(search, node)
+        self._lock = os.open(self._folder / IN_USE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        atexit.register(self.close)
+        # While all processors are taken, on fewer nodes than before, say, a trial waits and no process is to blame.
+        self._machine = Machine(lambda: family(os.environ[_JOB]), BUSY)
+        self._machine.open(self._folder)
+
+    def look(self, numbers: Sequence[int]) -> Sight:
+        """What there is to be seen of these trials."""
+        beats = self._machine.beats(numbers)
+        seen = {number: beat for number, beat in beats.items() if beat is not None}
+        return Sight(seen, count_kills(anywhere=True) or 0)
+
+    def has_room(self) -> bool:
+        """True if trials can beat there."""
+        return self._machine.has_room()
+
+    def take_stacks(self, number: int, beat: Beat) -> Stacks | None:
+        """See `Machine`."""
+        return self._machine.take_stacks(number, beat)
+
+    def end(self, number: int, beat: Beat) -> bool:
+        """See `Machine`."""
+        return self._machine.end(number, beat)
+
+    def unknown(self, known: Collection[int]) -> list[int]:
+        """The processes of this search's trials but the `known` ones."""
+        return [process.pid for process in self._machine.unknown(known)]
+
+    def end_unknown(self, known: Collection[int]) -> None:
+        """Ends those."""
+        for process in self._machine.unknown(known):
+            end_tree(process)
+
+    def close(self) -> None:
+        """The search is over: its folder goes."""
+        shutil.rmtree(self._folder, ignore_errors=True)
