@@ -77,9 +77,7 @@ def test_a_driver_that_is_killed_or_told_to_end_leaves_nothing_on_any_node(nodes
     known = fault.results()
     fault.wait_until(lambda: fault.results() > known)
     fault.signal(signal.SIGTERM)
-    begun = time.monotonic()
-    _, err = fault.end(3, 60)
-    assert time.monotonic() - begun < 60
+    _, err = fault.end(3)
     assert f"`tunelab resume {fault.study}` goes on" in err
     fault.kills += 1
     fault.order()

@@ -64,6 +64,18 @@ def node_folder(search: str, node: str) -> Path:
     return folder
 
 
+def _claim(search: str, node: str) -> tuple[Path, int]:
+    """The folder, and the locked file in it; another one, if another search took it for abandoned before that."""
+    while True:
+        folder = node_folder(search, node)
+        with contextlib.suppress(FileNotFoundError):
+            lock = os.open(folder / IN_USE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if (folder / IN_USE).exists():
+                return folder, lock
+            os.close(lock)
+
+
 def family(job: str) -> list[psutil.Process]:
     """The processes that this node's Ray has started for a job, but this one."""
     found = []
@@ -84,9 +96,7 @@ class Outpost:
 
     def __init__(self, search: str, node: str) -> None:
         remove_abandoned(Path(tempfile.gettempdir()))
-        self._folder = node_folder(search, node)
-        self._lock = os.open(self._folder / IN_USE, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        self._folder, self._lock = _claim(search, node)
         atexit.register(self.close)
         # While all processors are taken, on fewer nodes than before, say, a trial waits and no process is to blame.
         self._machine = Machine(lambda: family(os.environ[_JOB]), BUSY)
