@@ -8,13 +8,15 @@ between the last epochs if that is larger.
 
 from __future__ import annotations
 
+import bisect
 import functools
+import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from tunelab.records import Trial, out_of_patience
+from tunelab.records import EpochMetrics, Trial, out_of_patience
 
 CONFIDENCE = 0.95
 PRIOR_DEGREES = 2.0
@@ -70,6 +72,52 @@ def noise_at(trials: Iterable[Trial], epoch: int, val_images: int) -> Noise:
         last = trial.epochs[min(there, epoch) - 1]
         groups.setdefault((configuration_of(trial), full_length(trial)), []).append(last.score)
     return measured(groups.values(), _guess(reached, epoch, val_images))
+
+
+class NoiseSoFar:
+    """`noise_at` of one search that goes on: the same answers, but a trial is looked at until it is known alone.
+
+    Args:
+        epoch: after how many epochs, from 1.
+        val_images: as for `noise_at`.
+    """
+
+    def __init__(self, epoch: int, val_images: int) -> None:
+        self._epoch = epoch
+        self._val_images = val_images
+        self._forget({})
+
+    def noise(self, trials: Mapping[int, Trial]) -> Noise:
+        """The noise now; `trials` is always the same mapping, to which trials are added, or all begins anew."""
+        if trials is not self._trials:
+            self._forget(trials)
+        for place, trial in enumerate(itertools.islice(trials.values(), self._looked_at, None), self._looked_at):
+            self._open[place] = trial
+        self._looked_at = len(trials)
+        for place, trial in list(self._open.items()):
+            if len(trial.epochs) >= self._epoch or counted_epochs(trial) >= self._epoch:
+                self._take(place, trial)
+            elif not trial.status.ended:
+                continue
+            del self._open[place]
+        best = self._reached[: _better(len(self._reached))]
+        guess = _guess_from([trial.epochs[: self._epoch] for _, _, trial in best], self._val_images)
+        groups = sorted(group for group in self._groups.values() if len(group) > 1)
+        return measured([[score for _, score in group] for group in groups], guess)
+
+    def _forget(self, trials: Mapping[int, Trial]) -> None:
+        self._trials = trials
+        self._looked_at = 0
+        self._open: dict[int, Trial] = {}
+        self._reached: list[tuple[float, int, Trial]] = []  # the best first, of equal ones the first
+        self._groups: dict[tuple[int, int], list[tuple[int, float]]] = {}
+
+    def _take(self, place: int, trial: Trial) -> None:
+        """The trial has come this far: what it scored then does not change any more."""
+        score = trial.epochs[min(len(trial.epochs), self._epoch) - 1].score
+        bisect.insort(self._reached, (-score, place, trial))
+        group = self._groups.setdefault((configuration_of(trial), full_length(trial)), [])
+        bisect.insort(group, (place, score))
 
 
 def configuration_of(trial: Trial) -> int:
@@ -198,7 +246,16 @@ def jitter(scores: Sequence[float]) -> float:
 def _guess(reached: Sequence[Trial], epoch: int, val_images: int) -> Noise:
     """What the noise is taken for without repeats, from the better half of the trials that came so far."""
     histories = sorted((trial.epochs[:epoch] for trial in reached), key=lambda epochs: epochs[-1].score, reverse=True)
-    better = histories[: min((len(histories) + 1) // 2, JITTER_TRIALS)]
+    return _guess_from(histories[: _better(len(histories))], val_images)
+
+
+def _better(count: int) -> int:
+    """How many of so many trials are the better half that a guess is made from."""
+    return min((count + 1) // 2, JITTER_TRIALS)
+
+
+def _guess_from(better: Sequence[Sequence[EpochMetrics]], val_images: int) -> Noise:
+    """As `_guess`, from the epochs of the better half, the best first."""
     guesses: list[tuple[float, str]] = []
     if better and val_images > 0 and all(epochs[-1].val_accuracy is not None for epochs in better):
         accuracy = statistics.median(epochs[-1].score for epochs in better)

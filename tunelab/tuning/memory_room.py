@@ -5,6 +5,7 @@ What a trial will take is predicted from the measurements before the search, and
 
 from __future__ import annotations
 
+import bisect
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -70,6 +71,7 @@ class MemoryRoom:
         most = memory.host if slots.memory is None else slots.memory / 2**20
         self._shared = 0.0 if on_device or memory.images > most else memory.images  # larger ones are streamed
         self._took: dict[int, float] = {}  # as a part of what was predicted
+        self._sorted: list[float] = []  # the same, in order
 
     def fits(self, trial: Trial, beside: Sequence[Trial]) -> bool:
         """True if a trial can run beside these; it always can alone."""
@@ -104,14 +106,23 @@ class MemoryRoom:
         """Learns what a trial has taken."""
         if self._footprint is not None:
             peak = max(metrics.peak_memory_mib for metrics in trial.epochs)
-            self._took[trial.number] = max(0.0, peak - self._shared) / self._plain(trial)
+            self._note(trial.number, max(0.0, peak - self._shared) / self._plain(trial))
 
     def retried(self, trial: Trial, why: str) -> None:
         """What it took in larger parts says nothing of smaller ones."""
-        self._took.pop(trial.number, None)
+        self._note(trial.number, None)
 
     def ended(self, trial: Trial) -> None:
         """Nothing: what it took stays known."""
+
+    def _note(self, number: int, took: float | None) -> None:
+        """Keeps what a trial took, or forgets it."""
+        before = self._took.pop(number, None)
+        if before is not None:
+            del self._sorted[bisect.bisect_left(self._sorted, before)]
+        if took is not None:
+            self._took[number] = took
+            bisect.insort(self._sorted, took)
 
     def _plain(self, trial: Trial) -> float:
         assert self._footprint is not None
@@ -120,7 +131,8 @@ class MemoryRoom:
     def _correction(self) -> float:
         if len(self._took) < _ENOUGH:
             return 1.0
-        return min(_CORRECTION[1], max(_CORRECTION[0], statistics.median(self._took.values())))
+        middle = self._sorted[(len(self._sorted) - 1) // 2 : len(self._sorted) // 2 + 1]
+        return min(_CORRECTION[1], max(_CORRECTION[0], statistics.fmean(middle)))
 
 
 class ClusterRoom(MemoryRoom):

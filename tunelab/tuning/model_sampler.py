@@ -7,6 +7,7 @@ than judging them, so that a few proposals in turn choose from the same ones.
 
 from __future__ import annotations
 
+import itertools
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +22,7 @@ from tunelab.config import derive_seed
 from tunelab.records import Trial, TrialStatus
 from tunelab.tuning.draws import Draw, Encoder, merge
 from tunelab.tuning.objectives import draw_weights, scalarise
-from tunelab.tuning.outcomes import Outcomes, normal_scores, outcomes
+from tunelab.tuning.outcomes import Outcomes, OutcomesSoFar, normal_scores, outcomes
 from tunelab.tuning.surrogate import (
     MOST_TO_FIT,
     GaussianProcess,
@@ -50,6 +51,8 @@ SAME_CANDIDATES = 8
 RANDOM_SHARE = 0.1
 """So many proposals are drawn anywhere, so that the model is not only fed with what it likes (our choice)."""
 _GROWTH = 1.3
+_MANY = 50
+"""From so many trials on hyperparameters wait for those that last long (our choice): a machine alone has few at once."""
 _NOWHERE = -1  # instead of the number of a trial that candidates are near: they are drawn anywhere
 _SPAN = 1000.0  # the networks of a space differ so much in size, as a rule; our choice
 
@@ -101,6 +104,8 @@ class ModelSampler:
         self._processes: tuple[Any, list[GaussianProcess]] = (None, [])
         self._drawn: dict[tuple[int, int], tuple[list[Candidate], dict[str, BaseDistribution]]] = {}
         self._rows = Rows()
+        self._outcomes = OutcomesSoFar(epochs)
+        self._known = _Known()
 
     def candidates(
         self, number: int, trials: Mapping[int, Trial], known: Mapping[str, BaseDistribution]
@@ -116,15 +121,16 @@ class ModelSampler:
             InputError: the space gives a name other choices, or another kind of range, than it has in `known`.
         """
         generator = random.Random(derive_seed(self._seed, "model", number))
-        begun = {other: trial for other, trial in trials.items() if trial.repeat_of is None}
-        if generator.random() < RANDOM_SHARE or (len(begun) < FIRST_RANDOM and not self._earlier):
+        if generator.random() < RANDOM_SHARE or (not self._earlier and _are_few(trials)):
             return None
-        found = outcomes(trials, self._epochs)
+        if self._outcomes.look(trials):
+            self._known = _Known()
+        found = self._outcomes.of(trials)
         if len(found.numbers) < 2 and not self._earlier:
             return None
         ranked = self._ranked(generator, found, trials)
-        best = sorted(zip(-ranked, -found.expected, found.numbers, strict=True))[:NEAR_BEST]
-        near = {other: trials[other].params for *_, other in best}
+        best = np.lexsort((found.numbers, -found.expected, -ranked))[:NEAR_BEST]
+        near = {found.numbers[place]: trials[found.numbers[place]].params for place in best}
         drawn, ranges = self._draw_all(number // SAME_CANDIDATES, near, known)
         if not drawn:
             return None
@@ -172,27 +178,22 @@ class ModelSampler:
         return float(trial.stats.get(name, 0.0))
 
     def _worth(self, trials: Mapping[int, Trial], found: Outcomes, ranked: Array, scale: _Scale) -> Array:
-        mine = [trials[number] for number in found.numbers]
-        told = set(found.numbers)
-        running = [
-            one for one in trials.values() if one.repeat_of is None and not one.status.ended and one.number not in told
-        ]
-        others = [
-            [study.trials[number] for number in outcomes(study.trials, study.epochs).numbers] for study in self._earlier
-        ]
-        seen = _seen(scale, mine, ranked, found.noise)
-        earlier = self._processes_of(scale, others)
-        outcome, cost = self._hyperparameters(trials, scale) if len(mine) > 1 else (None, None)
+        told = self._known
+        told.begin(scale.key)
+        seen = Seen(
+            told.rows(found.numbers, trials, scale), ranked, found.noise, told.log_seconds(found.numbers, trials)
+        )
+        known = set(found.numbers)
+        running = [one for one in self._outcomes.open.values() if one.repeat_of is None and one.number not in known]
+        earlier = self._processes_of(scale)
+        outcome, cost = self._hyperparameters(trials, scale) if len(found.numbers) > 1 else (None, None)
         return acquisition(seen, scale.rows(running), scale.candidates, outcome, cost, earlier)
 
     def _hyperparameters(
         self, trials: Mapping[int, Trial], scale: _Scale
     ) -> tuple[Hyperparameters, Hyperparameters | None]:
         """From the first trials of a number that grows in steps: fitting at every proposal would cost too much."""
-        size = FIRST_RANDOM
-        while size * _GROWTH <= len(trials):
-            size = int(size * _GROWTH)
-        first = {number: trial for number, trial in trials.items() if number < size and trial.status.ended}
+        first = self._first_ended(trials, _step(len(trials)))
         key: tuple[Any, tuple[int, ...]] = (scale.key, tuple(first))
         if self._fitted is not None and self._fitted[:2] == key:
             return self._fitted[2:]
@@ -209,12 +210,29 @@ class ModelSampler:
         self._fitted = (*key, outcome, cost)
         return outcome, cost
 
-    def _processes_of(self, scale: _Scale, others: Sequence[Sequence[Trial]]) -> list[GaussianProcess]:
+    def _first_ended(self, trials: Mapping[int, Trial], size: int) -> dict[int, Trial]:
+        """The first trials that have ended: of `size`, or of fewer if these are many and some still run.
+
+        With dozens at once some always do, and each that ends would have the model fitted anew.
+        """
+        if size > _MANY:
+            lasting = (number for number, trial in self._outcomes.open.items() if not _waits(trial))
+            size = min(size, _step(max(_MANY, min(lasting, default=size))))
+        kept = self._known.first
+        if kept is not None and kept[0] == size:
+            return kept[1]
+        first = {number: trial for number, trial in trials.items() if number < size and trial.status.ended}
+        if len(trials) >= size <= min(self._outcomes.open, default=size):  # they are all that there will be
+            self._known.first = (size, first)
+        return first
+
+    def _processes_of(self, scale: _Scale) -> list[GaussianProcess]:
         if self._processes[0] != scale.key:
             made = []
-            for study, mine in zip(self._earlier, others, strict=True):
+            for study in self._earlier:
+                found = outcomes(study.trials, study.epochs)
+                mine = [study.trials[number] for number in found.numbers]
                 if len(mine) > 1:
-                    found = outcomes(study.trials, study.epochs)
                     made.append(process_of(_seen(scale, mine, found.ranked, found.noise)))
             self._processes = (scale.key, made)
         return self._processes[1]
@@ -239,6 +257,10 @@ class _Scale:
         """(n, columns)."""
         return self._rows.of([(one.params, one.stats) for one in configurations], self._encode)
 
+    def encode(self, configurations: Sequence[Trial | Candidate]) -> Array:
+        """As `rows`, of which nothing is kept."""
+        return self._encode([one.params for one in configurations], [one.stats for one in configurations])
+
     def _encode(self, params: Sequence[Mapping[str, Any]], stats: Sequence[Mapping[str, Any]]) -> Array:
         rows = self._encoder.rows(params)
         return np.hstack([np.where(np.isnan(rows), 0.5, rows), self._log_sizes(stats)])
@@ -253,6 +275,46 @@ class _Scale:
                 for one in stats
             ]
         ).reshape(len(stats), len(self._sizes))
+
+
+class _Known:
+    """What does not change any more of the trials of a search: their rows, and the mean seconds of those that ended."""
+
+    def __init__(self) -> None:
+        self._scale: Any = None
+        self._matrix = np.zeros((0, 0))
+        self._place: dict[int, int] = {}
+        self._seconds: dict[int, float] = {}
+        self.first: tuple[int, dict[int, Trial]] | None = None
+
+    def begin(self, scale: Any) -> None:
+        """Rows are wanted for this scale; those of another one are forgotten."""
+        if self._scale != scale:
+            self._scale, self._place = scale, {}
+
+    def rows(self, numbers: Sequence[int], trials: Mapping[int, Trial], scale: _Scale) -> Array:
+        """(n, columns) of these trials."""
+        new = [number for number in numbers if number not in self._place]
+        if new:
+            rows, place = scale.encode([trials[number] for number in new]), len(self._place)
+            if place + len(new) > len(self._matrix) or not place:
+                room = np.zeros((2 * (place + len(new)), rows.shape[1]))
+                room[:place] = self._matrix[:place] if place else 0.0
+                self._matrix = room
+            self._matrix[place : place + len(new)] = rows
+            self._place.update((number, place + at) for at, number in enumerate(new))
+        found: Array = self._matrix[np.fromiter(map(self._place.__getitem__, numbers), dtype=int, count=len(numbers))]
+        return found
+
+    def log_seconds(self, numbers: Sequence[int], trials: Mapping[int, Trial]) -> Array:
+        """The logarithm of the mean seconds of an epoch of these trials (n,); NaN where there was none."""
+        for number in numbers:
+            if number not in self._seconds and trials[number].status.ended:
+                self._seconds[number] = _mean_seconds(trials[number])
+        seconds = [
+            self._seconds[number] if number in self._seconds else _mean_seconds(trials[number]) for number in numbers
+        ]
+        return np.log(np.maximum(np.array(seconds, dtype=float), 1e-6))
 
 
 class Rows:
@@ -285,6 +347,25 @@ class Rows:
                 return rows
             self._now.update({key: (one, row) for (key, one), row in zip(new.items(), rows, strict=True)})
         return np.stack([self._now[key][1] for key in keys])
+
+
+def _step(trials: int) -> int:
+    """The largest of some numbers that grow in steps which is no larger than that of the trials."""
+    size = FIRST_RANDOM
+    while size * _GROWTH <= trials:
+        size = int(size * _GROWTH)
+    return size
+
+
+def _waits(trial: Trial) -> bool:
+    """True if a trial waits at a rung, maybe to the end of the search."""
+    return trial.status is TrialStatus.PAUSED and bool(trial.decisions) and bool(trial.decisions[-1].get("pause"))
+
+
+def _are_few(trials: Mapping[int, Trial]) -> bool:
+    """True if so few configurations have begun that the model is not asked."""
+    begun = (trial for trial in trials.values() if trial.repeat_of is None)
+    return len(list(itertools.islice(begun, FIRST_RANDOM))) < FIRST_RANDOM
 
 
 def _has_costs(trial: Trial) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Collection
 from typing import TextIO
 
@@ -16,8 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from tunelab.records import Trial, TrialStatus
-from tunelab.standings import places
-from tunelab.study import count_statuses, describe_repeats, proposed
+from tunelab.standings import Place, places
+from tunelab.study import describe_repeats, proposed
 from tunelab.tuning.forecast import Range
 
 _COLOURS = {
@@ -26,6 +27,10 @@ _COLOURS = {
     TrialStatus.DIVERGED: "magenta",
     TrialStatus.FAILED: "red",
 }
+
+
+_RANKED = (TrialStatus.COMPLETED, TrialStatus.DIVERGED, TrialStatus.FAILED)
+"""A ranking counts these trials, the last two as runs that were lost."""
 
 
 class Silent:
@@ -88,6 +93,11 @@ class Progress:
         self._val_images = val_images
         self._trials = {trial.number: trial for trial in known}
         self._running: set[int] = set()
+        self._counted = Counter(trial.status for trial in proposed(known) if trial.status.ended)
+        self._open = {trial.number for trial in known if not trial.status.ended}
+        self._ranked = {trial.number: trial for trial in known if trial.status in _RANKED}
+        self._best: Place | None = None
+        self._is_old = True  # what is known of the best one
         self._began = time.monotonic()
         self._live = Live(self, console=self._console, refresh_per_second=2) if self._console.is_terminal else None
 
@@ -117,6 +127,7 @@ class Progress:
         """A trial was handed out."""
         self._trials[trial.number] = trial
         self._running.add(trial.number)
+        self._open.add(trial.number)
 
     def reported(self, trial: Trial) -> None:
         """A trial has one more epoch."""
@@ -128,7 +139,7 @@ class Progress:
 
     def ended(self, trial: Trial) -> None:
         """A trial will not go on."""
-        self._running.discard(trial.number)
+        self._count(trial)
         line = Text(f"trial {trial.number:>3} ")
         if trial.repeat_of is not None:
             line.append(f"(trial {trial.repeat_of} again) ")
@@ -142,9 +153,33 @@ class Progress:
         elif trial.status in (TrialStatus.FAILED, TrialStatus.DIVERGED):
             self._print(line)
 
+    def _count(self, trial: Trial) -> None:
+        self._running.discard(trial.number)
+        self._open.discard(trial.number)
+        if trial.number not in self._trials:  # it is no part of the search any more
+            return
+        if trial.repeat_of is None:
+            self._counted[trial.status] += 1
+        if trial.status in _RANKED:
+            self._ranked[trial.number] = trial
+            self._is_old = True
+
+    def _find_best(self) -> Place | None:
+        """The first of the ranking; it changes when a trial ends that the ranking counts."""
+        if self._is_old:
+            ranked = places(self._ranked.values(), self._val_images)
+            self._best, self._is_old = (ranked[0] if ranked else None), False
+        return self._best
+
+    def _counts(self) -> dict[TrialStatus, int]:
+        """How many configurations have each status."""
+        opened = proposed([self._trials[number] for number in list(self._open)])  # another thread may change it
+        counts = self._counted + Counter(trial.status for trial in opened)
+        return {status: counts[status] for status in TrialStatus if counts[status]}
+
     def __rich__(self) -> Group:
         """The live display."""
-        done = sum(trial.status.ended for trial in proposed(list(self._trials.values())))
+        done = self._counted.total()
         bar = Table.grid()  # a bar alone does not end its line
         bar.add_row(ProgressBar(total=self._total, completed=done, width=60))
         running = Table.grid(padding=(0, 2))
@@ -161,21 +196,19 @@ class Progress:
         return Group(Text(self._title, style="bold"), bar, Text(self._summary()), running)
 
     def _summary(self) -> str:
-        trials = list(self._trials.values())
-        own = proposed(trials)
-        counts = count_statuses(own)
-        done = sum(count for status, count in counts.items() if status.ended)
+        counts = self._counts()
+        done = self._counted.total()
         said = [f"{done}/{self._total} trials"]
         said += [f"{count} {status.value.lower()}" for status, count in counts.items()]
-        said += describe_repeats(len(trials) - len(own))
-        ranked = places(trials, self._val_images)
-        if ranked:
-            best, standing = ranked[0].trial, ranked[0].standing
+        said += describe_repeats(len(self._trials) - sum(counts.values()))
+        first = self._find_best()
+        if first is not None:
+            best, standing = first.trial, first.standing
             mean = f", mean of {standing.runs} runs" if standing.runs > 1 else ""
             said.append(f"best {_scored(best, standing.mean)} (trial {best.number}{mean})")
         said.append(f"{duration(time.monotonic() - self._began)} spent")
         if self._left is not None and (done < self._total or self._running):
-            left = self._left(trials)
+            left = self._left(self._trials.values())
             said.append(f"about {duration(left.expected)} left ({duration(left.low)} to {duration(left.high)})")
         return ", ".join(said)
 

@@ -7,12 +7,13 @@ of a search's time goes to a race among its best (`tunelab.tuning.race`).
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import statistics
 from collections.abc import Callable, Collection, Mapping
 from typing import Any, Protocol
 
 from tunelab.config import derive_seed
-from tunelab.noise import DIVERGED, Noise, full_length, noise_at
+from tunelab.noise import DIVERGED, Noise, NoiseSoFar, full_length, noise_at
 from tunelab.records import Trial, TrialStatus
 from tunelab.tuning.race import next_repeat
 
@@ -71,6 +72,8 @@ class Race:
         self._epochs = epochs
         self._val_images = val_images
         self._baseline = number
+        self._noises: dict[int, NoiseSoFar] = {}
+        self._mine = _SoFar(epochs)
 
     def early(self, trials: Mapping[int, Trial]) -> int | None:
         """The baseline, whenever some more trials have begun."""
@@ -79,20 +82,21 @@ class Race:
             return None
         if full_length(first) != self._epochs:
             return None
-        had = sum(trial.repeat_of == first.number for trial in trials.values())
-        begun = sum(trial.repeat_of is None for trial in trials.values())
-        return first.number if had < self._early and begun >= TRIALS_BETWEEN * (had + 1) else None
+        had, begun = 0, 0
+        for trial in trials.values():
+            had += trial.repeat_of == first.number
+            begun += trial.repeat_of is None
+            if had >= self._early:
+                return None
+        return first.number if begun >= TRIALS_BETWEEN * (had + 1) else None
 
     def late(self, trials: Mapping[int, Trial]) -> int | None:
         """As the race says, while there is time for it."""
-        mine = {number: trial for number, trial in trials.items() if full_length(trial) == self._epochs}
-        scores: dict[int, list[float]] = {
-            number: [trial.epochs[-1].score]
-            for number, trial in mine.items()
-            if trial.repeat_of is None and trial.status is TrialStatus.COMPLETED
-        }
+        mine = self._mine
+        mine.look(trials)
+        scores = {number: [mine.complete[number].epochs[-1].score] for number in sorted(mine.complete)}
         running: dict[int, int] = {}
-        for trial in mine.values():
+        for trial in mine.repeats:
             if trial.repeat_of in scores:
                 if trial.status is TrialStatus.COMPLETED:
                     scores[trial.repeat_of].append(trial.epochs[-1].score)
@@ -102,7 +106,7 @@ class Race:
                     running[trial.repeat_of] = running.get(trial.repeat_of, 0) + 1
         if len(scores) < 2:
             return None
-        return next_repeat(scores, running, self.noise(trials, self._epochs), self._runs_left(mine, list(scores)))
+        return next_repeat(scores, running, mine.noise(self._val_images), self._runs_left())
 
     def owed(self, trials: Mapping[int, Trial]) -> int:
         """Always 0: there are as many as there is time for."""
@@ -114,19 +118,70 @@ class Race:
 
     def sd(self, trials: Mapping[int, Trial], epoch: int) -> float:
         """The standard deviation between runs of one configuration, after `epoch` epochs."""
-        return self.noise(trials, epoch).sd
+        if epoch not in self._noises:
+            self._noises[epoch] = NoiseSoFar(epoch, self._val_images)
+        return self._noises[epoch].noise(trials).sd
 
-    def _runs_left(self, trials: Mapping[int, Trial], complete: list[int]) -> int:
+    def _runs_left(self) -> int:
         """How many more trainings of the best there is time for, in the share of all time that is theirs."""
-        best = sorted(complete, key=lambda number: -trials[number].epochs[-1].score)[:5]
-        full = statistics.fmean(_seconds(trials[number]) for number in best)
-        searched = sum(_seconds(trial) for trial in trials.values() if trial.repeat_of is None)
-        repeats = [trial for trial in trials.values() if trial.repeat_of is not None]
-        early = [trial.number for trial in repeats if trial.repeat_of == self._baseline][: self._early]
-        late = [trial for trial in repeats if trial.number not in early]
+        mine = self._mine
+        best = sorted(mine.complete.values(), key=lambda trial: (-trial.epochs[-1].score, trial.number))[:5]
+        full = statistics.fmean(_seconds(trial) for trial in best)
+        early = [trial.number for trial in mine.repeats if trial.repeat_of == self._baseline][: self._early]
+        late = [trial for trial in mine.repeats if trial.number not in early]
         spent = sum(max(full, _seconds(trial)) if not trial.status.ended else _seconds(trial) for trial in late)
-        budget = searched * self._share / (1 - self._share)
+        budget = mine.searched() * self._share / (1 - self._share)
         return round((budget - spent) / full) if full > 0 else 0
+
+
+class _SoFar:
+    """The trials of one full length, as far as a race needs them; each is looked at until it has ended.
+
+    `complete` are those of full length by number, `repeats` all repeats in order.
+    """
+
+    def __init__(self, epochs: int) -> None:
+        self._epochs = epochs
+        self._forget({})
+
+    def look(self, trials: Mapping[int, Trial]) -> None:
+        """Takes what is new; `trials` is always the same mapping, to which trials are added, or all begins anew."""
+        if trials is not self._trials:
+            self._forget(trials)
+        for number, trial in itertools.islice(trials.items(), self._looked_at, None):
+            if full_length(trial) == self._epochs:
+                self._mine[number] = trial
+                if trial.repeat_of is None:
+                    self._open[number] = trial
+                else:
+                    self.repeats.append(trial)
+        self._looked_at = len(trials)
+        for number, trial in list(self._open.items()):
+            if trial.status.ended:
+                del self._open[number]
+                self._searched += _seconds(trial)
+                if trial.status is TrialStatus.COMPLETED:
+                    self.complete[number] = trial
+
+    def noise(self, val_images: int) -> Noise:
+        """Between runs of full length."""
+        if self._noise is None:
+            self._noise = NoiseSoFar(self._epochs, val_images)
+        return self._noise.noise(self._mine)
+
+    def searched(self) -> float:
+        """Seconds of all trials that are no repeats."""
+        return self._searched + sum(_seconds(trial) for trial in self._open.values())
+
+    def _forget(self, trials: Mapping[int, Trial]) -> None:
+        self._trials = trials
+        self._looked_at = 0
+        self._mine: dict[int, Trial] = {}
+        self._open: dict[int, Trial] = {}
+        self._searched = 0.0
+        self._noise: NoiseSoFar | None = None
+        self.complete: dict[int, Trial] = {}
+        self.repeats: list[Trial] = []
 
 
 class Again:
