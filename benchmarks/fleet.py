@@ -3,25 +3,25 @@
     python benchmarks/fleet.py --json fleet.json
 
 Nothing is trained and Ray is not there: all else of a search is. The space `arch`, the sampler, the check of the
-networks, the engine with its rungs, its noise and its race, the record on the disk (each line fsynced), Optuna's
+networks, the engine with its rungs, its noise and its race, the record on the disk (with all its fsyncs), Optuna's
 journal, the listeners (forecast, progress, room, memory, checkpoints, watchdog, TensorBoard's table) and what Ray Tune
-would call (`tunelab.tuning.ray_pieces`), with the texts that workers send. The fleet hands a trial to each free slot, and
-plays epochs in the order in which they would end.
+would call (`tunelab.tuning.ray_pieces`), with the texts that workers send. The fleet hands a trial to each free slot,
+and plays epochs in the order in which they would end.
 
 The curves are made up by a seeded generator: what a configuration comes to depends on its rate, its size and luck, so
 that a sampler has something to learn. With `--curves NAME.npz`, as `search_quality.py` takes them, recorded ones are
-replayed: a trial has the curve of the row whose place among the rows is that of the trial among the made-up ones.
+replayed: a trial has the curve of the row whose place among the rows is that of the trial among made-up ones.
 
-Every `--every` trials that have ended a line is printed: seconds of processor and of wall time per trial, resident
-memory, bytes of the record. The race at the end, in which the best are trained again, is a line of its own. Targets: the
+Every `--every` trials that have ended a line is printed: processor and wall time per trial, resident memory, size of
+the record. The race at the end, in which the best are trained again, is a line of its own. Targets: the
 last line's processor time within 20% of the first one's, memory that grows by less than 100 KB per trial from the first
-line to the last, 20 trials ended per second. Processor time is compared because a busy machine does not change it much;
-waiting for the disk (about as many fsyncs as lines) is in the wall time alone.
+line to the last, 20 trials ended per second. Processor time is compared because a busy machine changes it less; what
+the disk takes for its fsyncs is in the wall time alone.
 
     python benchmarks/fleet.py --ray 300
 
-measures another thing: what Ray Tune itself adds, 300 trials that do nothing and report once, on 8 slots of a quarter of
-a processor, in first-in-first-out order, without anything of tunelab.
+measures another thing: what Ray Tune itself adds, 300 trials that do nothing and report once, on 8 slots of a quarter
+of a processor, in first-in-first-out order, without anything of tunelab.
 """
 
 from __future__ import annotations
@@ -405,7 +405,10 @@ def main() -> None:
         print(f"{options.trials} trials on {options.concurrent} simulated slots, sampler {options.sampler},", end=" ")
         print(f"{os.cpu_count()} CPUs, {platform.machine()}")
         heads = ("ended", "processor ms", "wall ms", "resident MB", "record MB", "Optuna MB")
-        print(f"{'':8}{heads[0]:>8}" + "".join(f"{head:>{width}}" for head, width in zip(heads[1:], (14, 12, 12, 12, 12), strict=True)))
+        print(
+            f"{'':8}{heads[0]:>8}"
+            + "".join(f"{head:>{width}}" for head, width in zip(heads[1:], (14, 12, 12, 12, 12), strict=True))
+        )
         with tempfile.TemporaryDirectory() as folder:
             study, meter = search(Path(folder), options)
             trials = study.list_trials()
@@ -416,7 +419,9 @@ def main() -> None:
             "most_resident_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
             **verdict(meter.rows),
         }
-        print(f"{found['reports_per_trial']:.1f} epochs per trial; {found['ended_per_second']:.1f} trials ended per second")
+        print(
+            f"{found['reports_per_trial']:.1f} epochs per trial, {found['ended_per_second']:.1f} trials ended a second"
+        )
         print(f"last to first: {found['last_to_first']:.2f} (target: at most {WITHIN}); ", end="")
         print(f"memory per trial: {found['memory_kb_per_trial']:.0f} KB (target: at most {TARGET_KB:.0f})")
     if options.json:

@@ -16,6 +16,7 @@ from tunelab.noise import (
     PRIOR_DEGREES,
     UNKNOWN,
     Noise,
+    NoiseSoFar,
     binomial_error,
     counted_epochs,
     ended_early,
@@ -224,3 +225,31 @@ def test_where_all_runs_ended_early_the_noise_is_guessed_as_elsewhere() -> None:
     assert found == noise_at([trial(0, [0.5, 0.7, 0.6, 0.65])], 4, 25)
     assert found.sd > 0.09
     assert found.source in ("the binomial error of 25 validation images", "the jitter between epochs")
+
+
+def test_noise_so_far_is_that_of_all_trials_at_any_time() -> None:
+    """Whenever it is asked, while trials are added, go on, end early and are repeated."""
+    luck = random.Random(0)
+    trials: dict[int, Trial] = {}
+    kept = {epoch: NoiseSoFar(epoch, 300) for epoch in (1, 3, 9)}
+    for step in range(600):
+        running = [one for one in trials.values() if not one.status.ended]
+        if len(running) < 5:
+            of = luck.choice(sorted(trials)) if trials and luck.random() < 0.2 else None
+            of = None if of is None else trials[of].repeat_of or of
+            patience = 0.2 if luck.random() < 0.2 else None
+            made = Trial(len(trials), {"train": {"epochs": 9, "patience": patience}}, repeat_of=of)
+            trials[made.number] = made
+        else:
+            one = luck.choice(running)
+            at, score = len(one.epochs) + 1, round(luck.random(), 2)
+            one.epochs.append(EpochMetrics(at, 1.0, score, 1.0, score, 0.1, 1.0, 1.0, 1.0))
+            if ended_early(one) or at == 9:
+                one.status = TrialStatus.COMPLETED
+            elif luck.random() < 0.08:
+                one.status = luck.choice([TrialStatus.STOPPED, TrialStatus.DIVERGED])
+        if step % 3 == 0:
+            for epoch, so_far in kept.items():
+                assert so_far.noise(trials) == noise_at(trials.values(), epoch, 300)
+    assert kept[9].noise(trials).repeats > 3
+    assert kept[9].noise({0: trials[0]}) == noise_at([trials[0]], 9, 300)  # another search

@@ -87,6 +87,13 @@ class NoiseSoFar:
         self._val_images = val_images
         self._forget({})
 
+    def _forget(self, trials: Mapping[int, Trial]) -> None:
+        self._trials = trials
+        self._looked_at = 0
+        self._open: dict[int, Trial] = {}
+        self._reached: list[tuple[float, int, Trial]] = []  # the best first, of equal ones the first
+        self._groups: dict[tuple[int, int], list[tuple[int, float]]] = {}
+
     def noise(self, trials: Mapping[int, Trial]) -> Noise:
         """The noise now; `trials` is always the same mapping, to which trials are added, or all begins anew."""
         if trials is not self._trials:
@@ -104,13 +111,6 @@ class NoiseSoFar:
         guess = _guess_from([trial.epochs[: self._epoch] for _, _, trial in best], self._val_images)
         groups = sorted(group for group in self._groups.values() if len(group) > 1)
         return measured([[score for _, score in group] for group in groups], guess)
-
-    def _forget(self, trials: Mapping[int, Trial]) -> None:
-        self._trials = trials
-        self._looked_at = 0
-        self._open: dict[int, Trial] = {}
-        self._reached: list[tuple[float, int, Trial]] = []  # the best first, of equal ones the first
-        self._groups: dict[tuple[int, int], list[tuple[int, float]]] = {}
 
     def _take(self, place: int, trial: Trial) -> None:
         """The trial has come this far: what it scored then does not change any more."""

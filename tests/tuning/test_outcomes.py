@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import random
+
 import numpy as np
 import pytest
 
 from tunelab.records import EpochMetrics, Trial, TrialStatus
-from tunelab.tuning.outcomes import normal_scores, outcomes
+from tunelab.tuning.outcomes import OutcomesSoFar, normal_scores, outcomes
 
 EPOCHS = 27  # rungs at 1, 3 and 9
 
@@ -90,3 +92,34 @@ def test_a_full_length_of_one_epoch_has_no_rungs() -> None:
     found = outcomes(of(*ended, trial(2, [], TrialStatus.RUNNING), trial(3, [], TrialStatus.DIVERGED)), 1)
     assert found.numbers == (0, 1, 3)
     assert found.expected == pytest.approx([0.2, 0.6, 0.2])
+
+
+def test_outcomes_so_far_are_those_of_all_trials_at_any_time() -> None:
+    """Whenever they are asked for, while trials are added, go on, end and are repeated."""
+    luck = random.Random(0)
+    trials: dict[int, Trial] = {}
+    kept = OutcomesSoFar(EPOCHS)
+    for _ in range(600):
+        running = [one for one in trials.values() if not one.status.ended]
+        if len(running) < 6:
+            of = luck.choice(sorted(trials)) if trials and luck.random() < 0.2 else None
+            of = None if of is None else trials[of].repeat_of or of
+            trials[len(trials)] = Trial(len(trials), {"train": {"epochs": EPOCHS}}, repeat_of=of)
+        else:
+            one = luck.choice(running)
+            for _ in range(luck.choice([1, 1, 2, 6])):
+                at, score = len(one.epochs) + 1, luck.random()
+                if at <= EPOCHS:
+                    one.epochs.append(EpochMetrics(at, 1.0, 0.0, 1.0, score, 0.1, 1.0, 1.0, 1.0))
+            if len(one.epochs) == EPOCHS:
+                one.status = TrialStatus.COMPLETED
+            elif luck.random() < 0.2:
+                one.status = luck.choice([TrialStatus.STOPPED, TrialStatus.DIVERGED, TrialStatus.FAILED])
+        if luck.random() < 0.3:
+            found, whole = kept.of(trials), outcomes(dict(trials), EPOCHS)
+            assert found.numbers == whole.numbers
+            for name in ("expected", "ranked", "noise"):
+                assert np.array_equal(getattr(found, name), getattr(whole, name))
+    assert len({one.status for one in trials.values()}) == 5
+    assert set(kept.open) == {number for number, one in trials.items() if not one.status.ended}
+    assert kept.of({0: trials[0]}).numbers == outcomes({0: trials[0]}, EPOCHS).numbers  # another search

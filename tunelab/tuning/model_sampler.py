@@ -48,11 +48,14 @@ CHANGES = (0.1, 0.3)
 """How probably a candidate near a good configuration differs from it in a value: half of them each (our choice)."""
 SAME_CANDIDATES = 8
 """So many proposals in turn choose from the same candidates (our choice)."""
+LONG = 128
+SAME_IN_LONG = 32
+"""From trial LONG on so many do: to draw and check candidates is most of what a proposal takes (our choice)."""
 RANDOM_SHARE = 0.1
 """So many proposals are drawn anywhere, so that the model is not only fed with what it likes (our choice)."""
 _GROWTH = 1.3
 _MANY = 50
-"""From so many trials on hyperparameters wait for those that last long (our choice): a machine alone has few at once."""
+"""Of more trials than this, hyperparameters wait for those that last long (our choice): few run at once before."""
 _NOWHERE = -1  # instead of the number of a trial that candidates are near: they are drawn anywhere
 _SPAN = 1000.0  # the networks of a space differ so much in size, as a rule; our choice
 
@@ -129,9 +132,9 @@ class ModelSampler:
         if len(found.numbers) < 2 and not self._earlier:
             return None
         ranked = self._ranked(generator, found, trials)
-        best = np.lexsort((found.numbers, -found.expected, -ranked))[:NEAR_BEST]
+        best = np.lexsort((np.array(found.numbers), -found.expected, -ranked))[:NEAR_BEST]
         near = {found.numbers[place]: trials[found.numbers[place]].params for place in best}
-        drawn, ranges = self._draw_all(number // SAME_CANDIDATES, near, known)
+        drawn, ranges = self._draw_all(_block_of(number), near, known)
         if not drawn:
             return None
         encoder = Encoder(dict(sorted(ranges.items())), pooled=True)
@@ -178,11 +181,7 @@ class ModelSampler:
         return float(trial.stats.get(name, 0.0))
 
     def _worth(self, trials: Mapping[int, Trial], found: Outcomes, ranked: Array, scale: _Scale) -> Array:
-        told = self._known
-        told.begin(scale.key)
-        seen = Seen(
-            told.rows(found.numbers, trials, scale), ranked, found.noise, told.log_seconds(found.numbers, trials)
-        )
+        seen = self._known.seen(found, ranked, trials, scale)
         known = set(found.numbers)
         running = [one for one in self._outcomes.open.values() if one.repeat_of is None and one.number not in known]
         earlier = self._processes_of(scale)
@@ -278,43 +277,43 @@ class _Scale:
 
 
 class _Known:
-    """What does not change any more of the trials of a search: their rows, and the mean seconds of those that ended."""
+    """What does not change any more of the trials of a search: their rows, and the seconds of those that ended.
+
+    `first` are the trials that the hyperparameters are from, with the step that they belong to.
+    """
 
     def __init__(self) -> None:
-        self._scale: Any = None
-        self._matrix = np.zeros((0, 0))
-        self._place: dict[int, int] = {}
-        self._seconds: dict[int, float] = {}
         self.first: tuple[int, dict[int, Trial]] | None = None
+        self._scale: Any = None
+        self._rows = np.zeros((0, 0))
+        self._has_row = np.zeros(0, dtype=bool)
+        self._log_seconds = np.zeros(0)
+        self._is_settled = np.zeros(0, dtype=bool)
 
-    def begin(self, scale: Any) -> None:
-        """Rows are wanted for this scale; those of another one are forgotten."""
-        if self._scale != scale:
-            self._scale, self._place = scale, {}
+    def seen(self, found: Outcomes, ranked: Array, trials: Mapping[int, Trial], scale: _Scale) -> Seen:
+        """What is known of these outcomes; all arrays are by the numbers of the trials."""
+        numbers = np.array(found.numbers, dtype=int)
+        self._grow(int(numbers.max(initial=-1)) + 1)
+        if self._scale != scale.key:
+            self._scale, self._has_row[:] = scale.key, False
+            self._rows = np.zeros((len(self._has_row), scale.candidates.shape[1]))
+        new = numbers[~self._has_row[numbers]]
+        if len(new):
+            self._rows[new] = scale.encode([trials[number] for number in new.tolist()])
+            self._has_row[new] = True
+        for number in numbers[~self._is_settled[numbers]].tolist():
+            self._log_seconds[number] = _log_seconds([trials[number]])[0]
+            self._is_settled[number] = trials[number].status.ended
+        return Seen(self._rows[numbers], ranked, found.noise, self._log_seconds[numbers])
 
-    def rows(self, numbers: Sequence[int], trials: Mapping[int, Trial], scale: _Scale) -> Array:
-        """(n, columns) of these trials."""
-        new = [number for number in numbers if number not in self._place]
-        if new:
-            rows, place = scale.encode([trials[number] for number in new]), len(self._place)
-            if place + len(new) > len(self._matrix) or not place:
-                room = np.zeros((2 * (place + len(new)), rows.shape[1]))
-                room[:place] = self._matrix[:place] if place else 0.0
-                self._matrix = room
-            self._matrix[place : place + len(new)] = rows
-            self._place.update((number, place + at) for at, number in enumerate(new))
-        found: Array = self._matrix[np.fromiter(map(self._place.__getitem__, numbers), dtype=int, count=len(numbers))]
-        return found
-
-    def log_seconds(self, numbers: Sequence[int], trials: Mapping[int, Trial]) -> Array:
-        """The logarithm of the mean seconds of an epoch of these trials (n,); NaN where there was none."""
-        for number in numbers:
-            if number not in self._seconds and trials[number].status.ended:
-                self._seconds[number] = _mean_seconds(trials[number])
-        seconds = [
-            self._seconds[number] if number in self._seconds else _mean_seconds(trials[number]) for number in numbers
-        ]
-        return np.log(np.maximum(np.array(seconds, dtype=float), 1e-6))
+    def _grow(self, least: int) -> None:
+        """Makes room for trials of lower numbers than this, for as many again too."""
+        more = 2 * least - len(self._has_row)
+        if least > len(self._has_row):
+            self._rows = np.vstack([self._rows, np.zeros((more, self._rows.shape[1]))])
+            self._has_row = np.append(self._has_row, np.zeros(more, dtype=bool))
+            self._log_seconds = np.append(self._log_seconds, np.zeros(more))
+            self._is_settled = np.append(self._is_settled, np.zeros(more, dtype=bool))
 
 
 class Rows:
@@ -349,6 +348,11 @@ class Rows:
         return np.stack([self._now[key][1] for key in keys])
 
 
+def _block_of(number: int) -> int:
+    """The proposals of a block choose from the same candidates; it is told by a number of its own."""
+    return number // SAME_CANDIDATES if number < LONG else LONG // SAME_CANDIDATES + (number - LONG) // SAME_IN_LONG
+
+
 def _step(trials: int) -> int:
     """The largest of some numbers that grow in steps which is no larger than that of the trials."""
     size = FIRST_RANDOM
@@ -377,8 +381,13 @@ def _is_size(value: object) -> bool:
 
 
 def _seen(scale: _Scale, trials: Sequence[Trial], ranked: Array, noise: Array) -> Seen:
-    seconds = np.array([_mean_seconds(trial) for trial in trials], dtype=float)
-    return Seen(scale.rows(trials), ranked, noise, np.log(np.maximum(seconds, 1e-6)))
+    return Seen(scale.rows(trials), ranked, noise, _log_seconds(trials))
+
+
+def _log_seconds(trials: Sequence[Trial]) -> Array:
+    """The logarithm of the mean seconds of an epoch of each (n,); NaN where there was none."""
+    found: Array = np.log(np.maximum(np.array([_mean_seconds(trial) for trial in trials], dtype=float), 1e-6))
+    return found
 
 
 def _mean_seconds(trial: Trial) -> float:

@@ -63,6 +63,17 @@ class OutcomesSoFar:
         self._levels = rungs(epochs)
         self._forget({})
 
+    def _forget(self, trials: Mapping[int, Trial]) -> None:
+        self._trials = trials
+        self._looked_at = 0
+        self.open: dict[int, Trial] = {}
+        self._numbers: list[int] = []
+        self._place: dict[int, int] = {}
+        self._finals: dict[int, list[tuple[int, float]]] = {}
+        self._scores = np.zeros((0, len(self._levels) + 1))
+        self._there = np.zeros(0, dtype=bool)
+        self._useless = np.zeros(0, dtype=bool)
+
     def of(self, trials: Mapping[int, Trial]) -> Outcomes:
         """As `outcomes`; `trials` is always the same mapping, to which trials are added, or all begins anew."""
         self.look(trials)
@@ -98,17 +109,6 @@ class OutcomesSoFar:
             if number in self._place:
                 self._enter(self._place[number], trial)
         return anew
-
-    def _forget(self, trials: Mapping[int, Trial]) -> None:
-        self._trials = trials
-        self._looked_at = 0
-        self.open: dict[int, Trial] = {}
-        self._numbers: list[int] = []
-        self._place: dict[int, int] = {}
-        self._finals: dict[int, list[tuple[int, float]]] = {}
-        self._scores = np.zeros((0, len(self._levels) + 1))
-        self._there = np.zeros(0, dtype=bool)
-        self._useless = np.zeros(0, dtype=bool)
 
     def _grow(self) -> None:
         """Makes room for trials that are new, for as many again too."""

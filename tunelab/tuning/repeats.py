@@ -144,6 +144,16 @@ class _SoFar:
         self._epochs = epochs
         self._forget({})
 
+    def _forget(self, trials: Mapping[int, Trial]) -> None:
+        self._trials = trials
+        self._looked_at = 0
+        self._mine: dict[int, Trial] = {}
+        self._open: dict[int, Trial] = {}
+        self._searched = 0.0
+        self._noise: NoiseSoFar | None = None
+        self.complete: dict[int, Trial] = {}
+        self.repeats: list[Trial] = []
+
     def look(self, trials: Mapping[int, Trial]) -> None:
         """Takes what is new; `trials` is always the same mapping, to which trials are added, or all begins anew."""
         if trials is not self._trials:
@@ -172,16 +182,6 @@ class _SoFar:
     def searched(self) -> float:
         """Seconds of all trials that are no repeats."""
         return self._searched + sum(_seconds(trial) for trial in self._open.values())
-
-    def _forget(self, trials: Mapping[int, Trial]) -> None:
-        self._trials = trials
-        self._looked_at = 0
-        self._mine: dict[int, Trial] = {}
-        self._open: dict[int, Trial] = {}
-        self._searched = 0.0
-        self._noise: NoiseSoFar | None = None
-        self.complete: dict[int, Trial] = {}
-        self.repeats: list[Trial] = []
 
 
 class Again:
