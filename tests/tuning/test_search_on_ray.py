@@ -256,6 +256,19 @@ def test_the_terminal_shows_trials_and_nothing_of_ray(finished: subprocess.Compl
     assert "WARNING" in (Path(finished.args[0]) / "ray.log").read_text(), "where Ray's words are"
 
 
+def test_all_that_a_search_writes_is_its_owners(finished: subprocess.CompletedProcess[str]) -> None:
+    """Folders are closed to others; files are no more open than the umask says, and nobody gets to them."""
+    path = Path(finished.args[0])
+    mask = os.umask(0o022)
+    os.umask(mask)
+    cache = path.parent / "cache"
+    entries = [path, cache, *path.rglob("*"), *(cache / "data").rglob("*")]
+    modes = {entry: stat.S_IMODE(entry.lstat().st_mode) for entry in entries}
+    assert [str(entry) for entry, mode in modes.items() if entry.is_dir() and mode & 0o077] == []
+    assert [str(entry) for entry, mode in modes.items() if entry.is_file() and mode & (mask | 0o113)] == []
+    assert {"events", "checkpoint"} <= {entry.name for entry in entries if entry.is_dir()}
+
+
 def test_the_folder_of_a_study(finished: subprocess.CompletedProcess[str]) -> None:
     path = Path(finished.args[0])
     assert {file.name for file in path.iterdir()} == {

@@ -67,7 +67,7 @@ def build(found: Found, config: DataConfig, target: Path, progress: Progress | N
     for dead in target.parent.glob(f".{target.name}-*"):
         shutil.rmtree(dead)
     hidden = target.parent / f".{target.name}-{secrets.token_hex(4)}"
-    hidden.mkdir()
+    hidden.mkdir(mode=0o700)
     try:
         with room_errors(target.parent):
             decoded = _decode(found, config, hidden, Meter(progress))
@@ -102,7 +102,7 @@ def _decode(found: Found, config: DataConfig, folder: Path, meter: Meter) -> Dec
                 label_file.append(images.labels[kept])
             digests.append([split, pixel_file.rows, pixel_file.digest, label_file.digest])
             counted[split] = pixel_file.rows
-        require_images(np.load(folder / names[1]), raw.classes, 1, split)
+        require_images(np.load(folder / names[1], allow_pickle=False), raw.classes, 1, split)
     notes = list(raw.notes)
     if raw.skipped:
         files = "file" if len(raw.skipped) == 1 else "files"

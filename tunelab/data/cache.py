@@ -19,7 +19,7 @@ from tunelab.data.datasets import find_dataset
 from tunelab.data.raw import Found, Pixels, Progress, Rows
 from tunelab.data.splits import STATS_VERSION, Division, channel_stats, divide
 from tunelab.data.storage import NpyReader, exclusive, room_errors
-from tunelab.files import cache_root, write_atomically
+from tunelab.files import cache_root, make_private, write_atomically
 
 AS_THEY_ARE = (0.0, 1 / 255)
 """The mean and the deviation with which normalised pixels are what they were before, 0 to 255."""
@@ -155,7 +155,7 @@ def _open(config: DataConfig, progress: Progress | None, also: str = "train") ->
     root, note = cache_root()
     found = find_dataset(config)
     folder = root / "data" / _folder_name(found, config)
-    folder.parent.mkdir(exist_ok=True)
+    make_private(folder.parent)
     decoded = _usable(folder, also)
     if decoded is None:
         with room_errors(root), exclusive(folder.parent / f"{folder.name}.lock"):

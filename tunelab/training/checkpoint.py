@@ -29,7 +29,7 @@ from torch import nn
 from tunelab.config import TrialConfig, arch_id, config_id
 from tunelab.data.cache import DataInfo
 from tunelab.errors import InputError, TunelabError
-from tunelab.files import sync_folder
+from tunelab.files import make_private, sync_folder
 from tunelab.models.network import build_network
 from tunelab.records import EpochMetrics
 
@@ -153,7 +153,7 @@ def claim(folder: Path) -> BinaryIO:
     Raises:
         OSError: it could not be made.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_private(folder)
     path = folder / (LAST + _TEMPORARY)
     while True:
         file = path.open("ab")  # another process may be writing it: nothing is cut off before it is locked

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from tunelab.data.batches import Batch, Split
-from tunelab.files import NO_ROOM, read_json
+from tunelab.files import NO_ROOM, make_private, read_json
 from tunelab.records import EpochMetrics, Finding
 from tunelab.training.cases import Case, Task, hopeless
 from tunelab.training.evaluate import Evaluation
@@ -271,7 +271,7 @@ def _write(file: Path, content: Mapping[str, Any]) -> None:
     """Whole or not at all, but not forced to the disk: it can be done without, and is where there is no room."""
     temporary = file.with_name(f".{file.name}.tmp")
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+        make_private(file.parent)
         temporary.write_text(json.dumps(content, allow_nan=False), encoding="utf-8")
         temporary.replace(file)
     except OSError as error:

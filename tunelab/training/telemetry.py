@@ -63,7 +63,7 @@ class EventWriter:
 
     def __init__(self, folder: Path, first_step: int):
         """Open a new file; what earlier files say of `first_step` and later is void (TensorBoard leaves it out)."""
-        folder.mkdir(parents=True, exist_ok=True)
+        make_private(folder)
         self._file = (folder / _file_name(folder)).open("ab")
         self._records = RecordWriter(self._file)
         self._records.write(_version().SerializeToString())

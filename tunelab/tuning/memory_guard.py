@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from tunelab.capacity import all_memory_mib, children_of, describe_size, free_memory_mib, held_mib
-from tunelab.files import write_atomically
+from tunelab.files import make_private, write_atomically
 
 FILE = "memory.json"
 """In the trial's folder, while its process is close to its end for memory, and after that end."""
@@ -125,7 +125,7 @@ class Word:
     def write(self, folder: Path) -> None:
         """Writes it for the driver; nothing happens where that cannot be done."""
         with contextlib.suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private(folder)
             write_atomically(folder / FILE, json.dumps(asdict(self)) + "\n")
 
 

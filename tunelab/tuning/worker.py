@@ -26,7 +26,7 @@ from ray import tune
 from tunelab.capacity import all_memory_mib, held_mib
 from tunelab.config import ComputeConfig, TrialConfig, from_json
 from tunelab.errors import DivergedError, OutOfTimeError
-from tunelab.files import NO_ROOM
+from tunelab.files import NO_ROOM, make_private
 from tunelab.foreign import borrow
 from tunelab.records import EpochMetrics, Finding, TrialStatus
 from tunelab.training.health import Health
@@ -221,7 +221,7 @@ class TrialWorker(tune.Trainable):
         """The cause in one line; the traceback goes to `error.txt` in the trial's folder."""
         folder = Path(self._config["folder"])
         with contextlib.suppress(OSError):  # on a full disk, say: the reason goes into the record all the same
-            folder.mkdir(parents=True, exist_ok=True)
+            make_private(folder)
             (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
         return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
