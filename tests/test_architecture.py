@@ -267,8 +267,9 @@ ROOMS = [
     Room(
         "tunelab.tuning.survey",
         "what a cluster has and whether its nodes can run trials, asked by a program of its own",
-        "tunelab.tuning.roll_call tunelab.tuning.site tunelab.tuning.fleet",
+        "tunelab.tuning.roll_call tunelab.tuning.ray_token tunelab.tuning.site tunelab.tuning.fleet",
     ),
+    Room("tunelab.tuning.ray_token", "whether a Ray cluster lets anybody in, and the warning of it"),
     Room("tunelab.tuning.probes", "the processes that measure, started, asked together, and never left behind"),
     Room(
         "tunelab.tuning.footprint",
@@ -542,7 +543,13 @@ LOADERS = ("tunelab.__init__", "tunelab.cli", "tunelab.commands", "tunelab.space
 LOADING_CALLS = {"import_module", "__import__", "spec_from_file_location", "run_module", "run_path"}
 LONGEST = 400
 # Where a distribution has another name than what is imported from it.
-DISTRIBUTIONS = {"pydantic_core": "pydantic-core", "PIL": "pillow", "sklearn": "scikit-learn", "yaml": "pyyaml"}
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "grpc": "grpcio",
+    "pydantic_core": "pydantic-core",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
 # Required without an import statement: loaded by name.
 LOADED_BY_NAME = {"torchvision"}
 

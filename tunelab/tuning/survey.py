@@ -55,6 +55,8 @@ def survey(site: Site, *, show_progress: bool = True) -> Site:
     if site.address is None or site.fleet is not None:
         return site
     found = _ask(site.address)
+    if said := warning(found["address"]):
+        print(said, file=sys.stderr)
     working = [told for told in found["nodes"] if told["Resources"].get("CPU")]
     notes = check_nodes(working, _here())
     if show_progress:
