@@ -81,6 +81,8 @@ def test_every_documented_option_exists() -> None:
     for command in command_line.commands.values():
         there |= option_names(command)
     others = {"--check", "--dist", "--logdir", "--shm-size"}  # of ruff, pytest, tensorboard and docker
+    others |= {"--dashboard-host", "--generate", "--head", "--no-wait", "--port", "--screen", "--temp-dir"}  # of ray
+    others |= {"--from-literal"}  # of kubectl
     written = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
     assert written - others <= there, sorted(written - others - there)
 
@@ -125,7 +127,7 @@ def test_the_recipe_is_one() -> None:
 
 def test_links_and_files_exist() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("https://")]
-    named = re.findall(r"`((?:\.ci|tests|search_spaces|analysis|tunelab)/[\w./]+)`", README)
+    named = re.findall(r"`((?:\.ci|deploy|tests|search_spaces|analysis|tunelab)/[\w./]+)`", README)
     assert links
     assert named
     titles = re.findall(r"^##+ (.+)$", README, re.MULTILINE)

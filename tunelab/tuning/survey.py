@@ -17,6 +17,7 @@ from typing import Any
 
 from tunelab.errors import InputError, TunelabError
 from tunelab.tuning.fleet import Fleet, Node
+from tunelab.tuning.ray_token import warning
 from tunelab.tuning.roll_call import describe_node, digest_of
 from tunelab.tuning.site import Site
 
@@ -48,6 +49,7 @@ def survey(site: Site, *, show_progress: bool = True) -> Site:
     """The site with what its cluster has: its real address and its nodes; a site without an address as it is.
 
     Nodes whose versions do not fit are named, and that tunelab is sent to nodes that have none or another one.
+    So is a cluster that lets anybody in.
 
     Raises:
         InputError: the address is none, nobody answers there, or a node that would train cannot.
