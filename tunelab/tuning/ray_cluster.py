@@ -72,14 +72,15 @@ def tune_here() -> Iterator[None]:
     """
     from ray.util import client
 
-    if not client.ray.is_connected():
+    known: Any = client.ray
+    if not known.is_connected():
         yield
         return
-    client.ray.is_connected = lambda: False  # type: ignore[method-assign]
+    known.is_connected = lambda: False
     try:
         yield
     finally:
-        del client.ray.is_connected  # type: ignore[method-assign]
+        del known.is_connected
 
 
 def runtime_env(environ: Mapping[str, str]) -> dict[str, Any]:
