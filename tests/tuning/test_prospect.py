@@ -119,7 +119,8 @@ def test_a_bound_on_memory_holds_when_a_search_goes_on(
     space: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sharing, "usable_cpus", lambda: 8)
-    monkeypatch.setattr(prospect, "find_slots", lambda options: Slots(options.concurrent or 8, 1, 0.0, "cpu"))
+    for module in (prospect, sharing):
+        monkeypatch.setattr(module, "find_slots", lambda options: Slots(options.concurrent or 8, 1, 0.0, "cpu"))
     monkeypatch.setattr(prospect, "free_memory_mib", lambda: 90_000.0)
     info, mib = prepare(OPTIONS.data), 2**20
     four = Slots(4, 2, 0.0, "cpu", 100 * mib)

@@ -9,6 +9,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from tunelab.errors import TunelabError
@@ -65,11 +66,13 @@ def joined(site: Site) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def tune_here() -> Iterator[None]:
+def tune_here(folder: Path) -> Iterator[None]:
     """Has Ray Tune decide in this process, where the record is, also if this process is a Ray client.
 
     A client's Tune would go to the cluster, where nothing of the search is; its actors can be led from here as well.
+    For its own files it asks for the session of a node, which a client is not: they go to `folder`.
     """
+    from ray._private import worker
     from ray.util import client
 
     known: Any = client.ray
@@ -77,9 +80,12 @@ def tune_here() -> Iterator[None]:
         yield
         return
     known.is_connected = lambda: False
+    before = worker._global_node
+    worker._global_node = SimpleNamespace(get_session_dir_path=lambda: str(folder / "session"))  # type: ignore[assignment]
     try:
         yield
     finally:
+        worker._global_node = before
         del known.is_connected
 
 

@@ -141,7 +141,7 @@ def _bundle(cpus: int, gpus: float, config: Mapping[str, Any]) -> Any:
 
 
 def _fit(key: str, slots: Slots, folder: Path, *, on_cluster: bool) -> None:
-    with tune_here():
+    with tune_here(folder):
         _tuner(key, slots, folder, on_cluster=on_cluster).fit()
 
 

@@ -149,6 +149,10 @@ def call(
             lines = [line for line in str(error).strip().splitlines() if line.strip()]
             says = {"error": f"{type(error).__name__}: {lines[0] if lines else ''}"}
         told.append({**{key: node[key] for key in ("NodeID", "NodeManagerAddress", "Resources", "Alive")}, **says})
+    if any("error" in one for one in told):  # of a node that has just gone, nothing need be told
+        now = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own lacks annotations
+        left = {node["NodeID"] for node in now if node["Alive"]}
+        told = [one for one in told if one["NodeID"] in left]
     return {"nodes": told, "token": os.environ.get("RAY_AUTH_MODE", "")}
 
 
