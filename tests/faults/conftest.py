@@ -395,6 +395,7 @@ def fault_nodes(node_temporary: Path, make_ray_nodes: MakeRayNodes, cache_dir: P
 def nodes_fault(tmp_path: Path, fault_nodes: RayNodes, node_temporary: Path, cache_dir: Path) -> NodesFault:
     """A study that is not begun yet, on two nodes; one that was killed has been replaced."""
     while len(fault_nodes.nodes) < 2:
+        fault_nodes.wait_until(lambda: fault_nodes.alive() == len(fault_nodes.nodes))  # Ray has noticed
         fault_nodes.add()
     return NodesFault(fault_nodes, node_temporary, tmp_path, cache_dir)
 
