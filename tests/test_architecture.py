@@ -103,7 +103,7 @@ ROOMS = [
         "tunelab.tuning.cluster_check",
         "looks at all nodes of a cluster, and refuses a search where trials would fail on some of them",
         "tunelab.tuning.node_checks tunelab.tuning.node_visit tunelab.tuning.nodes tunelab.tuning.ray_cluster"
-        " tunelab.tuning.ray_home tunelab.tuning.site tunelab.config",
+        " tunelab.tuning.ray_home tunelab.tuning.site tunelab.tuning.survey tunelab.config",
     ),
     Room(
         "tunelab.tuning.node_checks",
@@ -119,7 +119,7 @@ ROOMS = [
     Room(
         "tunelab.tuning.node_facts",
         "what a node of a cluster tells of itself; sent along as code, so that it runs where tunelab is missing",
-        "tunelab.tuning.worker tunelab.data tunelab.capacity tunelab.config",
+        "tunelab.tuning.roll_call tunelab.tuning.worker tunelab.data tunelab.capacity tunelab.config",
         "ray",
     ),
     Room("tunelab.tuning.nodes", "the nodes of a cluster, and what they told of themselves; plain data"),

@@ -56,9 +56,10 @@ APART = 'mount -t tmpfs tmpfs "$SHARED" && exec "$@"'
 SILENT = """
 import json, sys
 from pathlib import Path
-from tunelab.tuning.cluster_check import check_nodes
+from tunelab.tuning.cluster_check import look_at_nodes
+from tunelab.tuning.fleet import Fleet
 from tunelab.tuning.site import Site
-visited, found = check_nodes(Site(sys.argv[1]), Path(sys.argv[2]), {}, patience=8.0)
+visited, found = look_at_nodes(Site(sys.argv[1], fleet=Fleet(())), Path(sys.argv[2]), {}, patience=8.0)
 print(json.dumps([[one.node, one.name, one.measured, one.verdict] for one in found]))
 """
 
@@ -167,3 +168,18 @@ def test_a_node_that_does_not_answer_is_named(unfit: Unfit) -> None:
     assert asked.returncode == 0, err
     (bad,) = unfit.nodes_with("error", "packages")
     assert [one for one in found if one[0] == bad] == [[bad, "answer", "no answer within 8 s", "error"]]
+
+
+def test_no_search_begins_where_storage_is_not_shared(unfit: Unfit, search: Search) -> None:
+    if not unfit.mounts:
+        pytest.skip("mounting is not allowed here")
+    unfit.nodes.kill(unfit.bad)
+    unfit.nodes.wait_until(lambda: unfit.nodes.alive() == 2)
+    search.study = unfit.shared / "study"
+    command = search.start(unfit.nodes)
+    out, err = command.communicate(timeout=200)
+    assert (command.returncode, out) == (2, ""), err
+    (line,) = [one for one in err.splitlines() if one.startswith("tunelab: ")]
+    assert line.startswith("tunelab: a node of the cluster is not fit: ")
+    assert f"storage: {unfit.shared} is not shared" in line
+    assert list(unfit.shared.iterdir()) == []

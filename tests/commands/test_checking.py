@@ -88,7 +88,7 @@ def test_an_address_asks_the_nodes_of_a_cluster(
             NodeFinding("10.0.0.2", "storage", "/runs is read-only there", "error", "remount it"),
         ]
 
-    monkeypatch.setattr(cluster, "check_nodes", pretend)
+    monkeypatch.setattr(cluster, "look_at_nodes", pretend)
     words = ["--address", "head:6379", "--data", f"folder:{tmp_path}/none", "--runs-dir", str(tmp_path)]
     assert run(["doctor", *words]) == 1
     out, err = capfd.readouterr()

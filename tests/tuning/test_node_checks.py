@@ -11,7 +11,7 @@ from packaging.specifiers import SpecifierSet
 
 from tunelab.tuning.cluster_check import refusal, told
 from tunelab.tuning.node_checks import NEEDED, WANTED, NodeFinding, describe, judge, requirements
-from tunelab.tuning.nodes import Clock, Disk, Facts, Node, NodeGpu, Package, Storage, Visited
+from tunelab.tuning.nodes import Clock, Disk, Facts, NodeGpu, NodeReport, Package, Storage, Visited
 from tunelab.tuning.site import Site
 
 VERSIONS: dict[str, str | None] = dict.fromkeys((*NEEDED, *WANTED), "2.0.0")
@@ -31,26 +31,30 @@ HOME = Facts(
     gpus=(),
 )
 READY: dict[str, Any] = {"data": [{"name": "digits", "fingerprint": "abc"}]}
-NODE = Node("10.0.0.2", "id2", {"CPU": 8.0}, facts=HOME, clock=Clock(0.1, 0.01), storage=Storage(), training=READY)
+NODE = NodeReport(
+    "10.0.0.2", "id2", {"CPU": 8.0}, facts=HOME, clock=Clock(0.1, 0.01), storage=Storage(), training=READY
+)
 
 
-def found_of(node: Node, least: int = 0) -> list[NodeFinding]:
+def found_of(node: NodeReport, least: int = 0) -> list[NodeFinding]:
     return judge(node, Visited(HOME, Path("/runs"), (node,)), LIMITS, {"digits": "abc"}, least)
 
 
-def with_facts(**changed: Any) -> Node:
+def with_facts(**changed: Any) -> NodeReport:
     return dataclasses.replace(NODE, facts=dataclasses.replace(HOME, **changed))
 
 
-def with_packages(**changed: str | None) -> Node:
+def with_packages(**changed: str | None) -> NodeReport:
     return with_facts(packages={**VERSIONS, **{name.replace("_", "-"): version for name, version in changed.items()}})
 
 
-def with_disk(name: str, free: int, files: int | None = 10**6) -> Node:
+def with_disk(name: str, free: int, files: int | None = 10**6) -> NodeReport:
     return with_facts(disks={**DISKS, name: Disk(f"/{name}", free, files)})
 
 
-def with_gpus(*gpus: NodeGpu, count: float = 1.0, training: dict[str, Any] | None = None, problem: str = "") -> Node:
+def with_gpus(
+    *gpus: NodeGpu, count: float = 1.0, training: dict[str, Any] | None = None, problem: str = ""
+) -> NodeReport:
     node = with_facts(gpus=gpus, gpu_problem=problem)
     return dataclasses.replace(node, resources={"CPU": 8.0, "GPU": count}, training={**READY, **(training or {})})
 
@@ -114,7 +118,7 @@ def test_storage_that_is_stale_is_worth_knowing() -> None:
         (with_facts(free_memory_mib=2048), "memory", "warning", "for about 4 of 8 trials at once"),
     ],
 )
-def test_each_kind_of_fact(node: Node, name: str, verdict: str, said: str) -> None:
+def test_each_kind_of_fact(node: NodeReport, name: str, verdict: str, said: str) -> None:
     (one,) = found_of(node, 5 * GIB)
     assert (one.name, one.verdict) == (name, verdict)
     assert said in one.measured
@@ -172,7 +176,7 @@ def test_a_missing_package_is_named_and_not_what_follows_from_it() -> None:
         (with_gpus(NodeGpu("H100", 80_000, 20_000)), "GPU 0", "warning", "19.5 GiB of 78.1 GiB free (H100)"),
     ],
 )
-def test_gpus(node: Node, name: str, verdict: str, said: str) -> None:
+def test_gpus(node: NodeReport, name: str, verdict: str, said: str) -> None:
     (one,) = found_of(node)
     assert (one.name, one.verdict) == (name, verdict)
     assert said in one.measured
@@ -193,7 +197,7 @@ def test_clocks_that_differ(clock: Clock, said: str) -> None:
 
 
 def test_a_node_that_does_not_answer_is_an_error() -> None:
-    silent = Node("10.0.0.3", "id3", {"CPU": 4.0}, "no answer within 90 s")
+    silent = NodeReport("10.0.0.3", "id3", {"CPU": 4.0}, "no answer within 90 s")
     (one,) = found_of(silent)
     assert (one.name, one.measured, one.verdict) == ("answer", "no answer within 90 s", "error")
     assert "ray stop" in one.mend

@@ -14,7 +14,7 @@ import pytest
 import tunelab
 from tunelab.config import DataConfig, to_json
 from tunelab.tuning import node_facts
-from tunelab.tuning.node_facts import digest, leave_token, prepare, tell, unseen
+from tunelab.tuning.node_facts import leave_token, prepare, tell, unseen
 from tunelab.tuning.nodes import Facts
 
 FAKE_SMI = """#!/bin/sh
@@ -54,18 +54,6 @@ def test_gpus_are_told_with_their_free_memory(tmp_path: Path, monkeypatch: pytes
     smi(tmp_path, "#!/bin/sh\necho no driver\nexit 9\n", monkeypatch)
     plain = tell((), str(tmp_path))
     assert (plain["gpus"], plain["gpu_problem"]) == ([], "nvidia-smi fails: no driver")
-
-
-def test_the_digest_is_of_what_a_worker_needs(tmp_path: Path) -> None:
-    for name in ("a.py", "training/b.py", "commands/c.py"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text("1")
-    before = digest(tmp_path)
-    (tmp_path / "commands" / "c.py").write_text("2")
-    (tmp_path / "training" / "notes.txt").write_text("2")
-    assert digest(tmp_path) == before
-    (tmp_path / "training" / "b.py").write_text("2")
-    assert digest(tmp_path) != before
 
 
 def test_tokens_are_left_and_seen(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from tunelab.data.cache import known
 from tunelab.doctor.checks import Asked
 from tunelab.doctor.findings import MachineFinding, worst_first
 from tunelab.errors import TunelabError
-from tunelab.tuning.cluster_check import check_nodes
+from tunelab.tuning.cluster_check import look_at_nodes
 from tunelab.tuning.node_checks import NodeFinding
 from tunelab.tuning.preflight import absolute_paths
 from tunelab.tuning.site import Site
@@ -27,7 +27,7 @@ def examine_cluster(address: str, asked: Asked) -> list[MachineFinding]:
     """
     configs = [absolute_paths(DataConfig(name=name, data_dir=asked.data_dir)) for name in asked.data]
     data = {config: _fingerprint(config) for config in configs}
-    _, found = check_nodes(Site(address), Path(asked.runs_dir), data, build=False)
+    _, found = look_at_nodes(Site(address), Path(asked.runs_dir), data, build=False)
     return worst_first(_plain(one) for one in found)
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -16,17 +14,16 @@ from tunelab.config import DataConfig
 from tunelab.errors import InputError, TunelabError
 from tunelab.tuning.node_checks import LEAST_STUDY, NodeFinding, judge, requirements
 from tunelab.tuning.node_visit import PATIENCE, visit
-from tunelab.tuning.nodes import Node, Visited
+from tunelab.tuning.nodes import NodeReport, Visited
 from tunelab.tuning.ray_cluster import joined
 from tunelab.tuning.ray_home import quiet
 from tunelab.tuning.site import Site
+from tunelab.tuning.survey import reach
 
-_ADDRESS = re.compile(r"(?:ray://)?(\[[^\]/@]+\]|[^\s:/@\[\]]+):(\d{1,5})")
-_KNOCK = 5.0  # seconds until a port answers (our choice); Ray itself would try for many minutes
 _SHOWN = 6  # findings in one line of an error (our choice)
 
 
-def check_nodes(
+def look_at_nodes(
     site: Site,
     folder: Path,
     data: Mapping[DataConfig, str],
@@ -49,7 +46,7 @@ def check_nodes(
         InputError: no cluster answers, it has no nodes, or the driver cannot write where the study is to be.
     """
     wanted = requirements()
-    _require_answer(str(site.address))
+    site = reach(site)
     try:
         with _signals_kept(), quiet(Path(os.devnull)), joined(site):
             visited = visit(folder, tuple(wanted), tuple(data), build=build, patience=patience)
@@ -63,14 +60,14 @@ def check_nodes(
 
 def require_fit(
     site: Site, folder: Path, data: DataConfig, fingerprint: str, least: int = LEAST_STUDY, *, show_progress: bool
-) -> tuple[Node, ...]:
-    """The nodes of a cluster that a search is about to run on, looked at by `check_nodes`; warnings are told.
+) -> tuple[NodeReport, ...]:
+    """The nodes of a cluster that a search is about to run on, looked at by `look_at_nodes`; warnings are told.
 
     Raises:
         InputError: no cluster answers, trials would fail on some nodes, or the driver cannot write where the study is
             to be.
     """
-    visited, found = check_nodes(site, folder, {data: fingerprint}, least=least)
+    visited, found = look_at_nodes(site, folder, {data: fingerprint}, least=least)
     if any(one.verdict == "error" for one in found):
         raise InputError(refusal(found, site))
     for said in told(one for one in found if one.verdict == "warning"):
@@ -101,20 +98,6 @@ def told(findings: Iterable[NodeFinding]) -> list[str]:
     return lines
 
 
-def _require_answer(address: str) -> None:
-    """Raises InputError where it is no address, or nothing listens there; Ray finds out about "auto" by itself."""
-    if address == "auto":
-        return
-    match = _ADDRESS.fullmatch(address)
-    if match is None or not 0 < int(match[2]) < 2**16:
-        raise InputError(f"--address {address!r} is none of auto, HOST:PORT and ray://HOST:PORT")
-    try:
-        socket.create_connection((match[1].strip("[]"), int(match[2])), _KNOCK).close()
-    except OSError as error:
-        said = error.strerror or error
-        raise InputError(f"no Ray cluster answers at {address} ({said}); `ray start --head` starts one") from error
-
-
 @contextlib.contextmanager
 def _signals_kept() -> Iterator[None]:
     """Ray takes SIGTERM for itself when it is joined; afterwards it is as before."""
@@ -125,4 +108,4 @@ def _signals_kept() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)

@@ -13,7 +13,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import InvalidVersion, Version
 
 from tunelab.capacity import describe_size
-from tunelab.tuning.nodes import Clock, Disk, Facts, Node, Visited, describe_error
+from tunelab.tuning.nodes import Clock, Disk, Facts, NodeReport, Visited, describe_error
 from tunelab.tuning.ray_home import ROOM_BYTES
 
 NEEDED = ("numpy", "pillow", "pydantic", "pydantic-core", "ray", "tensorboard", "torch", "torchvision")
@@ -60,7 +60,7 @@ def requirements() -> dict[str, SpecifierSet]:
 
 
 def judge(
-    node: Node,
+    node: NodeReport,
     visited: Visited,
     wanted: Mapping[str, SpecifierSet],
     fingerprints: Mapping[str, str],
@@ -97,7 +97,7 @@ def judge(
     return judged.found or [NodeFinding(node.name, "node", describe(node))]
 
 
-def describe(node: Node) -> str:
+def describe(node: NodeReport) -> str:
     """What a node has, in a line."""
     cpus, gpus = (node.resources.get(name, 0.0) for name in ("CPU", "GPU"))
     parts = [f"{cpus:g} {'processor' if cpus == 1 else 'processors'}"]
@@ -120,7 +120,7 @@ def describe(node: Node) -> str:
 class _Judge:
     """Collects the findings of a node."""
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: NodeReport) -> None:
         self.found: list[NodeFinding] = []
         self._node = node.name
 
@@ -133,7 +133,7 @@ class _Judge:
         self.found.append(NodeFinding(self._node, name, measured, "warning", mend))
 
 
-def _judge_storage(judged: _Judge, node: Node, visited: Visited) -> None:
+def _judge_storage(judged: _Judge, node: NodeReport, visited: Visited) -> None:
     there = node.storage
     if there is None or node.facts is None:
         return
@@ -221,7 +221,7 @@ def _judge_tunelab(judged: _Judge, facts: Facts, home: Facts, install: str) -> N
         judged.warning("packages", said, "install the same there")
 
 
-def _judge_training(judged: _Judge, node: Node, fingerprints: Mapping[str, str]) -> None:
+def _judge_training(judged: _Judge, node: NodeReport, fingerprints: Mapping[str, str]) -> None:
     told = node.training
     if told is None:
         return
@@ -237,7 +237,7 @@ def _judge_training(judged: _Judge, node: Node, fingerprints: Mapping[str, str])
             judged.error(name, said, "copy the driver's data there, or put it where all nodes read it")
 
 
-def _judge_memory(judged: _Judge, node: Node, facts: Facts) -> None:
+def _judge_memory(judged: _Judge, node: NodeReport, facts: Facts) -> None:
     cpus = int(node.resources.get("CPU", 0.0))
     said = f"{describe_size(facts.free_memory_mib * 2**20)} free of {describe_size(facts.all_memory_mib * 2**20)}"
     if facts.free_memory_mib < _LEAST_MEMORY:
@@ -248,7 +248,7 @@ def _judge_memory(judged: _Judge, node: Node, facts: Facts) -> None:
         judged.warning("memory", said, f"start Ray there with --num-cpus={fewer}, or end other programs there")
 
 
-def _judge_gpus(judged: _Judge, node: Node, facts: Facts) -> None:
+def _judge_gpus(judged: _Judge, node: NodeReport, facts: Facts) -> None:
     count, told = int(node.resources.get("GPU", 0.0)), node.training or {}
     if not count:
         return

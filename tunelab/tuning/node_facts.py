@@ -1,7 +1,7 @@
 """What a node of a cluster tells of itself, and what is tried out there: the code that `nodes` sends along.
 
-It runs where tunelab is missing or another one, too. What is at the top is sent by value, with the functions of
-`tunelab.capacity` and `tunelab.files` that it calls; psutil comes with Ray. Only `prepare` takes tunelab from the node.
+It runs where tunelab is missing or another one, too. What is at the top is sent by value, with the functions that
+it calls of `capacity`, `files` and `roll_call`; psutil comes with Ray. Only `prepare` takes tunelab from the node.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import getpass
-import hashlib
 import importlib.metadata
 import importlib.util
 import json
@@ -25,8 +24,9 @@ from typing import Any
 
 from tunelab.capacity import all_memory_mib, free_memory_mib
 from tunelab.files import existing, free_bytes, free_files, wanted_root
+from tunelab.tuning.roll_call import digest_of
 
-BY_VALUE = ("tunelab.tuning.node_facts", "tunelab.capacity", "tunelab.files")
+BY_VALUE = ("tunelab.tuning.node_facts", "tunelab.tuning.roll_call", "tunelab.capacity", "tunelab.files")
 """The modules that are sent along; `tunelab.errors` is not: nothing here raises them."""
 _SMI = ["nvidia-smi", "--query-gpu=name,memory.total,memory.free", "--format=csv,noheader,nounits"]
 _PATIENCE = 10.0  # seconds for nvidia-smi, which hangs where a GPU has fallen off the bus (our choice)
@@ -58,16 +58,6 @@ def tell(packages: Sequence[str], folder: str, ray_folder: str = "") -> dict[str
         "gpus": gpus,
         "gpu_problem": problem,
     }
-
-
-def digest(package: Path) -> str:
-    """The first 16 hex digits of a sha256 over the modules of a package that a worker needs, names included."""
-    found = hashlib.sha256()
-    for file in sorted(package.rglob("*.py")):
-        name = file.relative_to(package).as_posix()
-        if name.partition("/")[0] not in ("search_spaces", "analysis", "commands"):
-            found.update(f"{name}\0".encode() + file.read_bytes() + b"\0")
-    return found.hexdigest()[:16]
 
 
 def leave_token(folder: str, name: str, token: str) -> str:
@@ -197,7 +187,7 @@ def _tunelab() -> dict[str, str] | None:
 
         found = importlib.util.find_spec("tunelab")
         folder = Path(str(found and found.origin)).parent
-        return {"version": __version__, "digest": digest(folder), "folder": str(folder)}
+        return {"version": __version__, "digest": digest_of(folder), "folder": str(folder)}
     except (ImportError, OSError, ValueError):
         return None
 

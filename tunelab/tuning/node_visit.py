@@ -24,7 +24,7 @@ from tunelab.errors import InputError
 from tunelab.files import existing
 from tunelab.tuning import node_facts
 from tunelab.tuning.node_facts import Visitor
-from tunelab.tuning.nodes import Clock, Facts, Node, Storage, Visited, describe_error
+from tunelab.tuning.nodes import Clock, Facts, NodeReport, Storage, Visited, describe_error
 from tunelab.tuning.ray_home import first_line
 
 PATIENCE = 90.0
@@ -164,7 +164,7 @@ class _Visit:
             self._end(actor)
 
 
-def _alive(told: Sequence[Mapping[str, Any]]) -> dict[str, Node]:
+def _alive(told: Sequence[Mapping[str, Any]]) -> dict[str, NodeReport]:
     """The nodes that are alive, by their ids, from what `ray.nodes()` tells."""
     alive = [one for one in told if one["Alive"]]
     addresses = Counter(str(one["NodeManagerAddress"]) for one in alive)
@@ -172,7 +172,7 @@ def _alive(told: Sequence[Mapping[str, Any]]) -> dict[str, Node]:
     for one in alive:
         name = str(one["NodeManagerAddress"])
         name += f":{one['NodeManagerPort']}" if addresses[name] > 1 else ""
-        found[str(one["NodeID"])] = Node(name, str(one["NodeID"]), dict(one["Resources"]))
+        found[str(one["NodeID"])] = NodeReport(name, str(one["NodeID"]), dict(one["Resources"]))
     return found
 
 

@@ -92,8 +92,8 @@ class Clock:
 
 
 @dataclass(frozen=True)
-class Node:
-    """A node that is alive.
+class NodeReport:
+    """What is known of a node that is alive.
 
     `name` is its address, with its port where several nodes have one address. `resources` are Ray's: "CPU", "GPU" and
     so on. `silent` says why it did not answer, "" if it did; what it did not come to is None. `training` is what
@@ -121,7 +121,7 @@ class Visited:
 
     home: Facts
     place: Path
-    nodes: tuple[Node, ...]
+    nodes: tuple[NodeReport, ...]
 
 
 def describe_error(name: str) -> str:

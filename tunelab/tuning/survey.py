@@ -5,6 +5,7 @@ Nothing of Ray runs in this process for that: what does not answer can be given 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import re
@@ -40,6 +41,7 @@ _SAME = ("ray", "torch")
 _KNOCK = 5.0  # seconds until a port answers at all; our choice
 _CONNECT = 20.0  # until a cluster does, with the start of a process on a busy machine; our choice
 _NODES = 90.0  # until all its nodes do, each by a new process; our choice
+_GLANCE = 5.0  # where it does not matter what they say; our choice
 _JOB = 10  # times as long where a Ray job has an environment that each node must first make; our choice
 _ADDRESS = re.compile(r"(ray://)?(\[[0-9a-fA-F:]+\]|[^\s:/@]+):(\d{1,5})")
 _PROGRAM = "from tunelab.tuning.roll_call import main; main()"
@@ -64,8 +66,22 @@ def survey(site: Site, *, show_progress: bool = True) -> Site:
     if show_progress:
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
+    return _known(site, found)
+
+
+def reach(site: Site) -> Site:
+    """As `survey`, whatever the nodes are, and without waiting for those that do not answer.
+
+    Raises:
+        InputError: the address is none, or nobody answers there.
+    """
+    return site if site.address is None or site.fleet is not None else _known(site, _ask(site.address, _GLANCE))
+
+
+def _known(site: Site, found: Mapping[str, Any]) -> Site:
+    """A site with what its cluster said."""
     fleet = Fleet(tuple(_node(told) for told in found["nodes"]))
-    return Site(found["address"], site.dashboard, fleet, token=found["token"])
+    return dataclasses.replace(site, address=found["address"], fleet=fleet, token=found["token"])
 
 
 def check_nodes(nodes: Sequence[Mapping[str, Any]], here: Mapping[str, Any]) -> list[str]:
@@ -147,8 +163,8 @@ def _node(told: Mapping[str, Any]) -> Node:
     )
 
 
-def _ask(address: str) -> dict[str, Any]:
-    """What the cluster says.
+def _ask(address: str, patience: float = _NODES) -> dict[str, Any]:
+    """What the cluster says, and its nodes within some seconds.
 
     Raises:
         InputError: nobody answers, or not to us.
@@ -156,14 +172,14 @@ def _ask(address: str) -> dict[str, Any]:
     if address != "auto":
         _knock(address)
     longer = _JOB if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else 1
-    given = {"address": address, "packages": PACKAGES, "connect": _CONNECT, "patience": _NODES * longer}
+    given = {"address": address, "packages": PACKAGES, "connect": _CONNECT, "patience": patience * longer}
     try:
         asked = subprocess.run(
             [sys.executable, "-c", _PROGRAM],
             input=json.dumps(given),
             capture_output=True,
             text=True,
-            timeout=2 * _CONNECT + 1.5 * _NODES * longer,
+            timeout=2 * _CONNECT + 1.5 * patience * longer,
             env={**os.environ, "PYTHONPATH": _import_path()},
         )
     except subprocess.TimeoutExpired:
