@@ -63,6 +63,7 @@ def visit(
         plain = [json.dumps(to_json(one)) for one in data]
         longer = max(patience, BUILD_PATIENCE) if build and data else patience
         training = visit.ask("prepare", lambda key: (plain, build, visit.has_gpus(key)), longer)
+        visit.forget_the_gone()
     nodes = [
         dataclasses.replace(
             node,
@@ -147,6 +148,14 @@ class _Visit:
             yield
         except Exception as error:
             self._give_up(key, _reason(error))
+
+    def forget_the_gone(self) -> None:
+        """Leaves out those that did not answer because they are alive no more: a search does without them."""
+        import ray
+
+        if self.silent:
+            alive = _alive(ray.nodes())  # type: ignore[no-untyped-call]
+            self.nodes = {key: node for key, node in self.nodes.items() if key in alive or key not in self.silent}
 
     def _give_up(self, key: str, why: str) -> None:
         self.silent[key] = why
