@@ -42,7 +42,7 @@ ROOMS = [
     Room(
         "tunelab.commands",
         "parse, call, print: a module for each group of commands",
-        "tunelab.doctor"
+        "tunelab.doctor tunelab.dashboards"
         " tunelab.tuning.extend tunelab.tuning.runner tunelab.tuning.execute tunelab.tuning.prospect"
         " tunelab.tuning.grid_files tunelab.tuning.memory tunelab.tuning.options tunelab.tuning.profile"
         " tunelab.tuning.progress tunelab.tuning.site tunelab.tuning.survey tunelab.supervision tunelab.study"
@@ -56,6 +56,11 @@ ROOMS = [
         " tunelab.tuning.ray_home tunelab.tuning.site tunelab.models.kernels tunelab.data tunelab.study"
         " tunelab.journal tunelab.capacity tunelab.config",
         "torch",
+    ),
+    Room(
+        "tunelab.dashboards",
+        "a study in a browser: a page, TensorBoard, and who is let in; on the loopback interface, reading alone",
+        "tunelab.study tunelab.ray_address",
     ),
     Room(
         "tunelab.analysis",
@@ -146,7 +151,8 @@ ROOMS = [
         " tunelab.tuning.slots tunelab.tuning.listeners tunelab.tuning.engine tunelab.tuning.memory_room"
         " tunelab.tuning.testimony tunelab.tuning.sessions tunelab.tuning.keeping tunelab.tuning.low_space"
         " tunelab.tuning.repeats tunelab.tuning.deadline tunelab.tuning.stopping tunelab.tuning.searcher"
-        " tunelab.tuning.sources tunelab.tuning.options tunelab.tuning.guard tunelab.tuning.outposts tunelab.summary"
+        " tunelab.tuning.sources tunelab.tuning.options tunelab.tuning.guard tunelab.tuning.outposts"
+        " tunelab.tuning.ray_metrics tunelab.summary"
         " tunelab.study tunelab.tuning.memory_guard tunelab.tuning.ray_cluster"
         " tunelab.tuning.site tunelab.liveness tunelab.journal",
     ),
@@ -290,7 +296,13 @@ ROOMS = [
         " tunelab.tuning.survivors"
         " tunelab.tuning.worker tunelab.tuning.engine tunelab.tuning.guard tunelab.tuning.memory_guard"
         " tunelab.tuning.losses tunelab.tuning.slots tunelab.tuning.site tunelab.foreign tunelab.records"
-        " tunelab.config",
+        " tunelab.config tunelab.ray_address",
+        "ray",
+    ),
+    Room(
+        "tunelab.tuning.ray_metrics",
+        "the numbers of a search among Ray's metrics",
+        "tunelab.records",
         "ray",
     ),
     Room(
@@ -427,6 +439,11 @@ ROOMS = [
         "optuna",
     ),
     Room(
+        "tunelab.tuning.optuna_view",
+        "Optuna's dashboard on the journal of a study, which it cannot write",
+        heavy="optuna",
+    ),
+    Room(
         "tunelab.tuning.model_sampler",
         "proposals of a model of all trials so far",
         "tunelab.tuning.surrogate tunelab.tuning.outcomes tunelab.tuning.objectives tunelab.tuning.draws"
@@ -522,6 +539,7 @@ ROOMS = [
     Room("tunelab.space_template", "the files that `tunelab new-space` writes"),
     Room("tunelab.replay", "from the events of a record to its trials", "tunelab.record_checks tunelab.records"),
     Room("tunelab.record_checks", "what a record must hold to be believed, whoever wrote it", "tunelab.records"),
+    Room("tunelab.ray_address", "where Ray's dashboard of a running search is: a small file in the study"),
     Room("tunelab.study_checks", "what study.json must hold to be believed, whoever wrote it"),
     Room("tunelab.records", "what happened: metrics, trials, statuses", "tunelab.config"),
     Room("tunelab.variants", "what an ablation compares: plain data", "tunelab.config"),
@@ -546,6 +564,7 @@ LONGEST = 400
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "grpc": "grpcio",
+    "optuna_dashboard": "optuna-dashboard",
     "pydantic_core": "pydantic-core",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
@@ -750,7 +769,8 @@ def test_setup_cfg_requires_what_is_imported() -> None:
         item.target.split(".")[0] for module, source in sources().items() for item in imports_of(module, source)
     }
     foreign = {DISTRIBUTIONS.get(name, name) for name in imported - sys.stdlib_module_names - {"tunelab"}}
-    extra = {re.split(r"[^\w-]", line)[0] for line in config["options.extras_require"]["onnx"].split("\n") if line}
+    extras = [line for name in ("onnx", "dashboard") for line in config["options.extras_require"][name].split("\n")]
+    extra = {re.split(r"[^\w-]", line)[0] for line in extras if line}
     assert foreign - required - extra == set()
     assert required - foreign <= LOADED_BY_NAME
 

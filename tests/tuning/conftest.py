@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import ipaddress
+import socket
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tunelab.records import EpochMetrics, Trial
@@ -72,3 +76,24 @@ def space(tmp_path: Path) -> Path:
     file = tmp_path / "plain.py"
     file.write_text(SPACE, encoding="utf-8")
     return file
+
+
+@pytest.fixture
+def sockets_beyond() -> Callable[[Iterable[psutil.Process]], list[str]]:
+    """What of some processes listens beyond the loopback interface, a line for each socket."""
+
+    def look(processes: Iterable[psutil.Process]) -> list[str]:
+        found, seen = [], 0
+        for process in processes:
+            with contextlib.suppress(psutil.Error):
+                for one in process.net_connections(kind="inet"):
+                    if one.status == psutil.CONN_LISTEN or (one.type == socket.SOCK_DGRAM and not one.raddr):
+                        seen += 1
+                        address = ipaddress.ip_address(one.laddr.ip)
+                        mapped = getattr(address, "ipv4_mapped", None)
+                        if not (mapped or address).is_loopback:
+                            found.append(f"{process.pid} {' '.join(process.cmdline())[:100]}: {one.laddr}")
+        assert seen, "nothing listens at all"
+        return found
+
+    return look

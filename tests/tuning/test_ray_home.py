@@ -77,6 +77,13 @@ def test_the_token_is_private_and_the_environment_comes_back(tmp_path: Path, mon
     assert dict(os.environ) == before
 
 
+@pytest.mark.parametrize(("dashboard", "collects"), [(False, "0"), (True, "1")])
+def test_metrics_are_collected_for_a_dashboard_alone(dashboard: bool, collects: str, tmp_path: Path) -> None:
+    name = "RAY_enable_metrics_collection"
+    with ray_home.environment(tmp_path, dashboard=dashboard):
+        assert os.environ[name] == collects
+
+
 @pytest.fixture
 def places(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[Path, int]:
     """The free bytes of three folders, in which a search looks for a place in this order."""
@@ -140,7 +147,9 @@ with ray_home.private_folder() as folder:
         wrong = folder / "wrong"
         wrong.write_text("0" * 64)
         for name, token in (("ours", os.environ["RAY_AUTH_TOKEN_PATH"]), ("another", str(wrong))):
+            # Without the last one Ray would take 127.0.0.1 for another address of this machine, where nothing listens.
             env = {**os.environ, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN_PATH": token}
+            env["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
             asked = [sys.executable, "-c", CLIENT, address]
             try:
                 done = subprocess.run(asked, env=env, capture_output=True, text=True, timeout=60)

@@ -14,7 +14,7 @@ import tempfile
 import textwrap
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -345,13 +345,14 @@ def test_lenets_are_searched_ranked_and_trained_in_full(machine: Machine, tmp_pa
 
 @pytest.mark.usefixtures("no_calibration")
 def test_what_the_whole_group_is_told_stops_a_search_as_what_its_driver_is_told(
-    machine: Machine, tmp_path: Path
+    machine: Machine, tmp_path: Path, sockets_beyond: Callable[[Iterable[psutil.Process]], list[str]]
 ) -> None:
     """As `timeout` and batch systems do, and a terminal that is closed; who ignores that, as under nohup, goes on."""
     path = tmp_path / "study"
     long = ["--trials", "5", "--epochs", "99", "--limit-train", "200"]
     process = machine.start("search", write_space(tmp_path, batch=2), "--study", str(path), *long, ignore=signal.SIGHUP)
     wait_until(lambda: (path / "journal.jsonl").exists() and events(path, "result"), 120, process)
+    assert sockets_beyond(machine.processes()) == [], "nothing listens beyond the loopback interface"
     os.killpg(process.pid, signal.SIGHUP)
     before = len(events(path, "result"))
     wait_until(lambda: len(events(path, "result")) > before + 1, 120, process)

@@ -29,7 +29,9 @@ with survivors.ended(folder):
     one = subprocess.Popen(sleep, env={"FOLDER": str(folder / "ray")}, start_new_session=True, stdout=quiet)
     other = subprocess.Popen([*sleep, str(folder)], env={}, start_new_session=True, stdout=quiet)
     foreign = subprocess.Popen(sleep, env={"FOLDER": str(folder.parent)}, start_new_session=True, stdout=quiet)
-    print(one.pid, other.pid, foreign.pid, flush=True)
+    with (folder / "log").open("w") as log:
+        titled = subprocess.Popen(["ray::Agent", *sleep[1:]], executable=sys.executable, env={}, stdout=log)
+    print(one.pid, other.pid, foreign.pid, titled.pid, flush=True)
     if sys.argv[2] == "killed":
         time.sleep(1000)
 """
@@ -37,7 +39,7 @@ with survivors.ended(folder):
 
 @pytest.fixture
 def run(tmp_path: Path) -> Iterator[Callable[[str], tuple[subprocess.Popen[str], list[psutil.Process]]]]:
-    """Runs CODE, and gives it and the three processes that it has started."""
+    """Runs CODE, and gives it and the four processes that it has started."""
     begun: list[psutil.Process] = []
 
     def run_code(how: str) -> tuple[subprocess.Popen[str], list[psutil.Process]]:
@@ -75,13 +77,13 @@ def lives(process: psutil.Process) -> bool:
 def test_nothing_outlives_a_process_that_is_killed(
     run: Callable[[str], tuple[subprocess.Popen[str], list[psutil.Process]]], tmp_path: Path
 ) -> None:
-    driver, (one, other, foreign) = run("killed")
+    driver, (one, other, foreign, titled) = run("killed")
     (watch,) = (child for child in psutil.Process(driver.pid).children() if survivors.__file__ in child.cmdline())
     wait_until(lambda: bool(ignored_signals(watch) & 1 << signal.SIGTERM - 1))
     watch.terminate()  # it has to outlive what ends the driver
     driver.kill()
     driver.communicate()
-    wait_until(lambda: not lives(one) and not lives(other))
+    wait_until(lambda: not any(map(lives, (one, other, titled))))
     wait_until(lambda: not lives(watch))
     assert not (tmp_path / "private").exists()
     assert lives(foreign)

@@ -167,6 +167,7 @@ def search(
     from tunelab.tuning.runner import start_search
     from tunelab.tuning.site import Site
 
+    site = Site(address, dashboard)
     data, given = take_data(options), names_given(click.get_current_context())
     name = data["name"] if "name" in given else None
     if grid is not None:

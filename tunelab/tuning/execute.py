@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from threadpoolctl import threadpool_limits
 
@@ -36,6 +38,7 @@ from tunelab.tuning.outposts import Outposts
 from tunelab.tuning.progress import Progress, Silent
 from tunelab.tuning.ray_cluster import Places
 from tunelab.tuning.ray_home import terminal
+from tunelab.tuning.ray_metrics import RayMetrics
 from tunelab.tuning.repeats import Race, Repeats
 from tunelab.tuning.sessions import Sessions
 from tunelab.tuning.site import Site
@@ -107,6 +110,11 @@ def execute(study: Study, plan: Plan) -> Study:
         listeners.append(guard.watchdog)
         low_space = LowSpace(study.path, journal, plan.slots.concurrent, shown.say)
         listeners.append(low_space)
+        looks: list[Callable[[Path], None]] = []
+        if plan.site.dashboard:
+            metrics = RayMetrics(study.name, known)
+            listeners.append(metrics)
+            looks.append(lambda _folder: metrics.look())
         if plan.options.telemetry != "off":
             listeners.append(Sessions(study.path.name, study.trial_folder, known))
         engine = Engine(
@@ -144,12 +152,14 @@ def execute(study: Study, plan: Plan) -> Study:
                     stop_at=plan.deadline.breaks_off,
                     log=study.path / "ray.log",
                     guard=guard,
-                    looks=[functools.partial(low_space.look, engine)],
+                    looks=[functools.partial(low_space.look, engine), *looks],
                     witnesses=[witness],
                     limits=limits,
                     site=plan.site,
                     places=places,
                     request=room.request if isinstance(room, ClusterRoom) else None,
+                    name=str(study.info["space"]["name"]) if kind == "search" else kind,
+                    say=shown.say,
                 )
             keeper.close()
     finally:

@@ -60,6 +60,7 @@ def extend(
         TunelabError: the search failed.
     """
     end_time(deadline)  # refused before anything is changed
+    site = Site(address, dashboard)
     begun = reopen(study, progress)
     asked = None if grid is None else find_grid(grid, begun.space)
     extended(begun.options, trials, epochs, int(grid is not None))
@@ -81,7 +82,7 @@ def extend(
     begun.study.update(change)
     options = from_json(SearchOptions, begun.study.info["options"])
     begun = Begun(begun.study, begun.space, options, begun.info)
-    return go_on(begun, deadline, concurrent, show_progress=progress, site=Site(address, dashboard))
+    return go_on(begun, deadline, concurrent, show_progress=progress, site=site)
 
 
 def extended(

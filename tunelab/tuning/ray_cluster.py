@@ -14,7 +14,7 @@ from typing import Any
 
 from tunelab.errors import TunelabError
 from tunelab.tuning.fleet import Fleet, fleet_of
-from tunelab.tuning.ray_home import SETTINGS, first_line
+from tunelab.tuning.ray_home import SETTINGS, Ports, first_line, settings
 from tunelab.tuning.roll_call import LEFT_OUT
 from tunelab.tuning.site import Site
 from tunelab.tuning.slots import Slots
@@ -26,7 +26,7 @@ _PAUSE = 2.0  # seconds between two looks at the cluster's nodes; our choice
 
 
 @contextlib.contextmanager
-def joined(site: Site) -> Iterator[None]:
+def joined(site: Site) -> Iterator[Ports]:
     """This process as a driver of the cluster at `site.address`; its actors are gone afterwards.
 
     Workers run the tunelab that runs here, whatever their nodes have. The variables are as before afterwards.
@@ -40,7 +40,7 @@ def joined(site: Site) -> Iterator[None]:
     if ray.is_initialized():
         raise TunelabError("this process runs Ray already; call ray.shutdown() before tunelab.search()")
     before = dict(os.environ)
-    os.environ.update(SETTINGS)
+    os.environ.update(settings(dashboard=site.dashboard))
     os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1000"  # as many as `Places` lets begin: they start beside each other
     if site.token:
         os.environ["RAY_AUTH_MODE"] = site.token
@@ -51,11 +51,13 @@ def joined(site: Site) -> Iterator[None]:
     AuthenticationTokenLoader.instance().reset_cache()
     try:
         try:
-            ray.init(address=site.address, log_to_driver=False, logging_level=logging.WARNING, runtime_env=wanted)
+            found = ray.init(
+                address=site.address, log_to_driver=False, logging_level=logging.WARNING, runtime_env=wanted
+            )
         except Exception as error:
             raise TunelabError(f"the cluster {site.address} does not answer: {first_line(error)}") from error
         try:
-            yield
+            yield Ports(found.dashboard_url or "", "")
         finally:
             ray.shutdown()
     finally:

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
@@ -42,6 +43,9 @@ SETTINGS = {
     "TUNE_RESULT_BUFFER_LENGTH": "1",
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
+_WITH_DASHBOARD = {"RAY_enable_metrics_collection": "1"}
+TOKEN = "token"
+"""The file in Ray's folder, this user's alone, that holds what Ray asks everybody for who wants to use it."""
 _TOKEN = secrets.token_hex(32)  # one for the whole process, which keeps the first that it read
 PREFIX = "tunelab-"
 IN_USE = "in-use"
@@ -52,6 +56,14 @@ LEAST_BYTES = 2**20
 """With less Ray's files were too many for the folder, whatever Ray says (our choice)."""
 _FILES = 200  # that can still be made there; our choice
 OBJECT_STORE_BYTES = 80 * 2**20  # nothing but short texts goes through it; Ray's least is 75 MiB
+
+
+@dataclass(frozen=True)
+class Ports:
+    """Where Ray's dashboard is ("HOST:PORT", "" without one), and where its metrics can be read."""
+
+    dashboard: str
+    metrics: str
 
 
 @contextlib.contextmanager
@@ -196,8 +208,13 @@ def remove_abandoned(parent: Path) -> None:
                 os.close(lock)
 
 
+def settings(*, dashboard: bool = False) -> dict[str, str]:
+    """Ray's settings; without a dashboard Ray collects no metrics."""
+    return {**SETTINGS, **(_WITH_DASHBOARD if dashboard else {})}
+
+
 @contextlib.contextmanager
-def environment(folder: Path) -> Iterator[None]:
+def environment(folder: Path, *, dashboard: bool = False) -> Iterator[None]:
     """Ray's settings, and a token without which nobody reaches it; the variables are as before afterwards.
 
     Where the usual place has no room for temporary files, those of Ray's processes go to `folder` too.
@@ -206,10 +223,10 @@ def environment(folder: Path) -> Iterator[None]:
     usual = _candidates(None)[0]
     if folder.parent != usual and lacks(usual, ROOM_BYTES):
         os.environ["TMPDIR"] = str(folder)
-    token = folder / "token"
+    token = folder / TOKEN
     token.touch(mode=0o600)
     token.write_text(_TOKEN, encoding="utf-8")
-    os.environ.update(SETTINGS)
+    os.environ.update(settings(dashboard=dashboard))
     for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):  # without a mode, Ray turns its token on for a cluster of its own
         os.environ.pop(name, None)
     os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
@@ -221,8 +238,10 @@ def environment(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def started(slots: Slots, folder: Path) -> Iterator[None]:
-    """Ray, with its files in `folder`; it is gone afterwards.
+def started(slots: Slots, folder: Path, *, dashboard: bool = False) -> Iterator[Ports]:
+    """Ray, with its files in `folder`; it is gone afterwards. It listens on the loopback interface alone.
+
+    With `dashboard` Ray's is there too, at port 8265 or the next one that is free.
 
     Raises:
         TunelabError: it does not start, or this process runs it already.
@@ -236,11 +255,12 @@ def started(slots: Slots, folder: Path) -> Iterator[None]:
     mask = os.umask(0o077)
     try:
         try:
-            with _sessions_of_their_own():
-                ray.init(
+            with _sessions_of_their_own(), _loopback_alone():
+                found = ray.init(
                     address="local",
                     num_cpus=slots.concurrent * slots.cpus,
-                    include_dashboard=False,
+                    include_dashboard=dashboard,
+                    dashboard_host="127.0.0.1",
                     log_to_driver=False,
                     configure_logging=True,
                     logging_level=logging.WARNING,
@@ -252,7 +272,8 @@ def started(slots: Slots, folder: Path) -> Iterator[None]:
             raise TunelabError(f"Ray does not start: {first_line(error)}") from error
         finally:
             os.umask(mask)
-        yield
+        metrics = found.address_info["metrics_export_port"]  # type: ignore[attr-defined]  # of Ray's own, not a client's
+        yield Ports(found.dashboard_url or "", f"127.0.0.1:{metrics}")
     finally:
         ray.shutdown()
         AuthenticationTokenLoader.instance().reset_cache()
@@ -276,6 +297,28 @@ def _sessions_of_their_own() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = before  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def _loopback_alone() -> Iterator[None]:
+    """A Ray that is started meanwhile takes 127.0.0.1 for this machine's address, and listens on it alone.
+
+    Ray does so by itself on macOS and Windows; elsewhere all its processes listen on every interface. The switch is
+    read when Ray is imported, and by the processes that it starts.
+    """
+    from ray._private import ray_constants
+
+    variable, before = ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR, ray_constants.ENABLE_RAY_CLUSTER
+    given = os.environ.get(variable)
+    os.environ[variable] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+        os.environ.pop(variable)
+        if given is not None:
+            os.environ[variable] = given
 
 
 @contextlib.contextmanager

@@ -20,6 +20,7 @@ from typing import Any
 from tunelab.config import CustomSpec, TrialConfig, from_json
 from tunelab.errors import TunelabError
 from tunelab.foreign import lend
+from tunelab.ray_address import RayAddress, told
 from tunelab.records import Trial
 from tunelab.tuning import survivors
 from tunelab.tuning.engine import Engine
@@ -28,7 +29,17 @@ from tunelab.tuning.losses import Witness
 from tunelab.tuning.memory_guard import Limits, NodeLimits
 from tunelab.tuning.ray_cluster import Places, joined, tune_here
 from tunelab.tuning.ray_errors import Shortages
-from tunelab.tuning.ray_home import LEAST_BYTES, environment, first_line, lacks, private_folder, quiet, started
+from tunelab.tuning.ray_home import (
+    LEAST_BYTES,
+    TOKEN,
+    Ports,
+    environment,
+    first_line,
+    lacks,
+    private_folder,
+    quiet,
+    started,
+)
 from tunelab.tuning.site import Site
 from tunelab.tuning.slots import Slots
 
@@ -51,6 +62,8 @@ def run(
     site: Site | None = None,
     places: Places | None = None,
     request: Callable[[Trial], int] | None = None,
+    name: str = "trial",
+    say: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Runs `engine` until every trial has ended or it halts; Ray is gone when this returns.
 
@@ -70,6 +83,8 @@ def run(
         site: where Ray is; None: it is started here.
         places: how many trials a cluster carries; None: `slots` says it.
         request: the bytes of a node's memory that a trial is to have.
+        name: comes before the number of a trial in the names that Ray and the system show of its process.
+        say: shows a line to the person who started it.
 
     Raises:
         InputError: there is no place for Ray's files.
@@ -84,11 +99,12 @@ def run(
         "compute": slots.compute,
         "stop_at": stop_at,
         "limits": None if limits is None else limits.to_json(),
+        "name": name,
     }
     with (
         private_folder(log.parent) as folder,
         survivors.ended(folder),
-        environment(folder) if site.address is None else contextlib.nullcontext(),
+        environment(folder, dashboard=site.dashboard) if site.address is None else contextlib.nullcontext(),
         quiet(log),
         _signals(engine, at_once=True),
     ):
@@ -100,7 +116,11 @@ def run(
                     settings |= guard.settings(folder)
                     stack.enter_context(guard.over(engine, folder))
                     witnesses = (*guard.witnesses, *witnesses)
-                stack.enter_context(started(slots, folder) if site.address is None else joined(site))
+                local = site.address is None
+                up = started(slots, folder, dashboard=site.dashboard) if local else joined(site)
+                ports = stack.enter_context(up)
+                if site.dashboard:
+                    stack.enter_context(_shown(ports, log.parent, folder / TOKEN if local else None, say))
                 if guard is not None:
                     stack.enter_context(guard.up())
                 shortages = Shortages()
@@ -172,6 +192,19 @@ def _tuner(key: str, slots: Slots, folder: Path, *, on_cluster: bool) -> Any:
             checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
         ),
     )
+
+
+@contextlib.contextmanager
+def _shown(ports: Ports, study: Path, token: Path | None, say: Callable[[str], None]) -> Iterator[None]:
+    """Says where Ray's dashboard is, and leaves word of it in the study's folder while it is there."""
+    if not ports.dashboard:
+        say("note: this Ray cluster has no dashboard")
+        yield
+        return
+    address = RayAddress(ports.dashboard, ports.metrics, "" if token is None else str(token), os.getpid())
+    say(address.describe())
+    with told(study, address):
+        yield
 
 
 def _look(guard: Guard | None, looks: Sequence[Callable[[Path], None]], folder: Path) -> None:

@@ -269,13 +269,14 @@ def resume(
         TunelabError: the search failed.
     """
     end_time(deadline)  # refused before anything is changed
+    site = Site(address, dashboard)
     timeout = timeout_of(trial_timeout)
     begun = reopen(study, progress)
     carry_over(begun, progress)
     if timeout is not None:
         begun.study.update(lambda info: {"options": {**info["options"], "trial_timeout": timeout}})
         begun = dataclasses.replace(begun, options=dataclasses.replace(begun.options, trial_timeout=timeout))
-    return go_on(begun, deadline, concurrent, show_progress=progress, site=Site(address, dashboard))
+    return go_on(begun, deadline, concurrent, show_progress=progress, site=site)
 
 
 def go_on(

@@ -23,6 +23,8 @@ _PATIENCE = 60.0  # seconds at most; our choice
 _LOOK = 0.2  # seconds between two looks; our choice
 _CLEAN = 5  # looks in a row that find nothing: a process that was being started has appeared by then; our choice
 _DONE = b"done"
+_TITLES = (b"ray::", b"ray-dashboard")
+"""What the titles begin with that Ray's processes give themselves."""
 
 
 @contextlib.contextmanager
@@ -47,7 +49,10 @@ def ended(folder: Path) -> Iterator[None]:
 
 
 def find(folder: str) -> list[int]:
-    """The processes of this user, but this one, that have the path of `folder` in their command line or environment."""
+    """The processes of this user, but this one, that have the path of `folder` in their command line or environment.
+
+    Ray's own write their titles over both; of those the files count that they have open.
+    """
     processes = map(int, filter(str.isdigit, os.listdir("/proc")))  # noqa: PTH208  # names are all that is needed
     return [process for process in processes if process != os.getpid() and _names(process, folder)]
 
@@ -55,9 +60,18 @@ def find(folder: str) -> list[int]:
 def _names(process: int, folder: str) -> bool:
     with contextlib.suppress(OSError):  # it has ended, or is another user's
         for what in ("cmdline", "environ"):
-            if folder.encode() in Path(f"/proc/{process}/{what}").read_bytes():
+            content = Path(f"/proc/{process}/{what}").read_bytes()
+            if folder.encode() in content:
+                return True
+            if what == "cmdline" and content.startswith(_TITLES) and _has_open(process, folder):
                 return True
     return False
+
+
+def _has_open(process: int, folder: str) -> bool:
+    """True if the process has a file in the folder open."""
+    files = Path(f"/proc/{process}/fd")
+    return any(os.readlink(file).startswith(f"{folder}{os.sep}") for file in files.iterdir())  # noqa: PTH115  # quicker
 
 
 def end(folder: str, grace: float = GRACE, patience: float = _PATIENCE) -> None:

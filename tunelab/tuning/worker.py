@@ -54,7 +54,7 @@ class TrialWorker(tune.Trainable):
     on the wall clock; `beats`, where the watchdog sees its beats, as `beats_folder` takes it, with `least` and `pause`
     as `Pulse` takes them; without it there are none; `limits`, the JSON of the `Limits` of its memory, or of
     `NodeLimits`, or None; `fewer`, whether there are fewer trials beside it than usual; `code`, on a cluster, the JSON
-    of what `tunelab.foreign.lend` gives for its network.
+    of what `tunelab.foreign.lend` gives for its network; `name`, which comes before the number in the name of a trial.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -68,6 +68,15 @@ class TrialWorker(tune.Trainable):
         limits = None if config["limits"] is None else _find_limits(config["limits"])
         _GUARD.watch(config["number"], Path(config["folder"]), limits, fewer=config["fewer"])
 
+    def __repr__(self) -> str:
+        """What Ray's dashboard calls the process for good: by the trial that it began with, of several one by one."""
+        return f"{self._title} and later"
+
+    @property
+    def _title(self) -> str:
+        """What people call the trial that it trains: "arch-0042"."""
+        return f"{self._config.get('name', 'trial')}-{self._config['number']:04d}"
+
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Frees the last trial and takes the next."""
         self.cleanup()
@@ -79,6 +88,7 @@ class TrialWorker(tune.Trainable):
     def step(self) -> dict[str, Any]:
         """One epoch, or the telling again of one that was trained before a restart."""
         self._tell("beginning an epoch")
+        _entitle(self._title)
         content = self._step()
         self._tell("idle")
         return {"report": json.dumps(content)}
@@ -240,6 +250,17 @@ def _node_resources() -> tuple[float, float]:
     nodes = ray.nodes()  # type: ignore[no-untyped-call]  # Ray's own lacks annotations
     has = next(node["Resources"] for node in nodes if node["NodeID"] == here)
     return has.get("CPU", 0.0), has.get("GPU", 0.0)
+
+
+def _entitle(name: str) -> None:
+    """Has the process's title say which trial it trains: in Ray's dashboard, in `ps`, in `top -c`.
+
+    Ray puts its own title back after each step. What knows trials by their titles knows them by the beginning.
+    """
+    from ray._raylet import getproctitle, setproctitle  # type: ignore[attr-defined]  # compiled
+
+    if getproctitle().startswith("ray::"):  # else it is no process of Ray's
+        setproctitle(f"ray::TrialWorker({name}).train")
 
 
 def _plain(findings: Sequence[Finding]) -> list[dict[str, Any]]:
