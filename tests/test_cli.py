@@ -35,10 +35,12 @@ SURFACE = {
         " --val-fraction --study --dry-run --race --warm-start --from --from-trial --grid --repeat --objective --seed"
         " --cpus-per-trial --gpus-per-trial --device --sampler --scheduler --max-params --max-mflops --telemetry"
         " --no-health --health-grace --keep-weights --deadline --trial-timeout --supervise --concurrent --memory"
-        " --runs-dir --config --json"
+        " --address --dashboard --runs-dir --config --json"
     ),
-    "resume": "study --deadline --trial-timeout --supervise --concurrent --runs-dir --json",
-    "extend": "study --trials --epochs --grid --deadline --supervise --concurrent --runs-dir --json",
+    "resume": "study --deadline --trial-timeout --supervise --concurrent --address --dashboard --runs-dir --json",
+    "extend": (
+        "study --trials --epochs --grid --deadline --supervise --concurrent --address --dashboard --runs-dir --json"
+    ),
     "best": (
         "study --top --retrain --epochs --seeds --trial --keep-val --average --recipe --compile --telemetry --address"
         " --runs-dir --json"
@@ -48,6 +50,7 @@ SURFACE = {
         "study trial --space --data --data-dir --download --skip-unreadable --image-size --limit-train --val-fraction"
         " --batch-sizes --threads --device --seconds --out --runs-dir --json"
     ),
+    "dashboard": "study --port --runs-dir --json",
     "importance": "study --epochs --runs-dir --json",
     "compare": "studies --runs-dir --json",
     "predict": "model images --top-k --batch-size --device --out --skip-unreadable --runs-dir --json",
@@ -191,6 +194,9 @@ def test_the_group_has_help_with_an_example_and_a_version(capfd: pytest.CaptureF
         ("best", ["there is no study"]),
         ("show nowhere", ["nowhere"]),
         ("show", ["there is no study"]),
+        ("dashboard nowhere", ["nowhere"]),
+        ("dashboard", ["there is no study"]),
+        ("dashboard --port 70000", ["--port", "70000", "0<=x<=65535"]),
         ("diagnose nowhere", ["nowhere"]),
         ("diagnose 3", ["there is no study"]),
         ("search arch --health-grace 0", ["--health-grace", "0", "x>=1"]),
@@ -582,7 +588,9 @@ def started(monkeypatch: pytest.MonkeyPatch, make_study: MakeStudy) -> list[Any]
     study = make_study()
     calls: list[Any] = []
 
-    def start_search(space: str, options: Any, path: Any, runs: Any, deadline: Any, grid: Any = None) -> Any:
+    def start_search(
+        space: str, options: Any, path: Any, runs: Any, deadline: Any, grid: Any = None, site: Any = None
+    ) -> Any:
         calls.append((space, options, deadline))
         return study
 

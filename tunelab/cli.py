@@ -24,6 +24,7 @@ _HOMES = {
     "ablate": "ablating.ablate",
     "best": "ranking.best",
     "compare": "deciding.compare",
+    "dashboard": "serving.dashboard",
     "describe": "describing.describe",
     "diagnose": "diagnosing.diagnose",
     "doctor": "checking.doctor",
