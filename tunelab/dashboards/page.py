@@ -145,4 +145,7 @@ def _table(best: Sequence[Mapping[str, Any]]) -> str:
     rows = "".join(
         f"<tr><td>{row['trial']}<td>{100 * row['mean']:.1f}%<td>{row['runs']}<td>{row['epochs']}</tr>" for row in best
     )
-    return f"<table><tr><th>trial<th>accuracy, mean<th>runs<th>epochs</tr>{rows}</table>"
+    note = (
+        "<p class=less>The best ones, as <code>tunelab best</code> ranks them, what luck is in a score taken off.</p>"
+    )
+    return f"{note}<table><tr><th>trial<th>accuracy, mean<th>runs<th>epochs</tr>{rows}</table>"
