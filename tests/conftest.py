@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import logging
 import os
 import sys
+import urllib.request
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -240,3 +244,43 @@ def make_ray_nodes(cache_dir: Path) -> Iterator[MakeRayNodes]:
 def ray_nodes(make_ray_nodes: MakeRayNodes) -> RayNodes:
     """Two nodes with a processor each."""
     return make_ray_nodes()
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """A bucket of an object store that this test run has started; `environment` leads processes to it."""
+
+    uri: str
+    environment: Mapping[str, str]
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[str]:
+    """The address of an object store that speaks S3, in a thread of this process."""
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    yield f"http://{host}:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def bucket(object_store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Bucket:
+    """An empty bucket, and this process with what it needs to reach it."""
+    name = f"bucket-{uuid.uuid4().hex[:12]}"
+    environment = {
+        "AWS_ENDPOINT_URL": object_store,
+        "AWS_ACCESS_KEY_ID": "AKIAQQQQQQQQQQQQQQQQ",
+        "AWS_SECRET_ACCESS_KEY": "a/secret+of/the-tests",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_CONFIG_FILE": str(tmp_path / "none"),
+        "AWS_SHARED_CREDENTIALS_FILE": str(tmp_path / "none"),
+    }
+    for variable, value in environment.items():
+        monkeypatch.setenv(variable, value)
+    request = urllib.request.Request(f"{object_store}/{name}", data=b"", method="PUT")
+    urllib.request.urlopen(request).close()
+    return Bucket(f"s3://{name}", environment)

@@ -37,7 +37,7 @@ ROOMS = [
     Room(
         "tunelab.cli",
         "the group of commands, each loaded when it is asked for; errors become one line here and nowhere else",
-        "tunelab.__init__ tunelab.commands tunelab.shared_options",
+        "tunelab.__init__ tunelab.commands tunelab.shared_options tunelab.credentials",
     ),
     Room(
         "tunelab.commands",
@@ -45,8 +45,9 @@ ROOMS = [
         "tunelab.doctor tunelab.dashboards"
         " tunelab.tuning.extend tunelab.tuning.runner tunelab.tuning.execute tunelab.tuning.prospect"
         " tunelab.tuning.grid_files tunelab.tuning.memory tunelab.tuning.options tunelab.tuning.profile"
-        " tunelab.tuning.progress tunelab.tuning.site tunelab.tuning.survey tunelab.supervision tunelab.study"
-        " tunelab.liveness tunelab.space tunelab.space_template tunelab.foreign tunelab.records tunelab.config"
+        " tunelab.tuning.progress tunelab.tuning.site tunelab.tuning.survey tunelab.supervision tunelab.stores"
+        " tunelab.study tunelab.liveness tunelab.locations"
+        " tunelab.space tunelab.space_template tunelab.foreign tunelab.records tunelab.config"
         " tunelab.shared_options tunelab.yaml_files",
     ),
     Room(
@@ -94,7 +95,7 @@ ROOMS = [
         " tunelab.tuning.forecast tunelab.tuning.hardware tunelab.tuning.slots tunelab.tuning.deadline"
         " tunelab.tuning.repeats tunelab.tuning.searcher tunelab.tuning.sources tunelab.tuning.stopping"
         " tunelab.tuning.options tunelab.tuning.site tunelab.tuning.survey tunelab.supervision tunelab.study"
-        " tunelab.journal tunelab.space tunelab.models.check tunelab.data tunelab.records tunelab.config",
+        " tunelab.stores tunelab.locations tunelab.journal tunelab.space tunelab.models.check tunelab.data tunelab.records tunelab.config",
     ),
     Room(
         "tunelab.tuning.config_list",
@@ -154,7 +155,12 @@ ROOMS = [
         " tunelab.tuning.sources tunelab.tuning.options tunelab.tuning.guard tunelab.tuning.outposts"
         " tunelab.tuning.ray_metrics tunelab.summary"
         " tunelab.study tunelab.tuning.memory_guard tunelab.tuning.ray_cluster"
-        " tunelab.tuning.site tunelab.liveness tunelab.journal",
+        " tunelab.tuning.site tunelab.tuning.mirror tunelab.liveness tunelab.journal",
+    ),
+    Room(
+        "tunelab.tuning.mirror",
+        "brings a study into its object store while it is searched, and keeps its lease",
+        "tunelab.tuning.engine tunelab.stores tunelab.study tunelab.journal tunelab.records",
     ),
     Room(
         "tunelab.tuning.lineage",
@@ -354,8 +360,8 @@ ROOMS = [
     Room(
         "tunelab.tuning.worker",
         "the class that Ray runs on a node: one trial after another, in one process",
-        "tunelab.tuning.outpost tunelab.tuning.memory_guard tunelab.tuning.quota tunelab.training tunelab.foreign"
-        " tunelab.records tunelab.config"
+        "tunelab.tuning.outpost tunelab.tuning.trial_mirror tunelab.tuning.memory_guard tunelab.tuning.quota"
+        " tunelab.training tunelab.foreign tunelab.records tunelab.config"
         " tunelab.capacity",
         "ray",
     ),
@@ -375,6 +381,11 @@ ROOMS = [
         "tunelab.tuning.machine",
         "one machine on which trials run: what their processes tell there, and what can be done to them",
         "tunelab.training",
+    ),
+    Room(
+        "tunelab.tuning.trial_mirror",
+        "brings a trial's folder into the study's object store beside the training, and from there",
+        "tunelab.training tunelab.stores",
     ),
     Room(
         "tunelab.tuning.engine",
@@ -516,6 +527,11 @@ ROOMS = [
         "tunelab.study tunelab.records",
     ),
     Room(
+        "tunelab.stores",
+        "object stores through fsspec: the copy of a study, who writes it, what is fetched from it",
+        "tunelab.study tunelab.liveness tunelab.journal tunelab.locations tunelab.credentials",
+    ),
+    Room(
         "tunelab.study",
         "a study is a folder; opens in a moment, without torch or Ray",
         "tunelab.standings tunelab.noise tunelab.liveness tunelab.journal tunelab.replay"
@@ -548,8 +564,14 @@ ROOMS = [
     Room(
         "tunelab.shared_options",
         "options that several commands have, among them a YAML file of options",
-        "tunelab.yaml_files",
+        "tunelab.locations tunelab.yaml_files",
     ),
+    Room(
+        "tunelab.locations",
+        "where studies lie: folders, and URIs of stores without credentials",
+        "tunelab.credentials",
+    ),
+    Room("tunelab.credentials", "hides credentials in whatever is told or written down"),
     Room("tunelab.yaml_files", "YAML of anybody's, refused where it would grow"),
     Room("tunelab.errors", "the errors raised on purpose"),
     Room("tunelab.files", "writing files so that nobody sees half of one"),

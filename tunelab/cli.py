@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 
 import click
 
+from tunelab.credentials import hide
 from tunelab.errors import TunelabError
 from tunelab.shared_options import CommandLine
 
@@ -129,8 +130,8 @@ def _stoppable() -> Iterator[None]:
 
 def _complain(message: str, status: int, debug: bool) -> int:
     if debug:
-        traceback.print_exc()
-    click.echo(f"tunelab: {' '.join(message.split())}", err=True)
+        click.echo(hide(traceback.format_exc()), err=True, nl=False)
+    click.echo(f"tunelab: {' '.join(hide(message).split())}", err=True)
     return status
 
 

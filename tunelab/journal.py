@@ -146,12 +146,16 @@ def _damaged(path: Path, number: int, how: str = "is damaged") -> InputError:
 
 
 class Journal:
-    """The one writer of a record. Made by `Journal.open`; closing it gives the lock back."""
+    """The one writer of a record. Made by `Journal.open`; closing it gives the lock back.
+
+    `end` is how many bytes of the record are on the disk for good: whole lines, which are never taken back.
+    """
 
     def __init__(self, path: Path, file: int, lock: int) -> None:
         self._path = path
         self._file = file
         self._lock = lock
+        self.end = os.fstat(file).st_size
         self._reserve = path.with_name(RESERVE)
         self._broken = ""
 
@@ -232,6 +236,7 @@ class Journal:
         for descriptor in (self._file, self._lock):
             with contextlib.suppress(OSError):  # a file system that is gone may say so once more
                 os.close(descriptor)
+        self._file = self._lock = -1  # a second call must not close what has their numbers by then
 
     def _write(self, line: bytes) -> None:
         """Writes a line to the disk, or leaves the record as it was."""
@@ -243,6 +248,7 @@ class Journal:
             while written < len(line):
                 written += os.write(self._file, line[written:])
             os.fsync(self._file)
+            self.end = end + len(line)
         except OSError as error:
             try:
                 os.ftruncate(self._file, end)

@@ -39,7 +39,7 @@ class Sign:
     @property
     def age(self) -> float:
         """How many seconds ago it was given; those of a machine that was suspended count on other machines alone."""
-        if self.boot and self.boot == _boot():
+        if self.boot and self.boot == this_boot():
             return max(0.0, time.monotonic() - self.steady)
         return max(0.0, time.time() - self.time)
 
@@ -68,7 +68,7 @@ class SignsOfLife:
 
     def __init__(self, folder: Path) -> None:
         self._next = 0.0
-        self._sign = Sign(os.getpid(), socket.gethostname(), _boot(), 0.0, 0.0)
+        self._sign = Sign(os.getpid(), socket.gethostname(), this_boot(), 0.0, 0.0)
         self._file = -1
         self._path = folder / FILE
 
@@ -114,7 +114,7 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) and value.isprintable()
 
 
-def _boot() -> str:
+def this_boot() -> str:
     """Tells this start of this machine from others; "" where the system does not."""
     try:
         return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()

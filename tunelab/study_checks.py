@@ -80,6 +80,7 @@ _INFO: Final = _fields(
     extended=_list(_NAMES),
     grid_in_full=_FLAG,
     baseline=_FLAG,
+    storage=_TEXT,
 )
 _VALIDATOR = SchemaValidator(_INFO)
 
