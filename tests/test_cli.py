@@ -35,7 +35,7 @@ SURFACE = {
         " --val-fraction --study --dry-run --race --warm-start --from --from-trial --grid --repeat --objective --seed"
         " --cpus-per-trial --gpus-per-trial --device --sampler --scheduler --max-params --max-mflops --telemetry"
         " --no-health --health-grace --keep-weights --deadline --trial-timeout --supervise --concurrent --memory"
-        " --address --dashboard --runs-dir --config --json"
+        " --address --dashboard --storage --runs-dir --config --json"
     ),
     "resume": "study --deadline --trial-timeout --supervise --concurrent --address --dashboard --runs-dir --json",
     "extend": (
@@ -58,7 +58,7 @@ SURFACE = {
     "reproduce": "study trial --address --runs-dir --json",
     "doctor": "--data --data-dir --address --runs-dir --json",
     "report": "study --out --runs-dir --json",
-    "list": "--runs-dir --json",
+    "list": "--storage --runs-dir --json",
     "show": "study trial --runs-dir --json",
     "diagnose": "study trial --runs-dir --json",
     "spaces": "--json",

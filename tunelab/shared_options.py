@@ -12,6 +12,7 @@ import click
 from click.core import ParameterSource
 
 from tunelab.errors import InputError
+from tunelab.locations import parse
 from tunelab.yaml_files import compose
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -107,6 +108,19 @@ class _NumberOrAll(click.ParamType[int | None]):
 NUMBER_OR_ALL = _NumberOrAll()
 
 
+class _Place(click.ParamType[Path | str]):
+    """A path, or the URI of a study in an object store, which stays a text."""
+
+    name = "path"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Path | str:
+        """The path or URI; one with credentials is refused."""
+        return value if isinstance(value, Path) else parse(str(value), "the study")
+
+
+PLACE = _Place()
+
+
 class FiniteRange(click.FloatRange):
     """A number in a range, which "nan" is not: it is in every range that is asked for what is outside."""
 
@@ -155,7 +169,12 @@ ADDRESS = click.option(
     help="Run on a Ray cluster: auto, HOST:PORT or ray://HOST:PORT  [default: this machine alone]",
 )
 DASHBOARD = click.option("--dashboard", is_flag=True, help="Show Ray's dashboard while it runs, to this machine alone.")
-STUDY = click.argument("study", type=click.Path(path_type=Path), required=False)
+STORAGE = click.option(
+    "--storage",
+    metavar="URI",
+    help="Object store to mirror the study to, e.g. s3://bucket/prefix; a path is as --runs-dir.",
+)
+STUDY = click.argument("study", type=PLACE, required=False)
 
 
 def data_options(command: Command) -> Command:

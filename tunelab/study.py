@@ -272,7 +272,11 @@ def list_studies(folder: Path, left_out: list[str] | None = None) -> list[Study]
             if left_out is not None:
                 left_out.append(str(error))
 
-    studies = [study for file in folder.glob("*/study.json") for study in open_or_tell(file)]
+    return newest_first(study for file in folder.glob("*/study.json") for study in open_or_tell(file))
+
+
+def newest_first(studies: Iterable[Study]) -> list[Study]:
+    """Studies by when they were made."""
     return sorted(studies, key=lambda study: (_created(study), study.name), reverse=True)
 
 

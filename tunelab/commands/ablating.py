@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from tunelab.commands.studies import find_study
+from tunelab.commands.studies import find_study, mirrored_after
 from tunelab.shared_options import ADDRESS, JSON, RUNS_DIR, STUDY, several, shared
 
 
@@ -34,7 +34,7 @@ from tunelab.shared_options import ADDRESS, JSON, RUNS_DIR, STUDY, several, shar
 @click.option("--list", "only_list", is_flag=True, help="Say what would be trained, and train nothing.")
 @shared(ADDRESS, RUNS_DIR, JSON)
 def ablate(
-    study: Path | None,
+    study: Path | str | None,
     trial: int | None,
     epochs: int | None,
     seeds: int,
@@ -53,7 +53,7 @@ def ablate(
     tunelab ablate --list
     tunelab ablate --components mixup,dropout,norm --seeds 5
     """
-    found = find_study(study, runs_dir)
+    found = find_study(study, runs_dir, to_change=not only_list)
     text = importlib.import_module("tunelab.analysis.ablate_text")
     if only_list:
         plan = importlib.import_module("tunelab.analysis.ablate_plan")
@@ -61,6 +61,7 @@ def ablate(
         shown, tell = plan.listing(found, laid_out), text.print_listing
     else:
         run = importlib.import_module("tunelab.analysis.ablate").ablate
-        shown = run(found, trial=trial, epochs=epochs, seeds=seeds, components=components, address=address)
+        with mirrored_after(found):
+            shown = run(found, trial=trial, epochs=epochs, seeds=seeds, components=components, address=address)
         tell = text.print_ablation
     click.echo(json.dumps(shown)) if as_json else tell(shown)

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from tunelab.commands.studies import find_study
-from tunelab.shared_options import JSON, RUNS_DIR, STUDY, shared
+from tunelab.shared_options import JSON, PLACE, RUNS_DIR, STUDY, shared
 
 
 @click.command()
@@ -20,7 +20,7 @@ from tunelab.shared_options import JSON, RUNS_DIR, STUDY, shared
     help="Compare trials after so many epochs  [default: the most that half of them have had]",
 )
 @shared(RUNS_DIR, JSON)
-def importance(study: Path | None, runs_dir: Path, as_json: bool, epochs: int | None) -> None:
+def importance(study: Path | str | None, runs_dir: Path, as_json: bool, epochs: int | None) -> None:
     """Tell what mattered in STUDY (by default the newest): each parameter, and answers with their intervals.
 
     \b
@@ -36,9 +36,9 @@ def importance(study: Path | None, runs_dir: Path, as_json: bool, epochs: int | 
 
 
 @click.command()
-@click.argument("studies", type=click.Path(path_type=Path), nargs=-1, required=True, metavar="STUDY STUDY...")
+@click.argument("studies", type=PLACE, nargs=-1, required=True, metavar="STUDY STUDY...")
 @shared(RUNS_DIR, JSON)
-def compare(studies: tuple[Path, ...], runs_dir: Path, as_json: bool) -> None:
+def compare(studies: tuple[Path | str, ...], runs_dir: Path, as_json: bool) -> None:
     """Compare two or more STUDIES of the same data: at equal epochs, at equal time, and their winners.
 
     \b

@@ -16,7 +16,7 @@ from tunelab.shared_options import JSON, RUNS_DIR, STUDY, shared
 @STUDY
 @click.argument("trial", type=click.IntRange(min=0), required=False)
 @shared(RUNS_DIR, JSON)
-def diagnose(study: Path | None, trial: int | None, runs_dir: Path, as_json: bool) -> None:
+def diagnose(study: Path | str | None, trial: int | None, runs_dir: Path, as_json: bool) -> None:
     """Say what is wrong with the trials of STUDY (by default the newest), or with one TRIAL and what to change.
 
     \b

@@ -11,7 +11,7 @@ import click
 
 from tunelab.commands.studies import find_trial
 from tunelab.errors import InputError
-from tunelab.shared_options import JSON, RUNS_DIR, STUDY, shared
+from tunelab.shared_options import JSON, RUNS_DIR, STORAGE, STUDY, shared
 
 if TYPE_CHECKING:
     from tunelab.liveness import Sign
@@ -19,18 +19,27 @@ if TYPE_CHECKING:
 
 
 @click.command("list")
-@shared(RUNS_DIR, JSON)
-def list_command(runs_dir: Path, as_json: bool) -> None:
+@shared(STORAGE, RUNS_DIR, JSON)
+def list_command(storage: str | None, runs_dir: Path, as_json: bool) -> None:
     """List the studies, newest first.
 
     \b
     tunelab list --runs-dir runs
+    tunelab list --storage s3://bucket/prefix
     """
-    from tunelab.study import list_studies
+    from tunelab.locations import parse
+    from tunelab.study import list_studies, newest_first
 
     text = importlib.import_module("tunelab.analysis.text")
     left_out: list[str] = []
-    rows = text.study_rows(list_studies(runs_dir, left_out))
+    place = runs_dir if storage is None else parse(storage)
+    if isinstance(place, str):
+        from tunelab.stores.copies import studies_in
+
+        found = newest_first(studies_in(place, left_out))
+    else:
+        found = list_studies(place, left_out)
+    rows = text.study_rows(found)
     for reason in left_out:
         click.echo(f"tunelab: left out: {reason}", err=True)
     if as_json:
@@ -38,14 +47,14 @@ def list_command(runs_dir: Path, as_json: bool) -> None:
     elif rows:
         text.print_studies(rows)
     else:
-        click.echo(f"there are no studies in {runs_dir}; `tunelab search arch` makes one")
+        click.echo(f"there are no studies in {place}; `tunelab search arch` makes one")
 
 
 @click.command()
 @STUDY
 @click.argument("trial", type=click.IntRange(min=0), required=False)
 @shared(RUNS_DIR, JSON)
-def show(study: Path | None, trial: int | None, runs_dir: Path, as_json: bool) -> None:
+def show(study: Path | str | None, trial: int | None, runs_dir: Path, as_json: bool) -> None:
     """Show STUDY (by default the newest), or one TRIAL of it: what it was, how it went, why it ended.
 
     \b

@@ -71,7 +71,7 @@ _USUAL_SPACE = "arch"
 )
 @shared(RUNS_DIR, JSON)
 def profile(
-    study: Path | None,
+    study: Path | str | None,
     trial: int | None,
     space: str | None,
     batch_sizes: tuple[int, ...],

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import click
 
-from tunelab.commands.studies import find_study, print_best
+from tunelab.commands.studies import find_study, mirrored_after, print_best
 from tunelab.errors import InputError
 from tunelab.shared_options import ADDRESS, JSON, RUNS_DIR, STUDY, shared, words_given
 from tunelab.yaml_files import load
@@ -54,7 +54,7 @@ _MAX_BYTES = 100_000
 )
 @shared(ADDRESS, RUNS_DIR, JSON)
 def best(
-    study: Path | None,
+    study: Path | str | None,
     runs_dir: Path,
     as_json: bool,
     top: int,
@@ -75,7 +75,7 @@ def best(
     tunelab best --top 5
     tunelab best --retrain --epochs 150 --seeds 3
     """
-    found = find_study(study, runs_dir)
+    found = find_study(study, runs_dir, to_change=retrain)
     if not retrain:
         given = words_given(click.get_current_context(), _OF_RETRAINING)
         if given:
@@ -83,18 +83,20 @@ def best(
         print_best(found, top, as_json)
         return
     train_in_full = importlib.import_module("tunelab.analysis.retrain").retrain
-    metrics = train_in_full(
-        found,
-        epochs=epochs,
-        seeds=seeds,
-        keep_val=keep_val,
-        trial=trial,
-        average=average,
-        changes=None if recipe is None else _read_recipe(recipe),
-        compile=compile,
-        telemetry=telemetry,
-        address=address,
-    )
+    changes = None if recipe is None else _read_recipe(recipe)
+    with mirrored_after(found):
+        metrics = train_in_full(
+            found,
+            epochs=epochs,
+            seeds=seeds,
+            keep_val=keep_val,
+            trial=trial,
+            average=average,
+            changes=changes,
+            compile=compile,
+            telemetry=telemetry,
+            address=address,
+        )
     if as_json:
         click.echo(json.dumps(metrics))
     else:

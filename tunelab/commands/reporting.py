@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from tunelab.commands.studies import find_study
+from tunelab.commands.studies import find_study, mirrored_after
 from tunelab.shared_options import JSON, RUNS_DIR, STUDY, shared
 
 
@@ -16,7 +16,7 @@ from tunelab.shared_options import JSON, RUNS_DIR, STUDY, shared
 @STUDY
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for the report  [default: report in the study]")
 @shared(RUNS_DIR, JSON)
-def report(study: Path | None, out: Path | None, runs_dir: Path, as_json: bool) -> None:
+def report(study: Path | str | None, out: Path | None, runs_dir: Path, as_json: bool) -> None:
     """Write the report of STUDY (by default the newest): plots, their data, and one page that needs nothing else.
 
     It can be made while the search runs, and is made anew each time.
@@ -25,7 +25,8 @@ def report(study: Path | None, out: Path | None, runs_dir: Path, as_json: bool) 
     tunelab report
     tunelab report runs/arch-20261121-2330 --out ~/report
     """
-    written = importlib.import_module("tunelab.analysis.report").write_report(find_study(study, runs_dir), out)
+    with mirrored_after(find_study(study, runs_dir)) as found:
+        written = importlib.import_module("tunelab.analysis.report").write_report(found, out)
     if as_json:
         click.echo(json.dumps(written))
         return

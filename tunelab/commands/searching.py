@@ -11,6 +11,7 @@ from typing import Any
 import click
 
 from tunelab.commands.studies import draw_plot, find_study, print_best
+from tunelab.locations import parse
 from tunelab.shared_options import (
     ADDRESS,
     CONCURRENT,
@@ -21,6 +22,7 @@ from tunelab.shared_options import (
     MEMORY,
     NUMBER_OR_ALL,
     RUNS_DIR,
+    STORAGE,
     STUDY,
     SUPERVISE,
     TRIAL_TIMEOUT,
@@ -131,7 +133,7 @@ from tunelab.shared_options import (
     help="Of how many ended trials the checkpoints are kept, the best ones: a number, or all.",
 )
 @click.option("--dry-run", is_flag=True, help="Say how long it would take and what fits until the deadline; no search.")
-@shared(DEADLINE, TRIAL_TIMEOUT, SUPERVISE, CONCURRENT, MEMORY, ADDRESS, DASHBOARD, RUNS_DIR, CONFIG, JSON)
+@shared(DEADLINE, TRIAL_TIMEOUT, SUPERVISE, CONCURRENT, MEMORY, ADDRESS, DASHBOARD, STORAGE, RUNS_DIR, CONFIG, JSON)
 def search(
     space: str,
     as_json: bool,
@@ -145,6 +147,7 @@ def search(
     from_trial: int | None,
     address: str | None,
     dashboard: bool,
+    storage: str | None,
     **options: Any,
 ) -> None:
     """Search SPACE: a name (see `tunelab spaces`), an entry point, or a path to a Python file, which is run.
@@ -156,7 +159,10 @@ def search(
     tunelab search arch --grid rates.yaml --repeat 3
     tunelab search lenet --grid strategies --epochs 8
     tunelab search recipe --from arch-20261121-2330
+    tunelab search arch --storage s3://bucket/prefix
     """
+    if storage is not None:
+        parse(storage)  # refused before another process is started with it
     if supervise and not dry_run:
         _supervise(deadline)
     from tunelab.config import DataConfig, from_json
@@ -190,7 +196,8 @@ def search(
         click.echo(json.dumps(forecast) if as_json else "\n".join(lines))
         return
     with _plotted():
-        found = start_search(space, checked, study, runs_dir, deadline, grid=request, site=site)
+        where: dict[str, Any] = {"site": site, "storage": storage}
+        found = start_search(space, checked, study, runs_dir, deadline, grid=request, **where)
     print_best(found, 5, as_json)
 
 
@@ -198,7 +205,7 @@ def search(
 @STUDY
 @shared(DEADLINE, TRIAL_TIMEOUT, SUPERVISE, CONCURRENT, ADDRESS, DASHBOARD, RUNS_DIR, JSON)
 def resume(
-    study: Path | None,
+    study: Path | str | None,
     as_json: bool,
     runs_dir: Path,
     deadline: str | None,
@@ -213,13 +220,14 @@ def resume(
     \b
     tunelab resume
     tunelab resume runs/arch-20261121-2330 --deadline 8h
+    tunelab resume s3://bucket/prefix/arch-20261121-2330
     """
     if supervise:
         _supervise(deadline)
     from tunelab.tuning.runner import resume as go_on
 
     with _plotted():
-        opened = find_study(study, runs_dir)
+        opened = find_study(study, runs_dir, to_change=True)
         where: dict[str, Any] = {"address": address, "dashboard": dashboard}
         found = go_on(opened, deadline=deadline, concurrent=concurrent, trial_timeout=trial_timeout, **where)
     print_best(found, 5, as_json)
@@ -234,7 +242,7 @@ def resume(
 @click.option("--grid", type=click.Path(), help="Trials to add: the name of a grid, or a file; see `tunelab search`.")
 @shared(DEADLINE, SUPERVISE, CONCURRENT, ADDRESS, DASHBOARD, RUNS_DIR, JSON)
 def extend(
-    study: Path | None,
+    study: Path | str | None,
     trials: int | None,
     epochs: int | None,
     grid: str | None,
@@ -258,7 +266,7 @@ def extend(
         _supervise(deadline)
     from tunelab.tuning.extend import extend as more
 
-    opened = find_study(study, runs_dir)
+    opened = find_study(study, runs_dir, to_change=True)
     with _plotted():
         asked: dict[str, Any] = {"trials": trials, "epochs": epochs, "grid": grid, "deadline": deadline}
         found = more(opened, **asked, concurrent=concurrent, address=address, dashboard=dashboard)

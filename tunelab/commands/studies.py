@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,10 +18,21 @@ if TYPE_CHECKING:
     from tunelab.study import Study
 
 
-def find_study(path: Path | None, runs_dir: Path) -> Study:
-    """The study at `path`, or of that name inside the folder of studies, or the newest one."""
+def find_study(path: Path | str | None, runs_dir: Path, *, to_change: bool = False) -> Study:
+    """The study at `path`, or of that name inside the folder of studies, or the newest one.
+
+    One in an object store, whose URI is a text, is copied: to the cache, or `to_change` it to the folder of studies.
+    """
     from tunelab.study import load, newest_study
 
+    if isinstance(path, str):
+        from tunelab.stores import copies
+
+        if to_change:
+            return load(copies.fetch_to_go_on(path, runs_dir, copies.note))
+        copied = copies.fetch_to_read(path)
+        copies.note(f"{path} is read from its copy in {copied.path}")
+        return copied
     found = None if path is None else here_or_inside(path, runs_dir)
     if found is None or found.exists():
         study = newest_study(runs_dir) if found is None else load(found)
@@ -38,11 +51,25 @@ def here_or_inside(path: Path, runs_dir: Path) -> Path:
     return inside if inside.exists() and not path.exists() else path
 
 
-def find_trial(path: Path | None, trial: int | None, runs_dir: Path) -> tuple[Study, int | None]:
+@contextlib.contextmanager
+def mirrored_after(study: Study) -> Iterator[Study]:
+    """Around what writes into a study: at the end that goes into the study's store, if it has one."""
+    try:
+        yield study
+    finally:
+        if study.info.get("storage"):
+            from tunelab.stores.copies import push_rest
+
+            push_rest(study)
+
+
+def find_trial(
+    path: Path | str | None, trial: int | None, runs_dir: Path, *, to_change: bool = False
+) -> tuple[Study, int | None]:
     """The study, as `find_study`, and the number of a trial; a number in place of a study is a trial of the newest."""
-    if path is not None and trial is None and path.name.isdecimal() and not path.exists():
+    if isinstance(path, Path) and trial is None and path.name.isdecimal() and not path.exists():
         return find_study(None, runs_dir), int(path.name)
-    return find_study(path, runs_dir), trial
+    return find_study(path, runs_dir, to_change=to_change), trial
 
 
 def draw_plot(study: Study) -> None:

@@ -227,6 +227,12 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
         raise CheckpointError(f"{path} cannot be read: {reason[0] if reason else type(error).__name__}") from error
 
 
+def settle(folder: Path) -> None:
+    """Return when no checkpoint is being written in `folder`, or at once where there are no locks."""
+    with contextlib.suppress(OSError), (folder / (LAST + _TEMPORARY)).open("rb") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+
+
 def remove_leftovers(folder: Path) -> None:
     """Remove what a killed process left half-written in `folder`; what is still being written is waited for."""
     with contextlib.ExitStack() as stack:  # locked until it is gone, so that nobody begins to write it

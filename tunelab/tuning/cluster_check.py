@@ -59,15 +59,25 @@ def look_at_nodes(
 
 
 def require_fit(
-    site: Site, folder: Path, data: DataConfig, fingerprint: str, least: int = LEAST_STUDY, *, show_progress: bool
+    site: Site,
+    folder: Path,
+    data: DataConfig,
+    fingerprint: str,
+    least: int = LEAST_STUDY,
+    *,
+    mirrored: bool = False,
+    show_progress: bool,
 ) -> tuple[NodeReport, ...]:
     """The nodes of a cluster that a search is about to run on, looked at by `look_at_nodes`; warnings are told.
+
+    With `mirrored` the study is in an object store too, and the nodes need not see its folder.
 
     Raises:
         InputError: no cluster answers, trials would fail on some nodes, or the driver cannot write where the study is
             to be.
     """
     visited, found = look_at_nodes(site, folder, {data: fingerprint}, least=least)
+    found = [one for one in found if not (mirrored and one.name == "storage")]
     if any(one.verdict == "error" for one in found):
         raise InputError(refusal(found, site))
     for said in told(one for one in found if one.verdict == "warning"):

@@ -33,6 +33,7 @@ from tunelab.tuning.memory_room import (
     limits_of,
     node_limits_of,
 )
+from tunelab.tuning.mirror import mirrored
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.outposts import Outposts
 from tunelab.tuning.progress import Progress, Silent
@@ -89,10 +90,17 @@ def execute(study: Study, plan: Plan) -> Study:
         InputError: the space failed, or another process is writing the study.
         TunelabError: too many trials failed.
     """
+    with contextlib.ExitStack() as mirroring:
+        return _execute(study, plan, mirroring)
+
+
+def _execute(study: Study, plan: Plan, mirroring: contextlib.ExitStack) -> Study:
+    """As `execute`; at the end of `mirroring`, when all is written, the study is brought into its store."""
     kind = study.info["kind"]
     journal = Journal.open(study.path)
     life = SignsOfLife(study.path)
     try:
+        mirror = mirroring.enter_context(mirrored(study, journal))
         known = study.list_trials()
         shown: Progress | Silent = Silent()
         if plan.show_progress:
@@ -103,7 +111,8 @@ def execute(study: Study, plan: Plan) -> Study:
         outposts = None if plan.site.address is None else Outposts()
         witness = MemoryWitness(study.trial_folder, outposts)
         listeners: list[Listener] = [plan.forecast, shown, room, witness]
-        keeper = Keeper(study.trial_folder, plan.options.keep_weights if kind == "search" else None, known)
+        keep = plan.options.keep_weights if kind == "search" else None
+        keeper = Keeper(study.trial_folder, keep, known, None if mirror is None else mirror.cleared)
         listeners.append(keeper)
         timeout = plan.options.trial_timeout if kind == "search" else None  # the winner in full takes longer
         guard = Guard(study.trial_folder, plan.forecast, timeout, life, terminal(), outposts)
@@ -115,6 +124,9 @@ def execute(study: Study, plan: Plan) -> Study:
             metrics = RayMetrics(study.name, known)
             listeners.append(metrics)
             looks.append(lambda _folder: metrics.look())
+        if mirror is not None:
+            mirror.tell = shown.say
+            listeners.append(mirror)
         if plan.options.telemetry != "off":
             listeners.append(Sessions(study.path.name, study.trial_folder, known))
         engine = Engine(
@@ -152,7 +164,7 @@ def execute(study: Study, plan: Plan) -> Study:
                     stop_at=plan.deadline.breaks_off,
                     log=study.path / "ray.log",
                     guard=guard,
-                    looks=[functools.partial(low_space.look, engine), *looks],
+                    looks=[*(functools.partial(one.look, engine) for one in (low_space, mirror) if one), *looks],
                     witnesses=[witness],
                     limits=limits,
                     site=plan.site,
@@ -160,6 +172,7 @@ def execute(study: Study, plan: Plan) -> Study:
                     request=room.request if isinstance(room, ClusterRoom) else None,
                     name=str(study.info["space"]["name"]) if kind == "search" else kind,
                     say=shown.say,
+                    storage=None if mirror is None else mirror.location,
                 )
             keeper.close()
     finally:

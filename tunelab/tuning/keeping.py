@@ -26,9 +26,17 @@ class Keeper:
         folder_of: from a trial's number to its folder.
         keep: of how many trials the checkpoints are kept; None: of all, whatever became of them.
         known: trials of earlier starts; those of them that have ended are cleared away now.
+        cleared: is told the number of each trial that is cleared away, and whether its last and best ones stay.
     """
 
-    def __init__(self, folder_of: Callable[[int], Path], keep: int | None, known: Collection[Trial] = ()) -> None:
+    def __init__(
+        self,
+        folder_of: Callable[[int], Path],
+        keep: int | None,
+        known: Collection[Trial] = (),
+        cleared: Callable[[int, bool], None] | None = None,
+    ) -> None:
+        self._cleared = cleared
         self._folder_of = folder_of
         self._keep = keep
         self._best: list[_Rank] = []  # a heap, the worst first
@@ -79,3 +87,5 @@ class Keeper:
                 if not discard(self._folder_of(number) / "checkpoint", previous_only=self._ended[number]):
                     continue
             self._written.discard(number)
+            if self._cleared is not None:
+                self._cleared(number, self._ended[number])

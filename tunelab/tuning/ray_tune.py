@@ -64,6 +64,7 @@ def run(
     request: Callable[[Trial], int] | None = None,
     name: str = "trial",
     say: Callable[[str], None] = lambda line: None,
+    storage: str | None = None,
 ) -> None:
     """Runs `engine` until every trial has ended or it halts; Ray is gone when this returns.
 
@@ -85,6 +86,7 @@ def run(
         request: the bytes of a node's memory that a trial is to have.
         name: comes before the number of a trial in the names that Ray and the system show of its process.
         say: shows a line to the person who started it.
+        storage: the place of the study in its store, if it has one.
 
     Raises:
         InputError: there is no place for Ray's files.
@@ -98,6 +100,7 @@ def run(
         "memory": slots.memory,
         "compute": slots.compute,
         "stop_at": stop_at,
+        "storage": storage,
         "limits": None if limits is None else limits.to_json(),
         "name": name,
     }

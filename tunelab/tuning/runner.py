@@ -18,7 +18,9 @@ from tunelab.data.cache import DataInfo
 from tunelab.errors import InputError
 from tunelab.files import is_vacant
 from tunelab.journal import Journal
+from tunelab.locations import parse
 from tunelab.space import SearchSpace
+from tunelab.stores.copies import fetch_to_go_on, note, require_new
 from tunelab.study import Study, current, describe_taken, proposed
 from tunelab.study import runs_dir as find_runs_dir
 from tunelab.supervision import tell
@@ -87,6 +89,7 @@ def search(
     trial_timeout: str | float | None = None,
     address: str | None = None,
     dashboard: bool = False,
+    storage: str | None = None,
     progress: bool = True,
 ) -> Study:
     """Searches `space` and returns the study; the names are those of `tunelab search`.
@@ -136,6 +139,8 @@ def search(
             `2h`; by default one that takes 20 times as long as forecast, and at least an hour. It is retried once.
         address: the Ray cluster to run on ("auto", "HOST:PORT", "ray://HOST:PORT"); by default this machine alone.
         dashboard: shows Ray's dashboard while it runs, to this machine alone.
+        storage: the URI of an object store, such as `s3://bucket/prefix`, that the study is mirrored to while it runs;
+            a path is the same as `runs_dir`.
         progress: shows the progress on standard error.
 
     Raises:
@@ -180,7 +185,9 @@ def search(
     path = None if study is None else Path(study).expanduser()
     try:
         site = Site(address, dashboard)
-        return start_search(space, options, path, runs_dir, deadline, grid=request, show_progress=progress, site=site)
+        return start_search(
+            space, options, path, runs_dir, deadline, grid=request, show_progress=progress, site=site, storage=storage
+        )
     except PausedError as paused:
         if paused.halted == "deadline":
             return paused.study
@@ -197,8 +204,9 @@ def start_search(
     grid: GridRequest | None = None,
     show_progress: bool = True,
     site: Site | None = None,
+    storage: str | None = None,
 ) -> Study:
-    """A new study, searched to its end.
+    """A new study, searched to its end; the arguments are as `search` takes them.
 
     Raises:
         InputError: something given cannot be used; nothing has been made then.
@@ -206,15 +214,24 @@ def start_search(
         TunelabError: the search failed.
     """
     ends = end_time(deadline)
+    stored = None if storage is None else parse(storage)
+    if isinstance(stored, Path):
+        path, runs, stored = _in_folder(stored, path), stored, None
     if path is not None and not is_vacant(path, "study.json"):
         raise InputError(describe_taken(path))
     folder = find_runs_dir(runs)
+    if stored is not None:
+        require_new(stored, None if path is None else path.name)
     site = survey(site or Site(), show_progress=show_progress)
     ahead = look_ahead(space_name, options, show_progress, grid, path or folder / "study", site.fleet)
     space, options, info = ahead.space, ahead.options, ahead.info
-    path = path or new_path(folder, space.name)
+    if path is None:
+        path = new_path(folder, space.name)
+        if stored is not None:
+            require_new(stored, path.name)
     if site.address is not None:
-        require_fit(site, path, options.data, info.fingerprint, ahead.needed.study, show_progress=show_progress)
+        asked: dict[str, Any] = {"mirrored": stored is not None, "show_progress": show_progress}
+        require_fit(site, path, options.data, info.fingerprint, ahead.needed.study, **asked)
     study = Study.create(
         path,
         {
@@ -232,12 +249,26 @@ def start_search(
             "first": ahead.first,
             "grid_in_full": grid is None or grid.in_full,
             **({} if site.fleet is None else {"cluster": site.fleet.to_json()}),
+            **({} if stored is None else {"storage": f"{stored}/{path.name}"}),
         },
     )
     write_earlier(study.path, ahead.earlier)
     if show_progress:
         print(*ahead.describe(seconds_to(ends), deadline), sep="\n", file=sys.stderr)
     return _run_search(study, space, options, info, ends, show_progress, ahead.slots, ahead.forecast, site)
+
+
+def _in_folder(folder: Path, path: Path | None) -> Path | None:
+    """The folder of a study in a --storage that is a path: the name alone may be given.
+
+    Raises:
+        InputError: another folder is given.
+    """
+    if path is not None and path.parent not in (Path(), folder):
+        raise InputError(
+            f"--storage {folder} and --study {path} name two places; give one, or the name alone in --study"
+        )
+    return None if path is None else folder / path.name
 
 
 def resume(
@@ -255,7 +286,7 @@ def resume(
     If the space's version has changed, trials that the new one still draws are taken over, the others become history.
 
     Args:
-        study: the study or its folder.
+        study: the study, its folder, or its URI in an object store, from where it comes into the folder of studies.
         deadline: as for `search`.
         concurrent: trials at once; by default what the study was started with.
         trial_timeout: as for `search`; by default what the study was started with.
@@ -271,6 +302,8 @@ def resume(
     end_time(deadline)  # refused before anything is changed
     site = Site(address, dashboard)
     timeout = timeout_of(trial_timeout)
+    if isinstance(study, str) and isinstance(location := parse(study, "the study"), str):
+        study = fetch_to_go_on(location, find_runs_dir(), note)
     begun = reopen(study, progress)
     carry_over(begun, progress)
     if timeout is not None:
@@ -296,7 +329,8 @@ def go_on(
         study, source, options, begun.info, known, baseline, again=concurrent is None, fleet=site.fleet
     )
     if site.address is not None:
-        require_fit(site, study.path, options.data, begun.info.fingerprint, show_progress=show_progress)
+        asked: dict[str, Any] = {"mirrored": "storage" in study.info, "show_progress": show_progress}
+        require_fit(site, study.path, options.data, begun.info.fingerprint, **asked)
     counted = current(study.info, known)
     ended = sum(trial.status.ended for trial in counted if trial.repeat_of is None)
     if show_progress and ended < max(options.trials, len(proposed(counted))):

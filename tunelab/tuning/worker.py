@@ -25,7 +25,7 @@ from ray import tune
 
 from tunelab.capacity import all_memory_mib, held_mib
 from tunelab.config import ComputeConfig, TrialConfig, from_json
-from tunelab.errors import DivergedError, OutOfTimeError
+from tunelab.errors import DivergedError, InputError, OutOfTimeError
 from tunelab.files import NO_ROOM, make_private
 from tunelab.foreign import borrow
 from tunelab.records import EpochMetrics, Finding, TrialStatus
@@ -38,10 +38,12 @@ from tunelab.training.verdicts import NOT_FINITE
 from tunelab.tuning.memory_guard import Limits, MemoryGuard, NodeLimits, Word, end_process
 from tunelab.tuning.outpost import beats_folder
 from tunelab.tuning.quota import RAY_MIB
+from tunelab.tuning.trial_mirror import TrialMirror, home_of, is_passing
 
 _NO_STORAGE = {*NO_ROOM, errno.EROFS, errno.EIO, errno.ESTALE}
 """Errors that no other trial would be spared: they pause the search, and none fails of them."""
 _PATIENCE = 35 * 60.0  # seconds that a checkpoint waits for room: longer than the driver, which says why; our choice
+_LAST_COPY = 30.0  # seconds that the end of a process waits for the store; our choice
 _GUARD = MemoryGuard()  # of the process, whichever trial it trains
 
 
@@ -54,12 +56,17 @@ class TrialWorker(tune.Trainable):
     on the wall clock; `beats`, where the watchdog sees its beats, as `beats_folder` takes it, with `least` and `pause`
     as `Pulse` takes them; without it there are none; `limits`, the JSON of the `Limits` of its memory, or of
     `NodeLimits`, or None; `fewer`, whether there are fewer trials beside it than usual; `code`, on a cluster, the JSON
-    of what `tunelab.foreign.lend` gives for its network; `name`, which comes before the number in the name of a trial.
+    of what `tunelab.foreign.lend` gives for its network; `name`, which comes before the number in the name of a trial;
+    `storage`, the place of the study in its store, if it has one.
     """
 
     def setup(self, config: dict[str, Any]) -> None:
         """Takes a configuration; the work begins in `step`, where a failure can be told."""
+        config = {**config, "folder": self._home(config)}
         self._config = config
+        self._mirror: TrialMirror | None = None
+        self._mirrors: list[TrialMirror] = getattr(self, "_mirrors", [])
+        self._mirror_notes: list[str] = []
         self._trainer: Trainer | None = None
         self._health = Health(Path(config["folder"]))
         self._pulse: Pulse | None = None
@@ -76,6 +83,34 @@ class TrialWorker(tune.Trainable):
     def _title(self) -> str:
         """What people call the trial that it trains: "arch-0042"."""
         return f"{self._config.get('name', 'trial')}-{self._config['number']:04d}"
+
+    def _home(self, config: dict[str, Any]) -> str:
+        """The trial's folder on this machine, which the study's is not where that cannot be seen."""
+        storage = config.get("storage")
+        return str(home_of(Path(config["folder"]), storage)) if storage else str(config["folder"])
+
+    def _begin_mirror(self) -> None:
+        """Brings what there is of the trial to this machine."""
+        storage = self._config.get("storage")
+        if storage and self._mirror is None:
+            folder, notes = Path(self._config["folder"]), self._mirror_notes
+            for earlier in self._mirrors:
+                if earlier.folder == folder:  # this trial was lost and comes again
+                    earlier.wait(_LAST_COPY)
+            try:
+                self._mirror = TrialMirror(storage, folder, tell=notes.append)
+            except InputError as error:  # a package that this machine lacks, say
+                if is_passing(folder):  # nothing of the trial would remain
+                    raise
+                notes.append(str(error))
+                return
+            self._mirror.fetch()
+
+    def stop(self) -> None:
+        """Frees the last trial, and waits for what is still on its way to the store."""
+        super().stop()  # type: ignore[no-untyped-call]  # Ray's own lacks annotations
+        for mirror in self._mirrors:
+            mirror.wait(_LAST_COPY)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Frees the last trial and takes the next."""
@@ -136,8 +171,16 @@ class TrialWorker(tune.Trainable):
             self._explain(error)
             self._unsaved = error if error.errno in _NO_STORAGE - NO_ROOM else None
         finally:
+            self._end_mirror()
             if pulse is not None:
                 pulse.close()
+
+    def _end_mirror(self) -> None:
+        """What is left of the trial goes to the store while the next one begins."""
+        mirror, self._mirror = self._mirror, None
+        if mirror is not None:
+            mirror.finish()
+            self._mirrors = [one for one in self._mirrors if not one.wait(0.0)] + [mirror]
 
     def _give_up_for_memory(self, why: str) -> dict[str, Any]:
         """What is told when memory is lacking. The process gives back what it holds; some end for that.
@@ -157,8 +200,9 @@ class TrialWorker(tune.Trainable):
     def _next_report(self) -> dict[str, Any]:
         metrics = self._next_metrics()
         content: dict[str, Any] = {"metrics": metrics.to_json()}
-        if self._trainer is not None and self._trainer.notes:
-            content["notes"] = self._trainer.notes
+        notes = [*(self._trainer.notes if self._trainer is not None else ()), *self._mirror_notes[:1]]
+        if notes:
+            content["notes"] = notes
         findings = [finding for finding in self._health.findings if finding.epoch <= metrics.epoch]
         if findings:
             content["findings"] = _plain(findings)
@@ -184,7 +228,10 @@ class TrialWorker(tune.Trainable):
             self._trainer = self._begin()
         if self._untold:
             return self._untold.popleft()
-        return self._trainer.run_epoch(self._stop_at())
+        metrics = self._trainer.run_epoch(self._stop_at())
+        if self._mirror is not None:
+            self._mirror.sync()
+        return metrics
 
     def _stop_at(self) -> float:
         """When the epoch is broken off, on this machine's monotonic clock."""
@@ -206,6 +253,8 @@ class TrialWorker(tune.Trainable):
         self._pulse = self._make_pulse()
         if "code" in self._config:
             borrow(json.loads(self._config["code"]))
+        self._tell("reading the checkpoint")
+        self._begin_mirror()
         trainer = Trainer(
             from_json(TrialConfig, json.loads(self._config["trial_config"])),
             folder=Path(self._config["folder"]),

@@ -1,0 +1,223 @@
+"""The driver's side of the mirror: the record goes into the store every few seconds, all else at the end.
+
+The local study is the truth while a search runs. What the store refuses is told once, tried again, and ends nothing;
+only a study that another machine has taken over pauses here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from tunelab.errors import InputError
+from tunelab.journal import Journal
+from tunelab.records import Trial
+from tunelab.stores.copies import note, push_tree, require_ours, store_of
+from tunelab.stores.lease import EVERY as RENEWAL
+from tunelab.stores.lease import Lease
+from tunelab.stores.record import StoredRecord
+from tunelab.stores.store import Store, StoreError, reason
+from tunelab.stores.trees import Tree
+from tunelab.stores.trials import CHECKPOINT, TrialCopy, is_marked
+from tunelab.study import Study
+
+if TYPE_CHECKING:
+    from tunelab.tuning.engine import Engine
+
+EVERY = 4.0
+"""Seconds between two looks at the record (our choice)."""
+SWEEP = 600.0
+"""Seconds between two removals of checkpoints that are not kept (our choice)."""
+PATIENCE = 60.0
+"""Seconds that the end of a search waits for a store that does not answer (our choice)."""
+_LONGEST_PAUSE = 60.0
+
+
+class StudyMirror:
+    """Mirrors a study while it is searched; a listener, to know which trials were trained.
+
+    Args:
+        study: the local one.
+        store: its place.
+        journal: its record, open for writing.
+        tell: takes a line about what does not work.
+    """
+
+    def __init__(self, study: Study, store: Store, journal: Journal, tell: Callable[[str], None]) -> None:
+        self.tell = tell
+        self.location = store.location
+        self._study = study
+        self._store = store
+        self._journal = journal
+        self._file = study.path / "journal.jsonl"
+        self._lease = Lease(store)
+        self._record: StoredRecord | None = None
+        self._info = b""
+        self._stays: dict[int, bool] = {}
+        self._begun: set[int] = set()
+        self._renewed = self._swept = time.monotonic()
+        self._trouble = ""
+        self._lost = ""
+        self._ending = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
+
+    def begin(self) -> None:
+        """Tries the store, takes the lease, brings the store up to the study, and goes on with that in a thread.
+
+        Raises:
+            InputError: the store does not work, another process writes the study, or it has gone on elsewhere.
+        """
+        self._store.check()
+        try:
+            self._lease.take(self.tell)
+            record = StoredRecord(self._store)
+            require_ours(record.relation(self._file), self._store, self._study.path)
+            self._record = record
+            self._push()
+            push_tree(self._study.path, Tree(self._store, plain=True))
+        except (StoreError, InputError) as error:
+            with contextlib.suppress(StoreError):
+                self._lease.release()
+            if isinstance(error, InputError):
+                raise
+            raise InputError(f"the store {error}; nothing was begun") from None
+        self._thread.start()
+
+    def look(self, engine: Engine, _temporary: Path) -> None:
+        """Halts the engine if another machine goes on with the study."""
+        if self._lost:
+            engine.halt(f"the study goes on elsewhere, by {self._lost}")
+
+    def cleared(self, number: int, stays: bool) -> None:
+        """Takes note that a trial which has ended keeps no checkpoint, or its last and best ones."""
+        self._stays[number] = stays
+
+    def started(self, trial: Trial) -> None:
+        """Takes note of it."""
+        self._begun.add(trial.number)
+
+    def reported(self, trial: Trial) -> None:
+        """Nothing: the record says it."""
+
+    def retried(self, trial: Trial, why: str) -> None:
+        """Nothing: the record says it."""
+
+    def ended(self, trial: Trial) -> None:
+        """Nothing: the record says it."""
+
+    def close(self) -> None:
+        """Brings all into the store that is not there yet, and gives the lease back; that can fail, which is told."""
+        self._ending.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._lost:
+            return
+        end, pause = time.monotonic() + PATIENCE, 1.0
+        while not self._attempt(self._finish):
+            if time.monotonic() + pause > end:
+                self.tell(
+                    f"the store {self.location} does not have all of it; the study here does, and "
+                    f"`tunelab resume {self._study.path}` brings it there"
+                )
+                return
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE)
+
+    def _run(self) -> None:
+        pause = EVERY
+        while not self._ending.wait(pause) and not self._lost:
+            pause = EVERY if self._attempt(self._go_on) else min(2 * pause, _LONGEST_PAUSE)
+
+    def _attempt(self, work: Callable[[], None]) -> bool:
+        """True if it worked; what does not is told when it begins, and when it is over."""
+        try:
+            work()
+        except Exception as error:  # whatever it is, the search does not depend on it
+            why = str(error) if isinstance(error, StoreError) else f"{self.location}: {reason(error)}"
+            if not self._trouble:
+                self.tell(f"the store {why}; the search goes on, and it is tried again")
+            self._trouble = why
+            return False
+        if self._trouble:
+            self._trouble = ""
+            self.tell(f"the store {self.location} takes what it is given again")
+        return True
+
+    def _go_on(self) -> None:
+        self._renew()
+        if self._lost:
+            return
+        self._push()
+        if time.monotonic() - self._swept > SWEEP:
+            self._swept = time.monotonic()
+            self._sweep()
+
+    def _renew(self) -> None:
+        """Renews the lease when it is time; also while there is much to do."""
+        if time.monotonic() - self._renewed > RENEWAL:
+            self._renewed = time.monotonic()
+            self._lost = self._lease.renew()
+
+    def _push(self) -> None:
+        """Brings the record and `study.json` up to date."""
+        assert self._record is not None, "begin() makes it"
+        self._record.push(self._file, self._journal.end)
+        info = (self._study.path / "study.json").read_bytes()
+        if info != self._info:
+            self._store.write("study.json", info)
+            self._info = info
+
+    def _sweep(self) -> set[int]:
+        """Removes the checkpoints that are not kept; the numbers of the trials that have some left."""
+        trials = self._store.child("trials")
+        parts = [name.split("/", 1) for name in trials.names()]
+        found = {int(part[0]) for part in parts if part[0].isdecimal() and part[-1].startswith(CHECKPOINT)}
+        for number in sorted(found):
+            self._renew()
+            if self._stays.get(number) is False:
+                self._copy_of(number).drop_checkpoints()
+        return {number for number in found if self._stays.get(number) is not False}
+
+    def _finish(self) -> None:
+        self._lost = self._lease.renew()
+        if self._lost:
+            self.tell(f"the study was taken over by {self._lost}; the store keeps to that one")
+            return
+        self._push()
+        for number in sorted(self._sweep() | self._begun):
+            self._renew()
+            if number in self._begun and self._stays.get(number) is not False:
+                self._copy_of(number).bring_together()
+            elif not is_marked(self._study.trial_folder(number)):  # it was trained elsewhere
+                self._copy_of(number).fetch()
+        push_tree(self._study.path, Tree(self._store, plain=True))
+        self._lease.release()
+
+    def _copy_of(self, number: int) -> TrialCopy:
+        folder = self._study.trial_folder(number)
+        return TrialCopy(self._store.child("trials").child(folder.name), folder)
+
+
+@contextlib.contextmanager
+def mirrored(study: Study, journal: Journal) -> Iterator[StudyMirror | None]:
+    """The mirror of a study that has a store, begun; at the end all of it is there. None for one that has none.
+
+    Raises:
+        InputError: as `StudyMirror.begin`.
+    """
+    location = store_of(study)
+    if not location:
+        yield None
+        return
+    note(f"the study is mirrored to {location}")
+    mirror = StudyMirror(study, Store.open(location), journal, note)
+    mirror.begin()
+    try:
+        yield mirror
+    finally:
+        mirror.tell = note
+        mirror.close()
