@@ -100,7 +100,7 @@ def _execute(study: Study, plan: Plan, mirroring: contextlib.ExitStack) -> Study
     journal = Journal.open(study.path)
     life = SignsOfLife(study.path)
     try:
-        mirror = mirroring.enter_context(mirrored(study, journal))
+        mirror = mirroring.enter_context(mirrored(study, journal, say_where=plan.show_progress))
         known = study.list_trials()
         shown: Progress | Silent = Silent()
         if plan.show_progress:

@@ -203,7 +203,7 @@ class StudyMirror:
 
 
 @contextlib.contextmanager
-def mirrored(study: Study, journal: Journal) -> Iterator[StudyMirror | None]:
+def mirrored(study: Study, journal: Journal, *, say_where: bool = True) -> Iterator[StudyMirror | None]:
     """The mirror of a study that has a store, begun; at the end all of it is there. None for one that has none.
 
     Raises:
@@ -213,7 +213,8 @@ def mirrored(study: Study, journal: Journal) -> Iterator[StudyMirror | None]:
     if not location:
         yield None
         return
-    note(f"the study is mirrored to {location}")
+    if say_where:
+        note(f"the study is mirrored to {location}")
     mirror = StudyMirror(study, Store.open(location), journal, note)
     mirror.begin()
     try:
