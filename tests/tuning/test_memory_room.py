@@ -211,8 +211,8 @@ def test_on_a_cluster_trials_ask_for_memory_in_steps_and_are_packed_by_it() -> N
     assert room.predict(large) > 1536
     assert room.request(large) in (2048 * 2**20, 3072 * 2**20)
     assert room.fits(small, [large])
-    assert room.fits(small, [small] * 7)
-    assert not room.fits(small, [small] * 8), "no processor"
+    assert room.fits(small, [small] * 5)
+    assert not room.fits(small, [small] * 6), "four processors on the one, two times the memory on the other"
     assert not room.fits(large, [large, large]), "no memory, wherever it is"
     assert room.fits(trial(2, activations=10**6), []), "alone it always may"
     assert room.request(trial(2, activations=10**6)) == 4 * gib, "no more than there is anywhere"

@@ -13,7 +13,7 @@ from tunelab.config import ArchSpec, BlockSpec, StemSpec, TrainConfig, TrialConf
 from tunelab.errors import InputError, TunelabError
 from tunelab.records import Trial
 from tunelab.study import Study
-from tunelab.tuning import calibrate, hardware, packing, prospect
+from tunelab.tuning import calibrate, hardware, packing, sharing
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.packing import filled, pack
 from tunelab.tuning.slots import Slots
@@ -50,7 +50,7 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Machine:
     monkeypatch.setattr(calibrate, "calibrate", made.calibrate)
     monkeypatch.setattr(packing, "Probes", lambda count: contextlib.nullcontext())
     monkeypatch.setattr(packing, "free_memory_mib", lambda: 9000.0)
-    for module in (hardware, prospect):
+    for module in (hardware, sharing):
         monkeypatch.setattr(module, "usable_cpus", lambda: 2)
     return made
 
