@@ -95,8 +95,8 @@ ROOMS = [
         " tunelab.tuning.forecast tunelab.tuning.hardware tunelab.tuning.slots tunelab.tuning.deadline"
         " tunelab.tuning.repeats tunelab.tuning.searcher tunelab.tuning.sources tunelab.tuning.stopping"
         " tunelab.tuning.options tunelab.tuning.site tunelab.tuning.survey tunelab.supervision tunelab.study"
-        " tunelab.stores tunelab.locations tunelab.journal tunelab.space"
-        " tunelab.models.check tunelab.data tunelab.records tunelab.config",
+        " tunelab.stores tunelab.locations tunelab.journal tunelab.space tunelab.models.check"
+        " tunelab.data tunelab.records tunelab.config",
     ),
     Room(
         "tunelab.tuning.config_list",

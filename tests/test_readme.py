@@ -81,8 +81,17 @@ def test_every_documented_option_exists() -> None:
     for command in command_line.commands.values():
         there |= option_names(command)
     others = {"--check", "--dist", "--logdir", "--shm-size"}  # of ruff, pytest, tensorboard and docker
-    others |= {"--dashboard-host", "--generate", "--head", "--no-wait", "--port", "--screen", "--temp-dir"}  # of ray
-    others |= {"--from-literal"}  # of kubectl
+    others |= {
+        "--dashboard-host",
+        "--generate",
+        "--head",
+        "--no-wait",
+        "--num-cpus",
+        "--port",
+        "--screen",
+        "--temp-dir",
+    }  # of ray
+    others |= {"--from-literal", "--ray"}  # of kubectl, and of a benchmark
     written = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
     assert written - others <= there, sorted(written - others - there)
 

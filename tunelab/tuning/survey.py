@@ -40,6 +40,7 @@ _SAME = ("ray", "torch")
 """Of these the nodes need the version that is here: results and checkpoints depend on them."""
 _KNOCK = 5.0  # seconds until a port answers at all; our choice
 _CONNECT = 20.0  # until a cluster does, with the start of a process on a busy machine; our choice
+_CLIENT = 60.0  # likewise, where the cluster starts a process for each Ray client first; our choice
 _NODES = 90.0  # until all its nodes do, each by a new process; our choice
 _GLANCE = 5.0  # where it does not matter what they say; our choice
 _JOB = 10  # times as long where a Ray job has an environment that each node must first make; our choice
@@ -171,15 +172,16 @@ def _ask(address: str, patience: float = _NODES) -> dict[str, Any]:
     """
     if address != "auto":
         _knock(address)
+    connect = _CLIENT if address.startswith("ray://") else _CONNECT
     longer = _JOB if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else 1
-    given = {"address": address, "packages": PACKAGES, "connect": _CONNECT, "patience": patience * longer}
+    given = {"address": address, "packages": PACKAGES, "connect": connect, "patience": patience * longer}
     try:
         asked = subprocess.run(
             [sys.executable, "-c", _PROGRAM],
             input=json.dumps(given),
             capture_output=True,
             text=True,
-            timeout=2 * _CONNECT + 1.5 * patience * longer,
+            timeout=2 * connect + 1.5 * patience * longer,
             env={**os.environ, "PYTHONPATH": _import_path()},
         )
     except subprocess.TimeoutExpired:
