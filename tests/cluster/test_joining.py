@@ -65,7 +65,7 @@ def test_a_ray_job_searches(nodes: RayNodes, search: Search) -> None:
 def test_a_ray_client_searches(nodes: RayNodes, search: Search) -> None:
     nodes.orders()
     command = search.start(nodes, trials=3, epochs=1, address=nodes.client)
-    _, err = command.communicate(timeout=200)
+    _, err = command.communicate(timeout=270)
     assert command.returncode == 0, err
     assert {trial.status for trial in search.trials()} == {TrialStatus.COMPLETED}
 
