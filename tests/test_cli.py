@@ -589,7 +589,7 @@ def started(monkeypatch: pytest.MonkeyPatch, make_study: MakeStudy) -> list[Any]
     calls: list[Any] = []
 
     def start_search(
-        space: str, options: Any, path: Any, runs: Any, deadline: Any, grid: Any = None, site: Any = None
+        space: str, options: Any, path: Any, runs: Any, deadline: Any, grid: Any, site: Any, storage: Any
     ) -> Any:
         calls.append((space, options, deadline))
         return study
