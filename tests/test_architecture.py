@@ -363,7 +363,7 @@ ROOMS = [
         "the class that Ray runs on a node: one trial after another, in one process",
         "tunelab.tuning.outpost tunelab.tuning.trial_mirror tunelab.tuning.memory_guard tunelab.tuning.quota"
         " tunelab.training tunelab.foreign tunelab.records tunelab.config"
-        " tunelab.capacity",
+        " tunelab.capacity tunelab.credentials",
         "ray",
     ),
     Room(
@@ -386,7 +386,7 @@ ROOMS = [
     Room(
         "tunelab.tuning.trial_mirror",
         "brings a trial's folder into the study's object store beside the training, and from there",
-        "tunelab.training tunelab.stores",
+        "tunelab.training tunelab.stores tunelab.liveness",
     ),
     Room(
         "tunelab.tuning.engine",

@@ -70,3 +70,9 @@ def test_values_of_secret_variables_are_hidden_in_whatever_form(monkeypatch: pyt
 )
 def test_what_holds_no_credential_is_told_as_it_is(text: str) -> None:
     assert hide(text) == text
+
+
+@pytest.mark.parametrize("length", [300, 5000])
+def test_a_secret_that_is_too_long_for_a_file_name_is_hidden(monkeypatch: pytest.MonkeyPatch, length: int) -> None:
+    monkeypatch.setenv("MY_TOKEN", "x1" * (length // 2))
+    assert hide(f"refused: {'x1' * (length // 2)}.") == "refused: ***."

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from tests.conftest import MakeRayNodes
     from tests.ray_nodes import RayNodes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 MODEL = """
 from torch import nn
 from . import layers
@@ -109,7 +109,7 @@ def test_no_way_in_is_one_line(
     nodes: RayNodes, search: Search, address: str, more: dict[str, str], words: list[str]
 ) -> None:
     command = search.start(nodes, address=address or nodes.address, **more)
-    _, err = command.communicate(timeout=60)
+    _, err = command.communicate(timeout=200)
     assert command.returncode == 2, err
     assert len(err.splitlines()) == 1
     for word in words:
@@ -128,6 +128,6 @@ def test_an_address_in_the_environment_is_not_believed(nodes: RayNodes, search: 
 
 
 def _answer(command: subprocess.Popen[str]) -> str:
-    out, err = command.communicate(timeout=100)
+    out, err = command.communicate(timeout=200)
     assert command.returncode == 0, err
     return out

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from tests.cluster.conftest import Search
     from tests.ray_nodes import RayNodes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 
 def test_a_search_uses_all_nodes_and_leaves_them_as_they_were(ray_nodes: RayNodes, search: Search) -> None:

@@ -94,7 +94,7 @@ def test_trials_that_hang_are_found_on_each_node(nodes_fault: NodesFault) -> Non
     """Row 12: one per node, so one is not on the driver's; a node that is frozen meanwhile is no hang of its trial."""
     fault, (_, second) = nodes_fault, nodes_fault.nodes.nodes
     fault.order({"do": "busy", "trial": 0, "times": 1}, {"do": "sleep", "seconds": 10_000, "trial": 1, "times": 1})
-    fault.search(*ONE, trials=4, epochs=2, **limits(pause=12.0))
+    fault.search(*ONE, trials=4, epochs=2, **limits(pause=25.0))
     fault.wait_until(lambda: fault.trained("busy") and fault.trained("sleep"))
     fault.wait_until(lambda: len(fault.events("retried")) == 2, 200)
     fault.order({"do": "sleep", "seconds": 2})
@@ -103,7 +103,7 @@ def test_trials_that_hang_are_found_on_each_node(nodes_fault: NodesFault) -> Non
     for process in frozen:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.suspend()
-    time.sleep(16)
+    time.sleep(30)
     for process in frozen:
         with contextlib.suppress(psutil.NoSuchProcess):
             process.resume()

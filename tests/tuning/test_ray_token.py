@@ -41,6 +41,7 @@ class ClientServer(ray_client_pb2_grpc.RayletDriverServicer):
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeServer]:
     """Makes what answers as a cluster with or without a token; its address."""
     monkeypatch.setattr(ray_token, "_ASKED", set())
+    monkeypatch.setattr(ray_token, "_PATIENCE", 60.0)
     servers = []
 
     def make(asks: bool) -> str:

@@ -26,7 +26,7 @@ def test_nodes_like_this_one_are_not_spoken_of() -> None:
     ("other", "words"),
     [
         ({"python": "3.12.1"}, ["10.0.0.7 (seven) has Python 3.12.1", "3.11.7 runs here"]),
-        ({"versions": VERSIONS | {"torch": None, "numba": None}}, ["lacks torch, numba", "pip install torch==2.13.0"]),
+        ({"versions": VERSIONS | {"torch": None, "psutil": None}}, ["lacks torch, psutil", "install torch==2.13.0"]),
         ({"versions": VERSIONS | {"torch": "2.12.1+cpu"}}, ["has torch 2.12.1+cpu, 2.13.0+cpu is here"]),
         ({"versions": VERSIONS | {"ray": "2.59.0"}}, ["has ray 2.59.0"]),
         ({"error": "RuntimeEnvSetupError: no"}, ["runs no task (RuntimeEnvSetupError: no)"]),

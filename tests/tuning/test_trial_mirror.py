@@ -39,10 +39,13 @@ def test_a_trial_lies_in_the_study_where_that_can_be_seen(tmp_path: Path, storag
     assert away.is_relative_to(cache_dir)
     assert is_passing(away)
     assert home_of(folder, f"{storage}-2") != away
-    left = away.parent.with_name(f"0123456789abcdef-{2**22 + 1}")
+    here = away.parent.name.split("-")[1]
+    left, elsewhere = [away.parent.with_name(f"0123456789abcdef-{one}-{2**22 + 1}") for one in (here, "0" * 12)]
+    (elsewhere / "0003").mkdir(parents=True)
     (left / "0003").mkdir(parents=True)
     home_of(folder, storage)
     assert not left.exists(), "its process is gone"
+    assert elsewhere.exists(), "another machine, with the same cache folder"
     folder.parent.mkdir(parents=True)
     (folder.parent.parent / "study.json").write_text("{}")
     assert home_of(folder, storage) == folder

@@ -28,7 +28,7 @@ _KEYS = ("page", "tensorboard", "optuna")  # what `--json` calls them
     help="Port of the page on 127.0.0.1  [default: one that is free]",
 )
 @shared(RUNS_DIR, JSON)
-def dashboard(study: Path | None, port: int, runs_dir: Path, as_json: bool) -> None:
+def dashboard(study: Path | str | None, port: int, runs_dir: Path, as_json: bool) -> None:
     """Show STUDY (by default the newest) in a browser on this machine: TensorBoard, Optuna's dashboard, until Ctrl-C.
 
     One page links them, and Ray's dashboard while a search runs with --dashboard. The study is read, never changed.
@@ -41,6 +41,8 @@ def dashboard(study: Path | None, port: int, runs_dir: Path, as_json: bool) -> N
     from tunelab.dashboards.page import Page, state_of
     from tunelab.dashboards.serving import Door, Key, Served
 
+    if isinstance(study, str):
+        raise InputError(f"the dashboard shows studies of this machine; `tunelab show {study}` reads one in a store")
     found = find_study(study, runs_dir)
     state_of(found)  # refused before anything is served
     key = Key()

@@ -138,7 +138,7 @@ def is_gone(holder: Holder, age: float) -> bool:
 
 def _same(holder: Holder, own: Holder) -> bool:
     """True for a lease of this process, which forgot it in an error."""
-    return (holder.boot, holder.host, holder.process) == (own.boot, own.host, own.process)
+    return (holder.boot, holder.host, holder.process, holder.started) == (own.boot, own.host, own.process, own.started)
 
 
 def _refusal(store: Store, holder: Holder, age: float) -> str:

@@ -24,7 +24,7 @@ MANIFEST = "manifest.json"
 FORMAT = 1
 _ATTEMPTS = 3
 _CHUNK = 2**20
-_OF_A_PROCESS = ("lock", "alive", "reserve", "ray.log")
+_OF_A_PROCESS = ("lock", "alive", "reserve", "ray.log", "ray-dashboard.json")
 
 
 @dataclass(frozen=True)

@@ -167,7 +167,7 @@ class ClusterRoom(MemoryRoom):
         asked = _STEP_MIB
         while asked < self.predict(trial):
             asked *= 1.5 if math.log2(asked).is_integer() else 4 / 3  # 512, 768, 1024, 1536, 2048 ...
-        largest = max((node.memory for node in self._fleet().nodes), default=0.0)
+        largest = max((node.memory for node in self._fleet().working(self._slots)), default=0.0)
         return int(min(asked * 2**20, largest or asked * 2**20))
 
 

@@ -34,7 +34,12 @@ SWEEP = 600.0
 """Seconds between two removals of checkpoints that are not kept (our choice)."""
 PATIENCE = 60.0
 """Seconds that the end of a search waits for a store that does not answer (our choice)."""
+_AT_WORK = 60.0  # seconds that the end waits for what is being sent; our choice
 _LONGEST_PAUSE = 60.0
+
+
+class _TakenOverError(Exception):
+    """Another machine goes on with the study: nothing more is written here."""
 
 
 class StudyMirror:
@@ -59,7 +64,8 @@ class StudyMirror:
         self._info = b""
         self._stays: dict[int, bool] = {}
         self._begun: set[int] = set()
-        self._renewed = self._swept = time.monotonic()
+        self._swept = time.monotonic()
+        self._renewed = _now()
         self._trouble = ""
         self._lost = ""
         self._ending = threading.Event()
@@ -113,12 +119,12 @@ class StudyMirror:
         """Brings all into the store that is not there yet, and gives the lease back; that can fail, which is told."""
         self._ending.set()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(_AT_WORK)
         if self._lost:
             return
         end, pause = time.monotonic() + PATIENCE, 1.0
-        while not self._attempt(self._finish):
-            if time.monotonic() + pause > end:
+        while self._thread.is_alive() or not self._attempt(self._finish):
+            if self._thread.is_alive() or time.monotonic() + pause > end:
                 self.tell(
                     f"the store {self.location} does not have all of it; the study here does, and "
                     f"`tunelab resume {self._study.path}` brings it there"
@@ -136,6 +142,8 @@ class StudyMirror:
         """True if it worked; what does not is told when it begins, and when it is over."""
         try:
             work()
+        except _TakenOverError:
+            return True
         except Exception as error:  # whatever it is, the search does not depend on it
             why = str(error) if isinstance(error, StoreError) else f"{self.location}: {reason(error)}"
             if not self._trouble:
@@ -149,8 +157,6 @@ class StudyMirror:
 
     def _go_on(self) -> None:
         self._renew()
-        if self._lost:
-            return
         self._push()
         if time.monotonic() - self._swept > SWEEP:
             self._swept = time.monotonic()
@@ -158,9 +164,11 @@ class StudyMirror:
 
     def _renew(self) -> None:
         """Renews the lease when it is time; also while there is much to do."""
-        if time.monotonic() - self._renewed > RENEWAL:
-            self._renewed = time.monotonic()
+        if _now() - self._renewed > RENEWAL:
             self._lost = self._lease.renew()
+            self._renewed = _now()
+        if self._lost:
+            raise _TakenOverError
 
     def _push(self) -> None:
         """Brings the record and `study.json` up to date."""
@@ -177,6 +185,8 @@ class StudyMirror:
         parts = [name.split("/", 1) for name in trials.names()]
         found = {int(part[0]) for part in parts if part[0].isdecimal() and part[-1].startswith(CHECKPOINT)}
         for number in sorted(found):
+            if self._ending.is_set() and threading.current_thread() is self._thread:
+                break  # the end does it all
             self._renew()
             if self._stays.get(number) is False:
                 self._copy_of(number).drop_checkpoints()
@@ -200,6 +210,11 @@ class StudyMirror:
     def _copy_of(self, number: int) -> TrialCopy:
         folder = self._study.trial_folder(number)
         return TrialCopy(self._store.child("trials").child(folder.name), folder)
+
+
+def _now() -> float:
+    """Seconds on a clock that goes on while the machine sleeps, where there is one: a lease does not wait for it."""
+    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
 
 
 @contextlib.contextmanager

@@ -291,7 +291,7 @@ class Outposts:
         with contextlib.suppress(Exception):
             pending = [post.actor.close.remote() for post in self._standing().values()]
             if pending:
-                ray.wait(pending, num_returns=len(pending), timeout=_PATIENCE)
+                ray.wait(pending, num_returns=len(pending), timeout=_ASK)
 
 
 def _accepts(address: str, port: int) -> bool:

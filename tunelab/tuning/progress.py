@@ -172,15 +172,16 @@ class Progress:
         now = time.monotonic()
         made, cost = self._asked
         if self._is_old and (len(self._ranked) <= _FEW or now - made >= 20 * cost):
+            self._is_old = False  # before: a trial that ends meanwhile is another reason
             ranked = places(list(self._ranked.values()), self._val_images)
-            self._best, self._is_old = (ranked[0] if ranked else None), False
+            self._best = ranked[0] if ranked else None
             self._asked = (now, time.monotonic() - now)
         return self._best
 
     def _counts(self) -> dict[TrialStatus, int]:
         """How many configurations have each status."""
         opened = proposed([self._trials[number] for number in list(self._open)])  # another thread may change it
-        counts = self._counted + Counter(trial.status for trial in opened)
+        counts = self._counted.copy() + Counter(trial.status for trial in opened)
         return {status: counts[status] for status in TrialStatus if counts[status]}
 
     def __rich__(self) -> Group:

@@ -27,9 +27,10 @@ def find_cluster_slots(options: SearchOptions, fleet: Fleet) -> Slots:
         InputError: the cluster lacks what is asked for.
     """
     on_gpus = [node for node in fleet.nodes if node.gpus and node.cpus]
-    if options.device == "cuda" and not on_gpus:
+    awaited = options.device == "cuda" and options.concurrent is not None  # nodes with GPUs that an autoscaler starts
+    if options.device == "cuda" and not on_gpus and not awaited:
         raise InputError("--device cuda: no node of the cluster has a GPU; use --device cpu or auto")
-    if on_gpus and options.device != "cpu":
+    if (on_gpus or awaited) and options.device != "cpu":
         share = options.gpus_per_trial or 1.0
         if share > 1 and share != int(share):
             raise InputError(f"--gpus-per-trial {share:g} must be at most 1, or a whole number")

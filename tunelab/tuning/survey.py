@@ -27,15 +27,12 @@ PACKAGES = (
     "torch",
     "torchvision",
     "numpy",
-    "numba",
     "pydantic",
     "pillow",
     "psutil",
-    "joblib",
     "tensorboard",
-    "safetensors",
 )
-"""What a worker imports, beside tunelab."""
+"""What a worker cannot do without, beside tunelab."""
 _SAME = ("ray", "torch")
 """Of these the nodes need the version that is here: results and checkpoints depend on them."""
 _KNOCK = 5.0  # seconds until a port answers at all; our choice
@@ -122,7 +119,7 @@ def _unfit(told: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
     found = []
     if _minor(told["python"]) != _minor(here["python"]):
         found.append(f"has Python {told['python']}, {here['python']} runs here: install {_minor(here['python'])} there")
-    missing = [name for name in PACKAGES if told["versions"].get(name) is None]
+    missing = [name for name in PACKAGES if told["versions"].get(name) is None and here["versions"].get(name)]
     if missing:
         pinned = " ".join(f"{name}=={_public(here['versions'][name])}" for name in missing)
         found.append(f"lacks {', '.join(missing)}: `pip install {pinned}` there")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import psutil
 
 from tunelab.errors import InputError
 from tunelab.files import cache_root
+from tunelab.liveness import this_boot
 from tunelab.stores.store import Store, StoreError
 from tunelab.stores.trials import CHECKPOINT, TrialCopy
 from tunelab.training import checkpoint
@@ -38,7 +40,12 @@ def home_of(folder: Path, storage: str) -> Path:
         return folder
     place, beside = hashlib.sha256(storage.encode()).hexdigest()[:16], cache_root()[0] / _BESIDE
     _remove_left(beside)
-    return beside / f"{place}-{os.getpid()}" / folder.name
+    return beside / f"{place}-{_here()}-{os.getpid()}" / folder.name
+
+
+def _here() -> str:
+    """Stands for this machine since its start: others may have the same cache folder, with their own processes."""
+    return hashlib.sha256(f"{socket.gethostname()} {this_boot()}".encode()).hexdigest()[:12]
 
 
 def is_passing(folder: Path) -> bool:
@@ -48,7 +55,7 @@ def is_passing(folder: Path) -> bool:
 
 def _remove_left(beside: Path) -> None:
     """Removes what processes that were killed have left in the cache; the store has it, or lacks a few epochs."""
-    for left in beside.glob("*-*"):
+    for left in beside.glob(f"*-{_here()}-*"):
         process = left.name.rpartition("-")[2]
         if process.isdecimal() and not psutil.pid_exists(int(process)):
             shutil.rmtree(left, ignore_errors=True)

@@ -25,6 +25,7 @@ from ray import tune
 
 from tunelab.capacity import all_memory_mib, held_mib
 from tunelab.config import ComputeConfig, TrialConfig, from_json
+from tunelab.credentials import hide
 from tunelab.errors import DivergedError, InputError, OutOfTimeError
 from tunelab.files import NO_ROOM, make_private
 from tunelab.foreign import borrow
@@ -109,8 +110,9 @@ class TrialWorker(tune.Trainable):
     def stop(self) -> None:
         """Frees the last trial, and waits for what is still on its way to the store."""
         super().stop()  # type: ignore[no-untyped-call]  # Ray's own lacks annotations
+        end = time.monotonic() + _LAST_COPY
         for mirror in self._mirrors:
-            mirror.wait(_LAST_COPY)
+            mirror.wait(max(0.0, end - time.monotonic()))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Frees the last trial and takes the next."""
@@ -281,8 +283,8 @@ class TrialWorker(tune.Trainable):
         folder = Path(self._config["folder"])
         with contextlib.suppress(OSError):  # on a full disk, say: the reason goes into the record all the same
             make_private(folder)
-            (folder / "error.txt").write_text(traceback.format_exc(), encoding="utf-8", errors="backslashreplace")
-        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            (folder / "error.txt").write_text(hide(traceback.format_exc()), encoding="utf-8", errors="backslashreplace")
+        return f"{type(error).__name__}: {' '.join(hide(str(error)).split())[:300]}"
 
 
 def _find_limits(plain: dict[str, Any]) -> Limits:
