@@ -19,7 +19,7 @@ from tunelab.data.augment import normalize, normalizer
 from tunelab.data.decode import FileImages, read_headers
 from tunelab.data.folders import files_below
 from tunelab.data.raw import Meter, Pixels, resize_all
-from tunelab.errors import InputError, TunelabError
+from tunelab.errors import InputError
 from tunelab.training.device import pick_device
 from tunelab.training.evaluate import BATCH_PIXELS
 from tunelab.training.model_files import Model, find_model, open_model
@@ -56,8 +56,8 @@ def predict(
         skip_unreadable: leaves out files that are no images.
 
     Raises:
-        InputError: there is no such model or image, one of them is something else, or the images do not fit the model.
-        TunelabError: the model's scores are not finite.
+        InputError: there is no such model or image, one of them is something else, the images do not fit the model, or
+            its scores are not finite.
     """
     return list(
         predictions(model, images, top_k=top_k, batch_size=batch_size, device=device, skip_unreadable=skip_unreadable)
@@ -91,7 +91,6 @@ def predictions(
 
     Raises:
         InputError: as for `predict`.
-        TunelabError: as for `predict`.
     """
     where = pick_device(device)
     opened = open_model(find_model(Path(model).expanduser()), where)
@@ -229,7 +228,7 @@ def _rows(
     for pixels, names in batches:
         found = _classify(model, torch.tensor(pixels, device=device), scale, shift)
         if not bool(found.isfinite().all()):
-            raise TunelabError(f"the scores of {model.path} are not finite numbers for {key} {names[0]} or after it")
+            raise InputError(f"the scores of {model.path} are not finite numbers for {key} {names[0]} or after it")
         best = found.topk(top_k)
         for name, values, places in zip(names, best.values.tolist(), best.indices.tolist(), strict=True):
             row: dict[str, Any] = {key: name}

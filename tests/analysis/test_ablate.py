@@ -307,10 +307,11 @@ def test_trainings_share_the_machine_as_those_of_the_search(studied: Study, monk
     monkeypatch.setattr(module, "describe_hardware", lambda: machine)
     slots = {"concurrent": 8, "cpus": 1, "gpus": 0.0, "device": "cpu"}
     measured = Study(studied.path, {**studied.info, "slots": slots})
-    assert module._sharing(measured, 5) == {"concurrent": 5, "cpus_per_trial": 1, "gpus_per_trial": None}
+    assert module._sharing(measured, 5, here=True) == {"concurrent": 5, "cpus_per_trial": 1, "gpus_per_trial": None}
     monkeypatch.setattr(module, "describe_hardware", lambda: {**machine, "cpus": 4})
-    assert set(module._sharing(measured, 5).values()) == {None}
-    assert set(module._sharing(studied, 5).values()) == {None}
+    assert set(module._sharing(measured, 5, here=True).values()) == {None}
+    assert set(module._sharing(studied, 5, here=True).values()) == {None}
+    assert set(module._sharing(measured, 5, here=False).values()) == {None}, "a cluster"
 
 
 # What is shown.

@@ -46,7 +46,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Path, int]]:
     """What is to be reproduced; nothing is trained."""
     found: list[tuple[Path, int]] = []
 
-    def pretend(study: Study, number: int) -> dict[str, Any]:
+    def pretend(study: Study, number: int, address: str | None) -> dict[str, Any]:
         found.append((study.path, number))
         return content(IDENTICAL)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +35,7 @@ def find_study(path: Path | str | None, runs_dir: Path, *, to_change: bool = Fal
         copies.note(f"{path} is read from its copy in {copied.path}")
         return copied
     found = None if path is None else here_or_inside(path, runs_dir)
-    if found is None or found.exists():
+    if found is None or os.path.exists(found):  # noqa: PTH110  # raises nothing, however long a name is
         study = newest_study(runs_dir) if found is None else load(found)
         note = note_on(study.path)
         if note:
@@ -48,7 +49,7 @@ def find_study(path: Path | str | None, runs_dir: Path, *, to_change: bool = Fal
 def here_or_inside(path: Path, runs_dir: Path) -> Path:
     """The path, or that of this name inside the folder of studies if there is one there alone."""
     inside = runs_dir / path
-    return inside if inside.exists() and not path.exists() else path
+    return inside if os.path.exists(inside) and not os.path.exists(path) else path  # noqa: PTH110  # raises nothing
 
 
 @contextlib.contextmanager
