@@ -139,7 +139,7 @@ def failures(study: Study, trials: Sequence[Trial], shown: Mapping[str, Any]) ->
         if "memory" in cause.lower():
             told = f"{count}, out of memory: run fewer at once (`--concurrent`), or bound them (`--max-mflops`)"
         else:
-            told = f"{count}: {cause} (`tunelab show {study.name} {numbers[0]}` says more)"
+            told = f"{count}: {cause} (`tunelab show {study.called} {numbers[0]}` says more)"
         found.append((told, {"cause": cause, "trials": numbers}))
     return found
 
@@ -294,13 +294,13 @@ def next_step(study: Study, trials: Sequence[Trial], shown: Mapping[str, Any]) -
     """What is left to do: go on with paused trials, or train the winner in full."""
     paused = sum(trial.status is TrialStatus.PAUSED for trial in trials)
     if paused:
-        told = f"{paused} trials are paused: `tunelab resume {study.name}` goes on with them"
+        told = f"{paused} trials are paused: `tunelab resume {study.called}` goes on with them"
         return [(told, {"paused": paused})]
     searched = study.info.get("kind") == "search"
     if searched and shown["ranking"] and not shown["running"] and not retrainings(study):
         told = (
             f"the winner was trained for {shown['ranking'][0]['epochs']} epochs only and never tested: "
-            f"`tunelab best {study.name} --retrain --epochs 150 --seeds 3` does both"
+            f"`tunelab best {study.called} --retrain --epochs 150 --seeds 3` does both"
         )
         return [(told, {"epochs": shown["ranking"][0]["epochs"]})]
     return []

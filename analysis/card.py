@@ -248,11 +248,15 @@ def _again(metrics: Mapping[str, Any], info: Mapping[str, Any], search: Mapping[
     study = _quoted(Path(str(metrics["study"])).name)
     slots, hardware, versions = info.get("slots", {}), info.get("hardware", {}), info.get("versions", {})
     how = [f"{name} {slots[name]}" for name in ("device", "cpus", "precision", "channels_last") if name in slots]
+    processes, shared = int(slots.get("processes", 1)), ""
+    if processes > 1:
+        shared = f" --{'gpus' if slots.get('device') == 'cuda' else 'processes'} {processes}"
+        how.append(f"by {processes} processes, which shared each batch")
     lines = [
         "```sh",
         *written,
         f"tunelab best {study} --retrain --trial {metrics['trial']} --epochs {metrics['epochs']} "
-        f"--seeds {len(metrics['seeds'])}{keep}{recipe}",
+        f"--seeds {len(metrics['seeds'])}{keep}{recipe}{shared}",
         f"tunelab reproduce {study} {metrics['trial']}  # the trial of the search, compared epoch by epoch",
         "```",
         "",

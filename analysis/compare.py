@@ -60,7 +60,7 @@ def _require_comparable(studies: Sequence[Study]) -> list[str]:
     paths = [study.path.resolve() for study in studies]
     for at, path in enumerate(paths):
         if path in paths[:at]:
-            raise InputError(f"{studies[at].path} is given twice; a study is compared with others")
+            raise InputError(f"{studies[at].place} is given twice; a study is compared with others")
     first = studies[0]
     for study in studies[1:]:
         for what, one, other in (
@@ -69,7 +69,7 @@ def _require_comparable(studies: Sequence[Study]) -> list[str]:
         ):
             if one != other:
                 raise InputError(
-                    f"{first.path} and {study.path} cannot be compared, their scores are of different images: "
+                    f"{first.place} and {study.place} cannot be compared, their scores are of different images: "
                     f"{what} {one} and {other}"
                 )
     return [f"the same data ({_data(first)}) and validation images ({_split(first)})"]
@@ -229,7 +229,7 @@ def _about(study: Study, trials: Sequence[Trial], course: Sequence[Step]) -> dic
     options, own = study.info["options"], proposed(current(study.info, trials))
     return {
         "study": study.name,
-        "path": str(study.path),
+        "path": study.place,
         "space": study.info.get("space", {}).get("name", study.info["kind"]),
         "sampler": options.get("sampler"),
         "scheduler": options.get("scheduler"),

@@ -56,7 +56,7 @@ def describe_trial(study: Study, number: int | None, asked: Images) -> dict[str,
     trial = study.best() if number is None else study.trial(number)
     config = study.config(trial)
     return {
-        "study": str(study.path),
+        "study": study.place,
         "trial": trial.number,
         **network(config.arch, images_of(**asked, known=_images_in(study))),
         "config": to_json(config),

@@ -30,7 +30,7 @@ def diagnose_trial(study: Study, trial: Trial) -> dict[str, Any]:
     watched = bool(looks) or not _unwatched(trial)
     last = looks[-1] if looks else None
     return {
-        "study": str(study.path),
+        "study": study.place,
         "trial": trial.number,
         "status": trial.status.value,
         "reason": trial.reason,
@@ -70,7 +70,7 @@ def diagnose_study(study: Study) -> dict[str, Any]:
     ]
     rows.sort(key=lambda row: (row["remark"], -len(row["trials"]), statistics.fmean(places[row["finding"]])))
     return {
-        "study": str(study.path),
+        "study": study.place,
         "trials": len(trials),
         "findings": rows,
         "diverged": divergence(trials),

@@ -52,7 +52,7 @@ def importance(study: Study, epochs: int | None = None) -> dict[str, Any]:
     rows = compared(trials, after)
     if epochs is not None and not any(len(trial.epochs) >= epochs for trial in trials):
         longest = max((len(trial.epochs) for trial in trials), default=0)
-        raise InputError(f"--epochs {epochs}: the longest trial of {study.path} has been trained for {longest}")
+        raise InputError(f"--epochs {epochs}: the longest trial of {study.place} has been trained for {longest}")
     noise = noise_at(trials, max(after, 1), study.val_images)
     answers = answer([(words(row["trial"]), row["score"], row["full"]) for row in rows], noise)
     suggested = [(row["trial"].params, row["score"], row["full"]) for row in rows]
@@ -63,7 +63,7 @@ def importance(study: Study, epochs: int | None = None) -> dict[str, Any]:
     )
     own = proposed(trials)
     return {
-        "study": str(study.path),
+        "study": study.place,
         "running": study.running,
         "epochs": after,
         "full_length": full,

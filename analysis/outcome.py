@@ -41,7 +41,7 @@ def outcome(
     interval = of_trainings(accuracies) if several else of_images(results[0].correct, results[0].n)
     mean = statistics.fmean(accuracies)
     return {
-        "study": str(study.path),
+        "study": study.place,
         "trial": chosen.number,
         "arch_id": chosen.arch_id,
         "epochs": configs[0].train.epochs,

@@ -126,7 +126,7 @@ def summary(study: Study, top: int) -> dict[str, Any]:
         own = proposed(counted)
         ranked = study.places_of(trials)
         return {
-            "study": str(study.path),
+            "study": study.place,
             "kind": study.info.get("kind"),
             "running": study.running,
             "trials": len(own),

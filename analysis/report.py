@@ -61,7 +61,7 @@ def write_report(study: Study, out: Path | None = None) -> dict[str, Any]:
                 (folder / name).unlink(missing_ok=True)
         sync_folder(folder)
     return {
-        "study": str(study.path),
+        "study": study.place,
         "folder": str(folder),
         "page": str(folder / PAGE),
         "files": [str(folder / file.name) for file in files],
@@ -111,7 +111,7 @@ def gather(study: Study, staging: Path) -> dict[str, Any]:
         "retrainings": [_retraining(path, metrics) for path, metrics in retrainings(study)],
         "about": _about(study, trials, counted),
         "made": f"Made by tunelab {__version__} on {datetime.datetime.now().astimezone():%Y-%m-%d %H:%M %Z} from the "
-        f"record of {study.path}.",
+        f"record of {study.place}.",
     }
 
 
@@ -196,7 +196,7 @@ def _span(low: float | None, high: float | None) -> str:
 def _about(study: Study, trials: Sequence[Trial], counted: Sequence[Trial]) -> dict[str, Any]:
     """What the study was made with, as terms and texts."""
     info = study.info
-    told: dict[str, Any] = {"folder": str(study.path), "created": str(info.get("created", "?"))}
+    told: dict[str, Any] = {"folder": study.place, "created": str(info.get("created", "?"))}
     told |= {name: info["options"][name] for name in _TOLD if info["options"].get(name) not in (None, [])}
     hardware = info.get("hardware", {})
     machine = [str(hardware.get("processor", "?")), f"{hardware.get('cpus', '?')} CPUs", *hardware.get("gpus", ())]

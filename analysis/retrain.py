@@ -12,7 +12,18 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from tunelab.config import Telemetry, TrainConfig, TrialConfig, arch_id, config_id, derive_seed, from_json, to_json
+from tunelab.config import (
+    AnyArch,
+    CustomSpec,
+    Telemetry,
+    TrainConfig,
+    TrialConfig,
+    arch_id,
+    config_id,
+    derive_seed,
+    from_json,
+    to_json,
+)
 from tunelab.data.batches import load_split
 from tunelab.data.cache import prepare
 from tunelab.errors import InputError, TunelabError
@@ -27,6 +38,7 @@ from tunelab.training.model_files import write_model, write_weights
 from tunelab.training.schedules import find_schedule
 from tunelab.training.stages import check_optimizers
 from tunelab.tuning.config_list import run_configs
+from tunelab.tuning.hardware import find_team
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.site import Site
 
@@ -50,6 +62,8 @@ def retrain(
     compile: Literal["auto", "off"] = "auto",
     telemetry: Telemetry | None = None,
     address: str | None = None,
+    gpus: int | None = None,
+    processes: int | None = None,
     progress: bool = True,
 ) -> dict[str, Any]:
     """Trains the best trial's configuration in full and returns what `metrics.json` holds.
@@ -73,11 +87,14 @@ def retrain(
         compile: "auto" goes on with `torch.compile` where ten minutes or more are left and it is measured to be faster.
         telemetry: what the trainings write for TensorBoard, as in `search`; by default what the study's trials wrote.
         address: the Ray cluster to train on, as for `search`; by default this machine alone.
+        gpus: trains each seed on so many GPUs of this machine, one seed after the other: a process on each takes its
+            share of every batch, so that the recipe stays what it is (`tunelab.training.group`).
+        processes: the same on processors, by so many processes.
         progress: shows the progress on standard error.
 
     Raises:
         InputError: the study is no search, no trial has run its full length, there is no such trial, the recipe cannot
-            be, or the data has changed.
+            be, the data has changed, or there are fewer GPUs or processors than asked for.
         PausedError: a signal stopped it; the same call goes on.
         TunelabError: a training diverged or failed, or the reading of the test images cannot be recorded.
     """
@@ -91,6 +108,11 @@ def retrain(
     chosen = opened.best() if trial is None else opened.trial(trial)
     config = opened.config(chosen)
     recipe = changed(config.train, changes or {}, average)
+    if address is not None and (gpus, processes) != (None, None):
+        raise InputError("--gpus and --processes share a batch on this machine alone; leave --address out")
+    team = find_team(from_json(SearchOptions, opened.info["options"]), gpus, processes)
+    if team is not None:
+        _require_shares(config.arch, recipe.batch_size, team.processes)
     configs = [_full_length(config, recipe, epochs, keep_val, index) for index in range(seeds)]
     suffix = "-keep-val" if keep_val else ""
     if recipe != config.train:
@@ -111,6 +133,7 @@ def retrain(
         about={"study": str(opened.path), "trial": chosen.number},
         show_progress=progress,
         site=Site(address),
+        team=team,
     )
     trained = runs.list_trials()[:seeds]
     for run in trained:
@@ -144,6 +167,18 @@ def changed(train: TrainConfig, changes: Mapping[str, Any], average: str | None 
     find_schedule(made.schedule)
     check_optimizers(made)
     return made
+
+
+def _require_shares(arch: AnyArch, images: int, processes: int) -> None:
+    """Raises an InputError where processes cannot share batches of so many images."""
+    if images < processes:
+        raise InputError(f"a batch of {images} images cannot be shared by {processes} processes")
+    # All draw the same numbers in a network of one's own, which may leave out layers: of equal shares as many of them.
+    if isinstance(arch, CustomSpec) and images % processes:
+        raise InputError(
+            f"a batch of {images} images cannot be shared equally by {processes} processes, which a network of your "
+            "own needs; --recipe can change its batch_size"
+        )
 
 
 def _full_length(config: TrialConfig, recipe: TrainConfig, epochs: int, keep_val: bool, index: int) -> TrialConfig:
@@ -186,6 +221,7 @@ def _finish(
     metrics = {
         **outcome(study, chosen, configs, trained, scores, labels),
         "folder": str(runs.path),
+        "processes": runs.info.get("slots", {}).get("processes", 1),
         "test_reading": reading,
         "test_readings_before": past,
         "test_reads_before": readings.count_trainings(past),

@@ -178,7 +178,7 @@ def study_summary(study: Study) -> dict[str, Any]:
     ranked = study.places_of(trials)
     return {
         **study.info,
-        "path": str(study.path),
+        "path": study.place,
         "state": _state(study, trials),
         "sign": study.sign_of_life(),
         "statuses": {status.value: number for status, number in count_statuses(own).items()},
@@ -254,7 +254,7 @@ def print_trial(study: Study, trial: Trial) -> None:
     out = console()
     ending = f" ({trial.reason})" if trial.reason else ""
     again = "" if trial.repeat_of is None else f", trial {trial.repeat_of} again with another seed"
-    out.print(f"trial {trial.number} of {study.path}{again}: {trial.status.value.lower()}{ending}", style="bold")
+    out.print(f"trial {trial.number} of {study.place}{again}: {trial.status.value.lower()}{ending}", style="bold")
     out.print(describe_config(trial.config))
     size = f"{count(trial.stats.get('params'))} parameters, {trial.stats.get('mflops', 0):.1f} million multiply-adds"
     out.print(f"{size}, architecture {trial.arch_id}, files in {study.trial_folder(trial.number)}")

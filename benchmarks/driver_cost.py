@@ -26,14 +26,16 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import plain_ray
 
 import tunelab
 from tunelab.records import EpochMetrics
 from tunelab.study import load
-from tunelab.tuning import ray_home, worker
+from tunelab.tuning import worker
 from tunelab.tuning.engine import Engine
 from tunelab.tuning.slots import Slots
 
@@ -83,7 +85,7 @@ class Watch:
         """Trial `number` has reported."""
         self.times.append(time.monotonic())
         self.processor.append(time.process_time())
-        self.memory["after"] = resident_bytes()
+        self.memory["after"] = plain_ray.resident_bytes()
         if number == self.from_trial and not self.memory["before"]:
             self.memory["before"] = self.memory["after"]
 
@@ -98,11 +100,6 @@ class Watch:
             "processor_ms_per_report": 1000 * (self.processor[-1] - self.processor[0]) / (reports - 1),
             "memory_kb_per_trial": grown / 1000,
         }
-
-
-def resident_bytes() -> int:
-    """Of this process."""
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def run_tunelab(folder: Path, options: argparse.Namespace) -> dict[str, float]:
@@ -122,8 +119,8 @@ def run_tunelab(folder: Path, options: argparse.Namespace) -> dict[str, float]:
 
     report = timed("engine", Engine.report)
 
-    def watched(engine: Engine, number: int, metrics: EpochMetrics, notes: Sequence[str] = ()) -> bool:
-        goes_on = bool(report(engine, number, metrics, notes))
+    def watched(engine: Engine, number: int, metrics: EpochMetrics, *more: Any) -> bool:
+        goes_on = bool(report(engine, number, metrics, *more))
         watch.reported(number)
         return goes_on
 
@@ -153,24 +150,6 @@ def run_plain(folder: Path, options: argparse.Namespace) -> dict[str, float]:
     lengths = [len(trial.epochs) for trial in load(folder / "study").list_trials()]
     slots = Slots(options.concurrent, 1, 0.0, "cpu")
     watch = Watch(len(lengths))
-    with (
-        ray_home.private_folder() as place,
-        ray_home.environment(place),
-        ray_home.quiet(folder / "plain.log"),
-        ray_home.started(slots, place),
-    ):
-        fit_plain(place, slots, lengths, watch)
-    return watch.figures(len(lengths))
-
-
-def fit_plain(place: Path, slots: Slots, lengths: list[int], watch: Watch) -> None:
-    """Runs trials of these lengths, without a searcher, a scheduler or a stopper."""
-    from ray import tune
-
-    class Timing(tune.Callback):
-        def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-            watch.reported(trial.config["job"][0])
-
     base = make_worker()
 
     class EndingWorker(base):  # type: ignore[misc, valid-type]
@@ -182,19 +161,16 @@ def fit_plain(place: Path, slots: Slots, lengths: list[int], watch: Watch) -> No
             result = super().step()
             return {**result, "done": self._trainer.epoch >= self._length}
 
-    tuner = tune.Tuner(
-        tune.with_resources(EndingWorker, {"cpu": slots.cpus, "gpu": 0}),
-        param_space={"job": tune.grid_search(list(enumerate(lengths)))},
-        tune_config=tune.TuneConfig(max_concurrent_trials=slots.concurrent, reuse_actors=True),
-        run_config=tune.RunConfig(
-            name="plain",
-            storage_path=str(place / "tune"),
-            verbose=0,
-            callbacks=[Timing()],
-            checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-        ),
-    )
-    tuner.fit()
+    with plain_ray.running(slots, folder / "plain.log") as place:
+        plain_ray.fit(
+            EndingWorker,
+            list(enumerate(lengths)),
+            place,
+            cpus=slots.cpus,
+            concurrent=slots.concurrent,
+            told=lambda job: watch.reported(job[0]),
+        )
+    return watch.figures(len(lengths))
 
 
 def in_a_process(part: str, folder: Path, arguments: list[str]) -> dict[str, float]:

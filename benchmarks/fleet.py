@@ -16,7 +16,7 @@ Every `--every` trials that have ended a line is printed: processor and wall tim
 the record. The race at the end, in which the best are trained again, is a line of its own. Targets: the
 last line's processor time within 20% of the first one's, memory that grows by less than 100 KB per trial from the first
 line to the last, 20 trials ended per second. Processor time is compared because a busy machine changes it less; what
-the disk takes for its fsyncs is in the wall time alone.
+the disk takes for its fsyncs is in the wall time alone, and a column of its own.
 
     python benchmarks/fleet.py --ray 300
 
@@ -41,19 +41,20 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import plain_ray
 
 import tunelab
 from tunelab.config import ComputeConfig, DataConfig, derive_seed
 from tunelab.data.cache import DataInfo, prepare
 from tunelab.records import EpochMetrics, Trial
 from tunelab.study import Study
-from tunelab.tuning import calibrate, compute, prospect, ray_home, ray_tune
+from tunelab.tuning import calibrate, compute, prospect, ray_tune
 from tunelab.tuning.engine import Engine
 from tunelab.tuning.footprint import Footprint
 from tunelab.tuning.slots import Slots
@@ -165,9 +166,15 @@ class Meter:
         self._ended = 0
         self._records: tuple[Path, Path] | None = None
         self._last = (0.0, 0.0)
+        self._synced: list[float] = []
+
+    def synced(self, seconds: float) -> None:
+        """The driver has waited for the disk so long."""
+        self._synced.append(seconds)
 
     def begin(self, study: Path) -> None:
         """The search starts now."""
+        self._synced.clear()
         self._records = (study / "journal.jsonl", study / "optuna.journal")
         self._last = (time.process_time(), time.monotonic())
 
@@ -192,13 +199,16 @@ class Meter:
             "trials": count,
             "processor_ms_per_trial": 1000 * (now[0] - self._last[0]) / count,
             "wall_ms_per_trial": 1000 * (now[1] - self._last[1]) / count,
-            "resident_mb": resident_bytes() / 1e6,
+            "fsyncs_per_trial": len(self._synced) / count,
+            "fsync_ms_per_trial": 1000 * sum(self._synced) / count,
+            "resident_mb": plain_ray.resident_bytes() / 1e6,
             "record_bytes": record,
             "optuna_bytes": optuna,
         }
         self.rows.append(row)
         print(line_of(row), flush=True)
         self._last = now
+        self._synced.clear()
 
 
 class Fleet:
@@ -264,9 +274,21 @@ class Fleet:
         self._meter.race(repeats)
 
 
-def resident_bytes() -> int:
-    """Of this process."""
-    return int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+@contextlib.contextmanager
+def timed_fsyncs(meter: Meter) -> Iterator[None]:
+    """Tells the meter how long each fsync of this process takes."""
+    real = os.fsync
+
+    def timed(file: int) -> None:
+        began = time.monotonic()
+        real(file)
+        meter.synced(time.monotonic() - began)
+
+    os.fsync = timed  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        os.fsync = real
 
 
 def search(folder: Path, options: argparse.Namespace) -> tuple[Study, Meter]:
@@ -290,7 +312,8 @@ def search(folder: Path, options: argparse.Namespace) -> tuple[Study, Meter]:
     calibrate.startable = lambda candidates, *_more: list(candidates)  # type: ignore[assignment]
     compute.recall = lambda _key: compute.Choice(ComputeConfig(), {})  # type: ignore[assignment]
     prospect.Probes = lambda _count: contextlib.nullcontext()  # type: ignore[assignment, misc]
-    with (folder / "progress.txt").open("w", encoding="utf-8") as shown, contextlib.redirect_stderr(shown):
+    shown = (folder / "progress.txt").open("w", encoding="utf-8")
+    with shown, contextlib.redirect_stderr(shown), timed_fsyncs(meter):
         study = tunelab.search(
             "arch",
             trials=options.trials,
@@ -325,54 +348,39 @@ def line_of(row: Mapping[str, Any]) -> str:
     """One line of the table."""
     return (
         f"{row['part']:8}{row['ended']:8.0f}{row['processor_ms_per_trial']:14.1f}{row['wall_ms_per_trial']:12.1f}"
+        f"{row['fsync_ms_per_trial']:12.1f}"
         f"{row['resident_mb']:12.0f}{row['record_bytes'] / 1e6:12.1f}{row['optuna_bytes'] / 1e6:12.1f}"
     )
 
 
 def ray_alone(trials: int, concurrent: int, cpus: float) -> dict[str, float]:
     """What Ray Tune takes for trials that do nothing, per trial, from the first result to the last."""
+    from ray import tune
+
+    class Nothing(tune.Trainable):
+        def setup(self, config: dict[str, Any]) -> None:
+            pass
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            return True
+
+        def step(self) -> dict[str, Any]:
+            return {"report": "{}", "done": True}
+
+        def save_checkpoint(self, checkpoint_dir: str) -> None:
+            pass
+
+        def load_checkpoint(self, checkpoint: Any) -> None:
+            pass
+
     times: list[tuple[float, float]] = []
-    with (
-        tempfile.TemporaryDirectory() as logs,
-        ray_home.private_folder() as place,
-        ray_home.environment(place),
-        ray_home.quiet(Path(logs) / "ray.log"),
-        ray_home.started(Slots(math.ceil(concurrent * cpus), 1, 0.0, "cpu"), place),
-    ):
-        from ray import tune
 
-        class Nothing(tune.Trainable):
-            def setup(self, config: dict[str, Any]) -> None:
-                pass
+    def told(_job: int) -> None:
+        times.append((time.process_time(), time.monotonic()))
 
-            def reset_config(self, new_config: dict[str, Any]) -> bool:
-                return True
-
-            def step(self) -> dict[str, Any]:
-                return {"report": "{}", "done": True}
-
-            def save_checkpoint(self, checkpoint_dir: str) -> None:
-                pass
-
-            def load_checkpoint(self, checkpoint: Any) -> None:
-                pass
-
-        class Timing(tune.Callback):
-            def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: Any, **info: Any) -> None:
-                times.append((time.process_time(), time.monotonic()))
-
-        tune.Tuner(
-            tune.with_resources(Nothing, {"cpu": cpus}),
-            param_space={"number": tune.grid_search(list(range(trials)))},
-            tune_config=tune.TuneConfig(max_concurrent_trials=concurrent, reuse_actors=True),
-            run_config=tune.RunConfig(
-                name="nothing",
-                storage_path=str(place / "tune"),
-                verbose=0,
-                callbacks=[Timing()],
-                checkpoint_config=tune.CheckpointConfig(checkpoint_frequency=0, checkpoint_at_end=False),
-            ),
-        ).fit()
+    slots = Slots(math.ceil(concurrent * cpus), 1, 0.0, "cpu")
+    with tempfile.TemporaryDirectory() as logs, plain_ray.running(slots, Path(logs) / "ray.log") as place:
+        plain_ray.fit(Nothing, range(trials), place, cpus=cpus, concurrent=concurrent, told=told)
     counted = times[concurrent:]  # processes start before that
     return {
         "trials": len(times),
@@ -408,10 +416,10 @@ def main() -> None:
     else:
         print(f"{options.trials} trials on {options.concurrent} simulated slots, sampler {options.sampler},", end=" ")
         print(f"{os.cpu_count()} CPUs, {platform.machine()}")
-        heads = ("ended", "processor ms", "wall ms", "resident MB", "record MB", "Optuna MB")
+        heads = ("ended", "processor ms", "wall ms", "fsync ms", "resident MB", "record MB", "Optuna MB")
         print(
             f"{'':8}{heads[0]:>8}"
-            + "".join(f"{head:>{width}}" for head, width in zip(heads[1:], (14, 12, 12, 12, 12), strict=True))
+            + "".join(f"{head:>{width}}" for head, width in zip(heads[1:], (14, 12, 12, 12, 12, 12), strict=True))
         )
         with tempfile.TemporaryDirectory() as folder:
             study, meter = search(Path(folder), options)
@@ -420,12 +428,14 @@ def main() -> None:
             "options": {name: str(value) for name, value in vars(options).items()},
             "rows": meter.rows,
             "reports_per_trial": statistics.fmean(len(trial.epochs) for trial in trials if trial.repeat_of is None),
+            "fsyncs_per_trial": statistics.fmean(
+                row["fsyncs_per_trial"] for row in meter.rows if row["part"] == "search"
+            ),
             "most_resident_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000,
             **verdict(meter.rows),
         }
-        print(
-            f"{found['reports_per_trial']:.1f} epochs per trial, {found['ended_per_second']:.1f} trials ended a second"
-        )
+        print(f"{found['reports_per_trial']:.1f} epochs and {found['fsyncs_per_trial']:.1f} fsyncs per trial, ", end="")
+        print(f"{found['ended_per_second']:.1f} trials ended a second (target: at least {TARGET_PER_SECOND:.0f})")
         print(f"last to first: {found['last_to_first']:.2f} (target: at most {WITHIN}); ", end="")
         print(f"memory per trial: {found['memory_kb_per_trial']:.0f} KB (target: at most {TARGET_KB:.0f})")
     if options.json:

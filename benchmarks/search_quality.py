@@ -327,8 +327,8 @@ class _Drawn(TrialConfig):
 class _NoJournal:
     """A record in no file: nothing of a simulation is kept."""
 
-    def append(self, event: Mapping[str, Any]) -> None:
-        """Forgets an event."""
+    def append(self, *events: Mapping[str, Any]) -> None:
+        """Forgets events."""
 
 
 class Tunelab:

@@ -6,7 +6,10 @@ import contextlib
 import importlib.util
 import logging
 import os
+import socket
 import sys
+import threading
+import urllib.parse
 import urllib.request
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
@@ -41,6 +44,19 @@ for _name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 os.environ["MPLBACKEND"] = "Agg"
 
 
+def _share(name: str) -> None:
+    """Has conftest files import the file of that name beside this one, which the importlib mode would not find."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name.rpartition('.')[2]}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(sys.modules[name])
+
+
+_RAY_NODES = "tests.ray_nodes"
+_share(_RAY_NODES)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The data cache of this test run, never the user's; shared by its tests, so that `digits` is decoded once."""
@@ -72,6 +88,18 @@ def no_calibration(monkeypatch: pytest.MonkeyPatch) -> None:
 
     So do those in processes that the test starts.
     """
+    _pretend_to_calibrate(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def no_calibration_at_all() -> Iterator[None]:
+    """As `no_calibration`, for all tests of a file."""
+    with pytest.MonkeyPatch.context() as patch:
+        _pretend_to_calibrate(patch)
+        yield
+
+
+def _pretend_to_calibrate(monkeypatch: pytest.MonkeyPatch) -> None:
     from tunelab.config import ComputeConfig
     from tunelab.tuning import calibrate, compute, packing, prospect
 
@@ -230,14 +258,9 @@ class MakeRayNodes(Protocol):
 @pytest.fixture(scope="module")
 def make_ray_nodes(cache_dir: Path) -> Iterator[MakeRayNodes]:
     """Starts clusters of real Ray nodes, for all tests of a file: see `tests/ray_nodes.py`."""
-    spec = importlib.util.spec_from_file_location("tunelab_test_ray_nodes", Path(__file__).with_name("ray_nodes.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    made = sys.modules[_RAY_NODES].RayNodes
     with contextlib.ExitStack() as stack:
-        yield lambda *given, **more: stack.enter_context(contextlib.closing(module.RayNodes(*given, **more)))
+        yield lambda *given, **more: stack.enter_context(contextlib.closing(made(*given, **more)))
 
 
 @pytest.fixture(scope="module")
@@ -284,3 +307,66 @@ def bucket(object_store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     request = urllib.request.Request(f"{object_store}/{name}", data=b"", method="PUT")
     urllib.request.urlopen(request).close()
     return Bucket(f"s3://{name}", environment)
+
+
+class Line:
+    """A way to the object store which may fall silent: then connections are accepted, and no request is answered."""
+
+    def __init__(self, store: str) -> None:
+        self.requests = 0
+        self._silent = threading.Event()
+        self._store = urllib.parse.urlsplit(store)
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self._open: list[socket.socket] = []
+        self.address = f"http://127.0.0.1:{self._server.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def fall_silent(self) -> None:
+        """From now on nothing is answered; `requests` counts what is asked."""
+        self.requests = 0
+        self._silent.set()
+
+    def close(self) -> None:
+        for one in (self._server, *self._open):
+            with contextlib.suppress(OSError):
+                one.shutdown(socket.SHUT_RDWR)
+            one.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near = self._server.accept()[0]
+                far = socket.create_connection((self._store.hostname, self._store.port))
+                self._open += [near, far]
+                threading.Thread(target=self._pass_on, args=(near, far, True), daemon=True).start()
+                threading.Thread(target=self._pass_on, args=(far, near, False), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, asks: bool) -> None:
+        with contextlib.suppress(OSError):
+            while content := source.recv(2**16):
+                if self._silent.is_set():
+                    self.requests += asks and b" HTTP/1.1\r\n" in content
+                else:
+                    target.sendall(content)
+            target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def line(object_store: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch) -> Iterator[Line]:
+    """The way to the bucket."""
+    made = Line(object_store)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", made.address)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def silent(line: Line, monkeypatch: pytest.MonkeyPatch) -> Line:
+    """A way to the bucket on which nothing is ever answered; a moment is waited for that in place of 20 and 60 s."""
+    from tunelab.stores import store
+
+    usual = store._OPTIONS["s3"]["config_kwargs"]
+    monkeypatch.setitem(store._OPTIONS, "s3", {"config_kwargs": {**usual, "read_timeout": 0.2}})
+    monkeypatch.setattr(store, "_WRITE", 0.5)
+    line.fall_silent()
+    return line

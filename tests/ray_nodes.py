@@ -1,6 +1,7 @@
 """Real Ray nodes on this machine for tests: processes of `ray start`, each with a folder of its own, and a token.
 
-`tests/conftest.py` has the fixture `ray_nodes`. Workers inherit the environment of their node: orders for
+And what all commands share that are real processes. `tests/conftest.py` has the fixture `ray_nodes`, and lets other
+conftest files import this one as `tests.ray_nodes`. Workers inherit the environment of their node: orders for
 `benchmarks/provoked` are in `orders.json`, what it tells is in `log`, both in `folder`.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import random
 import secrets
 import shutil
 import signal
@@ -19,7 +21,7 @@ import tempfile
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,13 +31,18 @@ import psutil
 PROVOKED = Path(__file__).resolve().parents[1] / "benchmarks" / "provoked"
 MARK, NODE = "TUNELAB_TEST_MARK", "TUNELAB_TEST_NODE"
 _STARTS = 90.0  # seconds until a node is there, on a busy machine
+_ANSWERS = 30.0  # seconds until the head says which nodes are alive, if it does
+_PORTS = range(24_001, 32_768)  # below those that the kernel gives to connections, above those that Ray takes by itself
 _ALIVE = """
 import sys
 from ray._raylet import GcsClient
 client = GcsClient(address=sys.argv[1])
 nodes = client.get_all_node_info().values()
-print(sum(node.state == 0 for node in nodes))
+print(*(node.temp_dir for node in nodes if node.state == 0), sep="\\n")
 """
+
+
+_CLAIMS: list[socket.socket] = []
 
 
 @dataclass
@@ -50,7 +57,7 @@ class Node:
 
     def processes(self, *words: str) -> list[psutil.Process]:
         """What runs on this node; with one of `words` in its command."""
-        return [one for one in psutil.process_iter() if _is_marked(one, NODE, self.mark, words)]
+        return [one for one in psutil.process_iter() if is_marked(one, NODE, self.mark, words)]
 
     def workers(self) -> list[psutil.Process]:
         """The processes that train."""
@@ -119,20 +126,17 @@ class RayNodes:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "180",  # Ray's own, 30, is too little on a busy machine
             **more,
         }
 
     def orders(self, *orders: dict[str, Any]) -> None:
         """What is provoked from now on."""
-        new = self.folder / "orders.new"
-        new.write_text(json.dumps(orders))
-        new.replace(self.folder / "orders.json")
+        give_orders(self.folder, orders)
 
     def trained(self, what: str = "end") -> Counter[tuple[int, int]]:
         """How often each epoch of each trial was really trained (or begun), by (trial, epoch), since `forget`."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        told = [json.loads(line) for line in lines]
-        return Counter((one["trial"], one["epoch"]) for one in told if one["what"] == what)
+        return trained(self.log, what)
 
     def forget(self) -> None:
         """Begins a new log."""
@@ -140,11 +144,10 @@ class RayNodes:
 
     def add(self, *options: str, wait: bool = True, within: Sequence[str] = (), **more: str) -> Node:
         """One more node, with further options of `ray start` and variables; `within` are words before its command."""
-        alive = self.alive() if wait else 0
         cpus = [] if any(option.startswith("--num-cpus") for option in options) else [f"--num-cpus={self._cpus}"]
         node = self._start_node(f"--address={self.address}", *cpus, *options, within=within, **more)
         if wait:
-            self.wait_until(lambda: self.alive() > alive, _STARTS)
+            self.wait_until(lambda: node in self.joined(), _STARTS)
         return node
 
     def kill(self, node: Node) -> None:
@@ -159,33 +162,33 @@ class RayNodes:
             self.nodes.remove(node)
 
     def alive(self) -> int:
-        """How many nodes the cluster takes for alive."""
-        asked = subprocess.run(
-            [*self._enter(0), sys.executable, "-c", _ALIVE, self.address],
-            env=self.environment(),
-            capture_output=True,
-            text=True,
-        )
-        return int(asked.stdout) if asked.returncode == 0 else 0
+        """How many nodes the cluster takes for alive; 0 if it does not answer."""
+        return len(self._alive())
+
+    def joined(self) -> list[Node]:
+        """Those of the nodes that the cluster takes for alive; a node that was killed may be for a while."""
+        folders = self._alive()
+        return [node for node in self.nodes if str(node.temporary) in folders]
+
+    def _alive(self) -> list[str]:
+        """The folders of the nodes that the cluster takes for alive."""
+        command = [*self._enter(0), sys.executable, "-c", _ALIVE, self.address]
+        try:
+            asked = subprocess.run(
+                command, env=self.environment(), capture_output=True, text=True, timeout=_ANSWERS, check=True
+            )
+        except (subprocess.TimeoutExpired, subprocess.CalledProcessError):  # of a head that starts, or is gone
+            return []
+        return asked.stdout.split()
 
     def start(self, *arguments: str, before: str = "", **more: str) -> subprocess.Popen[str]:
         """Starts a command of tunelab in a session of its own, after the lines of Python in `before`."""
-        code = f"{before}\nimport sys\nfrom tunelab.cli import run\nsys.exit(run(sys.argv[1:]))"
-        return self.start_program(sys.executable, "-c", code, *arguments, **more)
+        return self.start_program(*command_line(before), *arguments, **more)
 
     def start_program(self, *command: str, **more: str) -> subprocess.Popen[str]:
         """Starts any program in a session of its own, with the environment of the commands."""
-        process = subprocess.Popen(
-            [*self._enter(0), *command],
-            env=self.environment(**more),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self._started.append(process)
-        return process
+        self._started.append(launch([*self._enter(0), *command], self.environment(**more)))
+        return self._started[-1]
 
     def wait_until(self, condition: Callable[[], object], seconds: float = 120) -> None:
         """Waits while all nodes run."""
@@ -200,7 +203,7 @@ class RayNodes:
         """Ends all that was started, however the test ended, and waits for it."""
         for signum in (signal.SIGTERM, signal.SIGKILL):
             end = time.monotonic() + 3
-            while left := [one for one in psutil.process_iter() if _is_marked(one, MARK, self.mark)]:
+            while left := [one for one in psutil.process_iter() if is_marked(one, MARK, self.mark)]:
                 for one in left:
                     with contextlib.suppress(psutil.NoSuchProcess):
                         one.send_signal(signum)
@@ -254,15 +257,57 @@ class RayNodes:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens at, all different."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [int(one.getsockname()[1]) for one in sockets]
+    """Ports that nobody listens at, all different; no other test run is given them while this process lives."""
+    found: list[int] = []
+    for port in random.sample(_PORTS, len(_PORTS)):
+        if len(found) == count:
+            break
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("", port))
+            claim = socket.socket(socket.AF_UNIX)
+            claim.bind(
+                f"\0tunelab-test-port-{port}"
+            )  # a name without a file, which the kernel forgets with the process
+            _CLAIMS.append(claim)
+            found.append(port)
+    return found
 
 
-def _is_marked(process: psutil.Process, name: str, mark: str, words: tuple[str, ...] = ()) -> bool:
+def command_line(before: str = "") -> list[str]:
+    """Python that runs the words after it as tunelab does, after the lines of Python in `before`."""
+    return [sys.executable, "-c", f"{before}\nimport sys\nfrom tunelab.cli import run\nsys.exit(run(sys.argv[1:]))"]
+
+
+def launch(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Starts a program in a session of its own, whose words can be read."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=pipe,
+        stderr=pipe,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def give_orders(folder: Path, orders: Sequence[dict[str, Any]]) -> None:
+    """What `benchmarks/provoked` does from now on where it reads `orders.json` in this folder."""
+    new = folder / "orders.new"
+    new.write_text(json.dumps(orders))
+    new.replace(folder / "orders.json")
+
+
+def trained(log: Path, what: str) -> Counter[tuple[int, int]]:
+    """How often an epoch of a trial has ended (or has begun), by (trial, epoch), as `benchmarks/provoked` tells."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    told = [json.loads(line) for line in lines]
+    return Counter((one["trial"], one["epoch"]) for one in told if one["what"] == what)
+
+
+def is_marked(process: psutil.Process, name: str, mark: str, words: tuple[str, ...] = ()) -> bool:
+    """True if it runs and has the variable `name` with this mark; with one of `words` in its command."""
     try:
         if process.status() == psutil.STATUS_ZOMBIE or process.environ().get(name) != mark:
             return False

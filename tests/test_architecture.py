@@ -37,7 +37,7 @@ ROOMS = [
     Room(
         "tunelab.cli",
         "the group of commands, each loaded when it is asked for; errors become one line here and nowhere else",
-        "tunelab.__init__ tunelab.commands tunelab.shared_options tunelab.credentials",
+        "tunelab.__init__ tunelab.commands tunelab.supervision tunelab.shared_options tunelab.credentials",
     ),
     Room(
         "tunelab.commands",
@@ -53,7 +53,8 @@ ROOMS = [
     Room(
         "tunelab.doctor",
         "is this machine fit: checks that give findings, run in processes that can be given up; nothing is printed",
-        "tunelab.tuning.cluster_check tunelab.tuning.node_checks tunelab.tuning.hardware tunelab.tuning.preflight"
+        "tunelab.tuning.cluster_check tunelab.tuning.node_findings tunelab.tuning.hardware tunelab.tuning.preflight"
+        " tunelab.tuning.survey tunelab.tuning.ray_token"
         " tunelab.tuning.ray_home tunelab.tuning.site tunelab.models.kernels tunelab.data tunelab.study"
         " tunelab.journal tunelab.capacity tunelab.config",
         "torch",
@@ -109,13 +110,15 @@ ROOMS = [
     Room(
         "tunelab.tuning.cluster_check",
         "looks at all nodes of a cluster, and refuses a search where trials would fail on some of them",
-        "tunelab.tuning.node_checks tunelab.tuning.node_visit tunelab.tuning.nodes tunelab.tuning.ray_cluster"
+        "tunelab.tuning.node_checks tunelab.tuning.node_visit tunelab.tuning.node_findings"
+        " tunelab.tuning.node_versions tunelab.tuning.nodes tunelab.tuning.ray_cluster"
         " tunelab.tuning.ray_home tunelab.tuning.site tunelab.tuning.survey tunelab.config",
     ),
     Room(
         "tunelab.tuning.node_checks",
         "what is not fit on the nodes of a cluster: facts in, findings out",
-        "tunelab.tuning.nodes tunelab.tuning.ray_home tunelab.capacity",
+        "tunelab.tuning.node_findings tunelab.tuning.node_versions tunelab.tuning.nodes tunelab.tuning.ray_home"
+        " tunelab.capacity",
     ),
     Room(
         "tunelab.tuning.node_visit",
@@ -129,7 +132,6 @@ ROOMS = [
         "tunelab.tuning.roll_call tunelab.tuning.worker tunelab.data tunelab.capacity tunelab.config",
         "ray",
     ),
-    Room("tunelab.tuning.nodes", "the nodes of a cluster, and what they told of themselves; plain data"),
     Room(
         "tunelab.tuning.packing",
         "how a list of trainings shares the machine, measured where there is a choice",
@@ -156,7 +158,7 @@ ROOMS = [
         " tunelab.tuning.sources tunelab.tuning.options tunelab.tuning.guard tunelab.tuning.outposts"
         " tunelab.tuning.ray_metrics tunelab.summary"
         " tunelab.study tunelab.tuning.memory_guard tunelab.tuning.ray_cluster"
-        " tunelab.tuning.site tunelab.tuning.mirror tunelab.liveness tunelab.journal",
+        " tunelab.tuning.site tunelab.tuning.mirror tunelab.liveness tunelab.journal tunelab.records",
     ),
     Room(
         "tunelab.tuning.mirror",
@@ -183,7 +185,7 @@ ROOMS = [
         " tunelab.tuning.stopping tunelab.tuning.memory tunelab.tuning.model_sampler tunelab.tuning.grid"
         " tunelab.tuning.grid_files"
         " tunelab.tuning.options tunelab.study tunelab.space tunelab.foreign tunelab.data tunelab.records"
-        " tunelab.config tunelab.capacity tunelab.tuning.room",
+        " tunelab.config tunelab.capacity tunelab.patience tunelab.tuning.room",
     ),
     Room(
         "tunelab.tuning.memory",
@@ -280,8 +282,16 @@ ROOMS = [
     Room(
         "tunelab.tuning.survey",
         "what a cluster has and whether its nodes can run trials, asked by a program of its own",
-        "tunelab.tuning.roll_call tunelab.tuning.ray_token tunelab.tuning.site tunelab.tuning.fleet",
+        "tunelab.tuning.node_findings tunelab.tuning.node_versions tunelab.tuning.nodes tunelab.tuning.roll_call"
+        " tunelab.tuning.ray_token tunelab.tuning.site tunelab.tuning.fleet",
     ),
+    Room(
+        "tunelab.tuning.node_versions",
+        "which versions the nodes of a cluster must have: the one list, for a search and for the doctor",
+        "tunelab.tuning.node_findings tunelab.tuning.nodes",
+    ),
+    Room("tunelab.tuning.node_findings", "what is found on the nodes of a cluster, and how it is told; plain data"),
+    Room("tunelab.tuning.nodes", "the nodes of a cluster, and what they told of themselves; plain data"),
     Room("tunelab.tuning.ray_token", "whether a Ray cluster lets anybody in, and the warning of it"),
     Room("tunelab.tuning.probes", "the processes that measure, started, asked together, and never left behind"),
     Room(
@@ -299,7 +309,8 @@ ROOMS = [
     Room(
         "tunelab.tuning.ray_tune",
         "runs an engine's trials on Ray Tune",
-        "tunelab.tuning.ray_pieces tunelab.tuning.ray_cluster tunelab.tuning.ray_errors tunelab.tuning.ray_home"
+        "tunelab.tuning.ray_train"
+        " tunelab.tuning.ray_pieces tunelab.tuning.ray_cluster tunelab.tuning.ray_errors tunelab.tuning.ray_home"
         " tunelab.tuning.survivors"
         " tunelab.tuning.worker tunelab.tuning.engine tunelab.tuning.guard tunelab.tuning.memory_guard"
         " tunelab.tuning.losses tunelab.tuning.slots tunelab.tuning.site tunelab.foreign tunelab.records"
@@ -310,6 +321,13 @@ ROOMS = [
         "tunelab.tuning.ray_metrics",
         "the numbers of a search among Ray's metrics",
         "tunelab.records",
+        "ray",
+    ),
+    Room(
+        "tunelab.tuning.ray_train",
+        "runs an engine's trials on Ray Train, each by several processes together",
+        "tunelab.tuning.ray_pieces tunelab.tuning.member tunelab.tuning.engine tunelab.tuning.losses"
+        " tunelab.tuning.slots tunelab.records",
         "ray",
     ),
     Room(
@@ -337,7 +355,8 @@ ROOMS = [
     Room(
         "tunelab.tuning.outposts",
         "the nodes of a cluster as the driver sees them: what their trials beat, and which of them are gone",
-        "tunelab.tuning.outpost tunelab.tuning.machine tunelab.tuning.losses tunelab.training",
+        "tunelab.tuning.outpost tunelab.tuning.machine tunelab.tuning.memory_guard tunelab.tuning.losses"
+        " tunelab.training",
         "ray",
     ),
     Room(
@@ -359,6 +378,12 @@ ROOMS = [
         "tunelab.tuning.memory_guard tunelab.tuning.losses tunelab.records tunelab.capacity",
     ),
     Room(
+        "tunelab.tuning.member",
+        "what Ray Train runs on a node: one of several processes that train a trial together",
+        "tunelab.tuning.worker tunelab.training tunelab.data tunelab.records",
+        "ray torch",
+    ),
+    Room(
         "tunelab.tuning.worker",
         "the class that Ray runs on a node: one trial after another, in one process",
         "tunelab.tuning.outpost tunelab.tuning.trial_mirror tunelab.tuning.memory_guard tunelab.tuning.quota"
@@ -369,7 +394,7 @@ ROOMS = [
     Room(
         "tunelab.tuning.outpost",
         "the actor that stands on each node of a cluster: sees the trials there, and has the hands for them",
-        "tunelab.tuning.machine tunelab.tuning.ray_home tunelab.training tunelab.capacity",
+        "tunelab.tuning.machine tunelab.tuning.memory_guard tunelab.tuning.ray_home tunelab.training tunelab.capacity",
         "ray",
     ),
     Room(
@@ -386,16 +411,21 @@ ROOMS = [
     Room(
         "tunelab.tuning.trial_mirror",
         "brings a trial's folder into the study's object store beside the training, and from there",
-        "tunelab.training tunelab.stores tunelab.liveness",
+        "tunelab.training tunelab.stores tunelab.liveness tunelab.credentials",
     ),
     Room(
         "tunelab.tuning.engine",
         "what happens next in a search, without Ray: proposals, results and ends, each recorded before it is acted on",
         "tunelab.tuning.repeats tunelab.tuning.searcher tunelab.tuning.sources tunelab.tuning.stopping"
-        " tunelab.tuning.losses tunelab.tuning.listeners tunelab.tuning.deadline"
+        " tunelab.tuning.losses tunelab.tuning.listeners tunelab.tuning.deadline tunelab.tuning.turns"
         " tunelab.tuning.options tunelab.tuning.objectives tunelab.study tunelab.journal"
         " tunelab.noise"
         " tunelab.records tunelab.config",
+    ),
+    Room(
+        "tunelab.tuning.turns",
+        "what happens in one turn of a search: on the disk in one write, before anything follows from it",
+        "tunelab.journal tunelab.records",
     ),
     Room(
         "tunelab.tuning.ray_errors",
@@ -411,7 +441,7 @@ ROOMS = [
     Room(
         "tunelab.tuning.memory_guard",
         "ends a trial's process that takes too much memory, and writes down why",
-        "tunelab.files tunelab.capacity",
+        "tunelab.tuning.slots tunelab.files tunelab.capacity",
     ),
     Room("tunelab.tuning.listeners", "who is told of what happens in a search", "tunelab.records"),
     Room("tunelab.tuning.survivors", "ends what a killed search would leave running; a program of its own"),
@@ -551,7 +581,7 @@ ROOMS = [
         "what a search space is, and how one is found",
         "tunelab.foreign tunelab.patience tunelab.config",
     ),
-    Room("tunelab.patience", "foreign code that does not return is told of, and broken off"),
+    Room("tunelab.patience", "what takes too long is told of; foreign code that does not return is broken off"),
     Room("tunelab.foreign", "code of the user's own: found, trusted, run, and named where it fails", "tunelab.config"),
     Room("tunelab.space_template", "the files that `tunelab new-space` writes"),
     Room("tunelab.replay", "from the events of a record to its trials", "tunelab.record_checks tunelab.records"),

@@ -42,8 +42,8 @@ SURFACE = {
         "study --trials --epochs --grid --deadline --supervise --concurrent --address --dashboard --runs-dir --json"
     ),
     "best": (
-        "study --top --retrain --epochs --seeds --trial --keep-val --average --recipe --compile --telemetry --address"
-        " --runs-dir --json"
+        "study --top --retrain --epochs --seeds --trial --keep-val --average --recipe --compile --telemetry --gpus"
+        " --processes --address --runs-dir --json"
     ),
     "ablate": "study --trial --epochs --seeds --components --list --address --runs-dir --json",
     "profile": (
@@ -382,6 +382,20 @@ def test_a_place_that_is_no_folder_is_one_line(capfd: pytest.CaptureFixture[str]
         assert_one_line(Asked(["search", "arch", *option], capfd), "cannot be made", "file")
 
 
+def test_a_store_in_the_place_of_a_folder_is_one_line(
+    capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for option in ("--study", "--runs-dir", "--warm-start", "--from"):
+        assert_one_line(Asked(["search", "arch", option, "s3://bucket/x"], capfd), option, "s3://bucket/x", "no folder")
+    for words in (["list", "--runs-dir"], ["describe", "recipe", "--from"], ["export"]):
+        assert_one_line(Asked([*words, "s3://bucket/x"], capfd), "s3://bucket/x is no folder", "--storage")
+    assert_one_line(Asked(["search", "arch", "--storage", "s3:bucket/x"], capfd), "--storage s3:", "s3://BUCKET")
+    monkeypatch.setenv("TUNELAB_RUNS", "s3://bucket/x")
+    assert_one_line(Asked(["search", "arch"], capfd), "--runs-dir s3://bucket/x", "no folder")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_space_that_raises_is_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path, runs_dir: Path) -> None:
     path = tmp_path / "raising.py"
     path.write_text(RAISING_SPACE)
@@ -409,6 +423,7 @@ def test_options_of_retraining_need_it(capfd: pytest.CaptureFixture[str], make_s
     assert_one_line(Asked(["best", path, "--compile", "off"], capfd), "--compile", "--retrain")
     assert_one_line(Asked(["best", path, "--average", "ema"], capfd), "--average", "--retrain")
     assert_one_line(Asked(["best", path, "--telemetry", "full"], capfd), "--telemetry", "--retrain")
+    assert_one_line(Asked(["best", path, "--gpus", "4"], capfd), "--gpus", "--retrain")
     assert_one_line(Asked(["best", path, "--recipe", __file__], capfd), "--recipe", "--retrain")
 
 

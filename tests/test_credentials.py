@@ -36,6 +36,13 @@ TOKEN = "eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0In0.abcDEF123"
         f"--password={SECRET}",
         f"passphrase = '{SECRET} {SECRET}'",
         f"connection_string='{SECRET}'",
+        f"token: {SECRET}",
+        f"X-Auth-Token: {SECRET}",
+        f"login failed (password:{SECRET})",
+        f"user: me\npassword: {SECRET}\nhost: h",
+        f"api_tokens={SECRET}",
+        f"the token: {SECRET} is refused",
+        f"max_token={SECRET}",
     ],
 )
 def test_no_form_of_a_credential_is_told(text: str) -> None:
@@ -66,10 +73,28 @@ def test_values_of_secret_variables_are_hidden_in_whatever_form(monkeypatch: pyt
         "basic convolutional blocks",
         "at 07:30 (8h): `tunelab resume runs/x` goes on",
         "me@example.org",
+        "MAX_TOKENS=4096",
+        "max_tokens: 4096, tokens_per_second=12.5, maxTokens = 3",
+        "{'max_tokens': 4096, \"n_tokens\": '7'}",
+        "the cluster wants its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE, which holds it",
+        "tokenizer=bert-base, tokenizer: bert-base",
+        "~/.ray/auth_token: Permission denied",
+        "/home/me/secret.yaml: No such file or directory",
     ],
 )
 def test_what_holds_no_credential_is_told_as_it_is(text: str) -> None:
     assert hide(text) == text
+
+
+def test_a_number_of_tokens_is_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MAX_TOKENS", "128000")
+    monkeypatch.setenv("TOKENIZERS_PARALLELISM", "disabled")
+    monkeypatch.setenv("PIN_TOKEN", "654321")
+    assert hide("128000 images, disabled, 654321") == "128000 images, disabled, ***"
+
+
+def test_a_password_of_digits_is_one() -> None:
+    assert hide("password=123456, token: 123456") == "password=***, token: ***"
 
 
 @pytest.mark.parametrize("length", [300, 5000])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tunelab.errors import InputError
-from tunelab.locations import is_uri, name_of, parse
+from tunelab.locations import folder, is_uri, name_of, parse
 
 
 @pytest.mark.parametrize(
@@ -68,12 +68,23 @@ def test_credentials_are_refused_and_not_told(text: str) -> None:
         ("memory://x", "it is gone when the process ends"),
         ("simplecache::s3://b/x", "without ::"),
         ("s3://[b/x", "is no URI"),
+        ("s3:bucket/x", "s3:... is no URI, which has //, such as s3://BUCKET/PREFIX"),
+        ("gs:/hunter2@bucket/x", "gs:... is no URI, which has //"),
+        ("File:/data", "File:... is no URI, which has //"),
     ],
 )
 def test_what_is_no_place_for_a_study_is_refused(text: str, why: str) -> None:
     with pytest.raises(InputError, match=why) as refused:
         parse(text, "the study")
     assert str(refused.value).startswith("the study ")
+
+
+def test_a_store_is_no_folder(tmp_path: Path) -> None:
+    assert folder(str(tmp_path), "--study") == folder(tmp_path.as_uri(), "--study") == tmp_path
+    for given in ("s3://bucket/x", Path("s3://bucket/x"), "s3://KEY:hunter2@bucket/x"):
+        with pytest.raises(InputError, match=r"^--study s3:") as refused:
+            folder(given, "--study")
+        assert "hunter2" not in str(refused.value)
 
 
 def test_a_study_has_the_last_part_as_its_name() -> None:

@@ -55,3 +55,15 @@ def test_elsewhere_than_in_the_main_thread_it_is_told_of(
     thread.join()
     time.sleep(0.1)
     assert capfd.readouterr().err == "note: the space 'slow' has not returned for 0.05 seconds\n"
+
+
+def test_work_that_takes_long_is_told_of_once(capfd: pytest.CaptureFixture[str]) -> None:
+    with patience.told_if_long("note: quick", 300.0):
+        pass
+    assert capfd.readouterr().err == ""
+    said = ""
+    with patience.told_if_long("note: slow", 0.01):
+        while not said:  # as long as it takes
+            time.sleep(0.01)
+            said = capfd.readouterr().err
+    assert said + capfd.readouterr().err == "note: slow\n"

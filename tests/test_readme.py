@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import configparser
 import re
 import subprocess
 from pathlib import Path
@@ -94,6 +95,18 @@ def test_every_documented_option_exists() -> None:
     others |= {"--from-literal", "--ray"}  # of kubectl, and of a benchmark
     written = set(re.findall(r"(?<![\w-])--[a-z][a-z-]*", README))
     assert written - others <= there, sorted(written - others - there)
+
+
+def test_tunelab_is_installed_from_the_clone_with_extras_that_there_are() -> None:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    extras = set(parser["options.extras_require"])
+    installs = re.findall(r"pip install ([^\n`#&]+)", README)
+    assert installs
+    assert not [one for one in installs if "tunelab" in one]  # no registry has it; a stranger's would be installed
+    asked = [name for one in installs for name in re.findall(r'"\.\[(\w+)\]"', one)]
+    assert {"dashboard", "s3", "onnx", "test", "dev"} <= set(asked) <= extras
+    assert all("-c constraints.txt" in one for one in installs)
 
 
 def test_every_data_set_is_documented() -> None:

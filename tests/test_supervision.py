@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tunelab.cli import run
 from tunelab.supervision import ATTEMPTS, VARIABLE, is_supervised, tell
 from tunelab.tuning.watchdog import LIMITS_VARIABLE
 
@@ -21,6 +22,7 @@ CODE = """
 import json, os, pathlib, signal, sys, time
 from tunelab import liveness, supervision
 
+supervision._WAIT = 0.1
 folder = pathlib.Path(sys.argv[1])
 study = folder / "study"
 
@@ -101,8 +103,9 @@ def test_what_leaves_by_itself_is_not_started_again(start: Start, tmp_path: Path
         ("die()", "the search was ended by SIGKILL"),
         ("die(signal.SIGSEGV)", "the search was ended by SIGSEGV"),
         ("os._exit(1)", "the search ended without a word (exit status 1)"),
-        ("supervision.tell(again=True); return 3", "Ray was gone"),
-        ("supervision.tell(again=True); os._exit(3)", "the search ended without a word (exit status 3)"),
+        ("supervision.tell(again='Ray was gone'); return 3", "Ray was gone"),
+        ("supervision.tell(again='the cluster was not fit'); return 2", "the cluster was not fit"),
+        ("supervision.tell(again='Ray was gone'); os._exit(3)", "the search ended without a word (exit status 3)"),
     ],
 )
 def test_what_dies_is_gone_on_with(start: Start, tmp_path: Path, end: str, why: str) -> None:
@@ -119,6 +122,23 @@ def test_three_deaths_without_progress_are_enough(start: Start, tmp_path: Path) 
     assert process.returncode == 3
     assert len(calls(tmp_path)) == ATTEMPTS
     assert err.splitlines()[-1].endswith(f"without progress; `tunelab resume {tmp_path / 'study'}` goes on")
+
+
+def test_a_cluster_that_stays_unfit_is_tried_again_as_often(start: Start, tmp_path: Path) -> None:
+    process = start("act = lambda number: supervision.tell(again='the cluster was not fit') or 2")
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 3
+    assert len(calls(tmp_path)) == ATTEMPTS
+    assert err.splitlines()[-1].startswith("tunelab: the cluster was not fit, 3 times in a row without progress; ")
+
+
+def test_a_cluster_that_is_unfit_from_the_start_is_told_at_once(start: Start, tmp_path: Path) -> None:
+    tells = "def tells(**facts):\n    if 'study' not in facts:\n        told(**facts)\n"
+    act = f"told = supervision.tell\n{tells}supervision.tell = tells\n"
+    process = start(f"{act}act = lambda number: told(again='the cluster was not fit') or 2")
+    process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert len(calls(tmp_path)) == 1
 
 
 def test_progress_gives_new_attempts(start: Start, tmp_path: Path) -> None:
@@ -172,6 +192,18 @@ def test_what_gives_no_sign_of_life_is_ended(start: Start, tmp_path: Path) -> No
     assert process.returncode == 0
     assert err.startswith("tunelab: the search gave no sign of life for 2 s and was ended; it is started again")
     assert len(calls(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(("address", "told"), [("127.0.0.1:1", b'{"again": "the cluster was not fit"}\n'), ("no", b"")])
+def test_a_command_tells_that_a_cluster_is_not_fit_but_not_of_what_it_was_given(
+    monkeypatch: pytest.MonkeyPatch, address: str, told: bytes
+) -> None:
+    read, write = os.pipe()
+    monkeypatch.setenv(VARIABLE, f"{write}:{os.getpid()}")
+    assert run(["doctor", "--address", address]) == 2
+    os.close(write)
+    assert os.read(read, 100) == told
+    os.close(read)
 
 
 def test_nobody_is_told_of_a_process_that_is_not_supervised(monkeypatch: pytest.MonkeyPatch) -> None:

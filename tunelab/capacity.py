@@ -82,16 +82,24 @@ def count_kills(root: Path = Path("/"), *, anywhere: bool = False) -> int | None
 
     Where it is not said of the group, it is of the whole machine if `anywhere`.
     """
+    file = find_kill_count(root, anywhere=anywhere)
+    return None if file is None else read_kill_count(file)
+
+
+def find_kill_count(root: Path = Path("/"), *, anywhere: bool = False) -> Path | None:
+    """The file that `count_kills` reads the number in; None if there is none."""
     files = [group / _KILL_FILES[version] for group, version in control_groups("memory", root)]
-    for file in (*files, root / "proc/vmstat") if anywhere else files:
-        try:
-            counts = dict(line.split(maxsplit=1) for line in file.read_text().splitlines() if " " in line)
-        except OSError:
-            continue
-        killed = counts.get("oom_kill", "")
-        if killed.isdigit():
-            return int(killed)
-    return None
+    candidates = (*files, root / "proc/vmstat") if anywhere else files
+    return next((file for file in candidates if read_kill_count(file) is not None), None)
+
+
+def read_kill_count(file: Path) -> int | None:
+    """The number in a file of `find_kill_count`; None if it does not say it."""
+    try:
+        found = re.search(rb"^oom_kill +(\d+)$", file.read_bytes(), re.MULTILINE)
+    except OSError:
+        return None
+    return None if found is None else int(found[1])
 
 
 def held_mib(process: int, root: Path = Path("/")) -> float | None:

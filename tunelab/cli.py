@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping
 import click
 
 from tunelab.credentials import hide
-from tunelab.errors import TunelabError
+from tunelab.errors import TunelabError, UnfitError
 from tunelab.shared_options import CommandLine
 
 _HOMES = {
@@ -84,6 +84,10 @@ def run(arguments: list[str]) -> int:
     except click.ClickException as error:
         return _complain(error.format_message(), 2, debug)
     except TunelabError as error:
+        if isinstance(error, UnfitError):
+            from tunelab.supervision import tell
+
+            tell(again="the cluster was not fit")
         return _complain(str(error), error.exit_status, debug)
     except (KeyboardInterrupt, click.Abort) as error:
         told = error.__cause__ or error  # click makes Abort of what it catches

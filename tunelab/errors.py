@@ -22,6 +22,10 @@ class InputError(TunelabError, ValueError):
     exit_status = 2
 
 
+class UnfitError(InputError):
+    """A cluster cannot be used as it is now, and may be fit later: a supervised search tries it again."""
+
+
 class StorageError(TunelabError):
     """A disk is full, read-only or gone; what was recorded is kept, and the work can go on later (exit status 3)."""
 

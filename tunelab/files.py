@@ -5,6 +5,7 @@ And reading files that somebody else may have made: what is no file is not waite
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -138,7 +139,11 @@ def is_vacant(path: Path, name: str) -> bool:
 
 def make_private(folder: Path) -> None:
     """Makes a folder, and those above it that are missing, for this user alone; what there is stays as it is."""
-    if not folder.is_dir():
+    if folder.is_dir():
+        return
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+    except FileNotFoundError:
         make_private(folder.parent)
         folder.mkdir(mode=0o700, exist_ok=True)
 
@@ -217,3 +222,22 @@ def _writable(folder: Path) -> bool:
     except OSError:
         return False
     return folder.is_dir() and os.access(folder, os.W_OK | os.X_OK)
+
+
+def make_vacant(folder: Path, known: str) -> None:
+    """Makes a folder for this user alone, in place of one that `is_vacant`; that is taken where it cannot be replaced.
+
+    Raises:
+        OSError: it cannot be made, or something is there.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.is_dir() and is_vacant(folder, known):
+        for left in folder.iterdir():
+            left.unlink()
+        try:
+            folder.rmdir()
+        except OSError:  # something is mounted there, or the folder above is closed to this user: a container's, say
+            with contextlib.suppress(OSError):  # it is another user's, who lets this one write
+                folder.chmod(0o700)
+            return
+    folder.mkdir(mode=0o700)

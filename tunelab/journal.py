@@ -187,18 +187,19 @@ class Journal:
             raise
         return cls(path, file, lock)
 
-    def append(self, event: Mapping[str, Any]) -> None:
-        """Puts one event on the disk: when this returns, it survives a power cut.
+    def append(self, *events: Mapping[str, Any]) -> None:
+        """Puts events on the disk in one write: when this returns, they survive a power cut.
 
-        Where the disk is full, what `reserve` held is given back first.
+        A crash meanwhile leaves the first of them, or none. Where the disk is full, what `reserve` held is given back
+        first.
 
         Raises:
             StorageError: the disk is full or gone. The record is then as it was before.
         """
-        line = encode(event)
+        lines = b"".join(map(encode, events))
         for attempt in range(_WRITE_ATTEMPTS):
             try:
-                self._write(line)
+                self._write(lines)
             except OSError as error:
                 if error.errno in NO_ROOM and attempt + 1 < _WRITE_ATTEMPTS and self._give_back(attempt):
                     continue
@@ -238,21 +239,21 @@ class Journal:
                 os.close(descriptor)
         self._file = self._lock = -1  # a second call must not close what has their numbers by then
 
-    def _write(self, line: bytes) -> None:
-        """Writes a line to the disk, or leaves the record as it was."""
+    def _write(self, lines: bytes) -> None:
+        """Writes whole lines to the disk, or leaves the record as it was."""
         if self._broken:
             raise OSError(errno.EIO, self._broken)
         end = os.fstat(self._file).st_size
         try:
-            written = os.write(self._file, line)
-            while written < len(line):
-                written += os.write(self._file, line[written:])
+            written = os.write(self._file, lines)
+            while written < len(lines):
+                written += os.write(self._file, lines[written:])
             os.fsync(self._file)
-            self.end = end + len(line)
+            self.end = end + len(lines)
         except OSError as error:
             try:
                 os.ftruncate(self._file, end)
-            except OSError:  # what there is of the line is cut off by the next writer; nothing may follow it
+            except OSError:  # what there is of them is judged by the next writer; nothing may follow it
                 self._broken = error.strerror or str(error)
             raise
 

@@ -10,6 +10,8 @@ from tunelab.credentials import hide
 from tunelab.errors import InputError
 
 _URI = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:(?://|:)")
+_SLIP = re.compile(r"(abfss?|adl|az|file|gcs|gs|hdfs|local|oci|oss|s3a?|sftp|smb|ssh|wasbs?|webhdfs):", re.IGNORECASE)
+"""What nobody calls a folder: a URI without its slashes, or one that was taken for a path, which leaves it one."""
 _HERE = ("file", "local")
 _NO_STORE = {
     "http": "it can only be read",
@@ -35,9 +37,12 @@ def parse(text: str, what: str = "--storage") -> Path | str:
         what: names it in errors.
 
     Raises:
-        InputError: it holds credentials, or is no URI of a store; no credential is in the message.
+        InputError: it holds credentials, or is no URI of a store, also where it was to be one; no credential is in
+            the message.
     """
     if not is_uri(text):
+        if slip := _SLIP.match(text):
+            raise InputError(f"{what} {slip[0]}... is no URI, which has //, such as {slip[0]}//BUCKET/PREFIX")
         return Path(text).expanduser()
     try:
         parts = urlsplit(text)
@@ -64,6 +69,25 @@ def parse(text: str, what: str = "--storage") -> Path | str:
     if wrong or not text.isprintable():
         raise InputError(f"{what} {shown} must be a URI such as s3://BUCKET/PREFIX, without empty parts, . and ..")
     return f"{scheme}://{parts.netloc}/{path}".rstrip("/")
+
+
+def folder(given: str | Path, what: str) -> Path:
+    """A folder (or file) of this machine, of a path or a URI of this machine's files.
+
+    Args:
+        given: what was given.
+        what: names it in errors.
+
+    Raises:
+        InputError: it names a store; no credential is in the message.
+    """
+    found = parse(str(given), what)
+    if isinstance(found, Path):
+        return found
+    raise InputError(
+        f"{what} {found} is no folder of this machine; --storage has a study mirrored to a store, and `tunelab resume` "
+        "or `tunelab best --retrain` with its URI brings it here"
+    )
 
 
 def _is_port(host: str) -> bool:

@@ -93,6 +93,8 @@ class NoiseSoFar:
         self._open: dict[int, Trial] = {}
         self._reached: list[tuple[float, int, Trial]] = []  # the best first, of equal ones the first
         self._groups: dict[tuple[int, int], list[tuple[int, float]]] = {}
+        self._repeated: dict[tuple[int, int], list[tuple[int, float]]] = {}  # those of several runs
+        self._guessed: tuple[int, Noise] | None = None  # from how many of the best; as long as they stay the best
 
     def noise(self, trials: Mapping[int, Trial]) -> Noise:
         """The noise now; `trials` is always the same mapping, to which trials are added, or all begins anew."""
@@ -107,17 +109,25 @@ class NoiseSoFar:
             elif not trial.status.ended:
                 continue
             del self._open[place]
-        best = self._reached[: _better(len(self._reached))]
-        guess = _guess_from([trial.epochs[: self._epoch] for _, _, trial in best], self._val_images)
-        groups = sorted(group for group in self._groups.values() if len(group) > 1)
-        return measured([[score for _, score in group] for group in groups], guess)
+        count = _better(len(self._reached))
+        if self._guessed is None or self._guessed[0] != count:
+            best = [trial.epochs[: self._epoch] for _, _, trial in self._reached[:count]]
+            self._guessed = count, _guess_from(best, self._val_images)
+        groups = sorted(self._repeated.values())
+        return measured([[score for _, score in group] for group in groups], self._guessed[1])
 
     def _take(self, place: int, trial: Trial) -> None:
         """The trial has come this far: what it scored then does not change any more."""
         score = trial.epochs[min(len(trial.epochs), self._epoch) - 1].score
-        bisect.insort(self._reached, (-score, place, trial))
-        group = self._groups.setdefault((configuration_of(trial), full_length(trial)), [])
+        at = bisect.bisect(self._reached, (-score, place, trial))
+        self._reached.insert(at, (-score, place, trial))
+        if self._guessed is not None and at < self._guessed[0]:
+            self._guessed = None
+        key = configuration_of(trial), full_length(trial)
+        group = self._groups.setdefault(key, [])
         bisect.insort(group, (place, score))
+        if len(group) > 1:
+            self._repeated[key] = group
 
 
 def configuration_of(trial: Trial) -> int:

@@ -1,4 +1,4 @@
-"""Code of the user's own that does not return: it is told of after a while, and broken off where that is possible.
+"""What takes longer than it should is told of; code of the user's own is broken off too, where that is possible.
 
 A search waits for its space before each trial: a `draw` that never returns would hold it up for ever, in silence.
 """
@@ -35,13 +35,8 @@ def limited(what: str) -> Iterator[None]:
         InputError: it was broken off.
     """
     if threading.current_thread() is not threading.main_thread():
-        watch = threading.Timer(TELLS_AFTER, _tell, (what,))
-        watch.daemon = True
-        watch.start()
-        try:
+        with told_if_long(_long(what), TELLS_AFTER):
             yield
-        finally:
-            watch.cancel()
         return
     if signal.getitimer(signal.ITIMER_REAL)[0]:
         yield
@@ -51,7 +46,7 @@ def limited(what: str) -> Iterator[None]:
     def ring(_signal: int, _frame: FrameType | None) -> None:
         if time.monotonic() - begun >= ENDS_AFTER:
             raise InputError(f"{what} did not return within {ENDS_AFTER:g} seconds")
-        _tell(what)
+        print(_long(what), file=sys.stderr, flush=True)
         signal.setitimer(signal.ITIMER_REAL, max(0.001, begun + ENDS_AFTER - time.monotonic()))
 
     before = signal.signal(signal.SIGALRM, ring)
@@ -63,5 +58,22 @@ def limited(what: str) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def _tell(what: str) -> None:
-    print(f"note: {what} has not returned for {TELLS_AFTER:g} seconds", file=sys.stderr, flush=True)
+@contextlib.contextmanager
+def told_if_long(what: str, seconds: float = 30.0) -> Iterator[None]:
+    """Around work of tunelab's own that takes seconds as a rule: tells on standard error once where it takes longer.
+
+    Args:
+        what: what is said.
+        seconds: how long it takes at most before it is told of (our choice).
+    """
+    watch = threading.Timer(seconds, print, (what,), {"file": sys.stderr, "flush": True})
+    watch.daemon = True
+    watch.start()
+    try:
+        yield
+    finally:
+        watch.cancel()
+
+
+def _long(what: str) -> str:
+    return f"note: {what} has not returned for {TELLS_AFTER:g} seconds"

@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from tunelab.errors import InputError
-from tunelab.locations import parse
+from tunelab.locations import folder, parse
 from tunelab.yaml_files import compose
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -121,6 +121,20 @@ class _Place(click.ParamType[Path | str]):
 PLACE = _Place()
 
 
+class _Folder(click.ParamType[Path]):
+    """A folder (or file) of this machine, not a place in an object store."""
+
+    name = "path"
+
+    def convert(self, value: Any, parameter: click.Parameter | None, context: click.Context | None) -> Path:
+        """The path; a URI of a store is refused."""
+        named = "the path" if parameter is None else parameter.opts[0]
+        return value if isinstance(value, Path) else folder(str(value), named)
+
+
+FOLDER = _Folder()
+
+
 class FiniteRange(click.FloatRange):
     """A number in a range, which "nan" is not: it is in every range that is asked for what is outside."""
 
@@ -143,7 +157,7 @@ CONFIG = click.option(
 JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON to standard output.")
 RUNS_DIR = click.option(
     "--runs-dir",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     envvar="TUNELAB_RUNS",
     show_envvar=True,
     default=Path("runs"),

@@ -7,7 +7,6 @@ derived from them.
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import dataclasses
 import datetime
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tunelab.errors import InputError, brief
-from tunelab.files import is_vacant, read_json, sync_folder, write_atomically
+from tunelab.files import make_vacant, read_json, sync_folder, write_atomically
 from tunelab.journal import Journal, is_locked, read_journal, uncollected
 from tunelab.liveness import Sign, last_sign
 from tunelab.noise import full_length
@@ -55,7 +54,7 @@ class Study:
         now = datetime.datetime.now().astimezone()
         full = {"format": FORMAT, "created": now.isoformat(timespec="seconds"), **info}
         try:
-            _make_folder(path)
+            make_vacant(path, "study.json")
         except OSError as error:
             if path.exists():
                 raise InputError(describe_taken(path)) from None
@@ -94,6 +93,16 @@ class Study:
     def name(self) -> str:
         """The folder's name."""
         return self.path.name
+
+    @property
+    def place(self) -> str:
+        """Where it is, as people are told: its folder, or the URI of one that is read from a store."""
+        return str(self.path)
+
+    @property
+    def called(self) -> str:
+        """What a command takes it by, in advice: its name, or that URI."""
+        return self.name
 
     @property
     def running(self) -> bool:
@@ -165,7 +174,7 @@ class Study:
         trials = self.list_trials()
         ranked = [place.trial for place in self.places_of(trials)]
         if not ranked:
-            raise InputError(f"no trial of {self.path} has run its full length yet ({describe_counts(trials)})")
+            raise InputError(f"no trial of {self.place} has run its full length yet ({describe_counts(trials)})")
         return ranked[0]
 
     def trial(self, number: int) -> Trial:
@@ -178,7 +187,7 @@ class Study:
         for trial in trials:
             if trial.number == number:
                 return trial
-        raise InputError(f"{self.path} has no trial {number}; it has {len(trials)} trials, numbered from 0")
+        raise InputError(f"{self.place} has no trial {number}; it has {len(trials)} trials, numbered from 0")
 
     def config(self, trial: Trial) -> TrialConfig:
         """What `trial` was made of."""
@@ -217,25 +226,6 @@ class Study:
         lines = [json.dumps(trial.to_json()) + "\n" for trial in trials if trial.status.ended]
         write_atomically(self.path / "trials.jsonl", "".join(lines))
         write_csv(self.path / "trials.csv", [flat_row(trial) for trial in trials])
-
-
-def _make_folder(path: Path) -> None:
-    """Makes a folder for this user alone, in place of one that is empty; that one is taken where it cannot be replaced.
-
-    Raises:
-        OSError: it cannot be made, or something is there.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.is_dir() and is_vacant(path, "study.json"):
-        for left in path.iterdir():
-            left.unlink()
-        try:
-            path.rmdir()
-        except OSError:  # something is mounted there, or the folder above is closed to this user: a container's, say
-            with contextlib.suppress(OSError):  # it is another user's, who lets this one write
-                path.chmod(0o700)
-            return
-    path.mkdir(mode=0o700)
 
 
 def describe_taken(path: Path) -> str:

@@ -33,7 +33,9 @@ ATTEMPTS = 3
 _LOOK = 0.2  # seconds
 _SURE = 20  # looks in a row at which the child seems to hang: after a suspended night it needs a moment (our choice)
 _REST = 2.0  # seconds before the next start, in which Ray's last processes end
+_WAIT = 60.0  # likewise, where a cluster is not fit or does not answer: machines start meanwhile (our choice)
 _CAN_BE_RESUMED = 3
+_UNFIT = 2
 _PASSED_ON = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -43,7 +45,7 @@ def is_supervised() -> bool:
 
 
 def tell(**facts: str | int | bool) -> None:
-    """Tells the supervising process, if there is one: `study`, `again` (go on with it), `left` (the exit status)."""
+    """Tells the supervising process, if there is one: `study`, `again` (why to go on with it), `left` (exit status)."""
     if is_supervised():
         with contextlib.suppress(OSError, ValueError):
             os.write(int(os.environ[VARIABLE].partition(":")[0]), json.dumps(facts).encode() + b"\n")
@@ -79,7 +81,8 @@ def supervise(
     """Runs a command that searches, goes on with the search when its process dies or hangs, and gives its exit status.
 
     It is not gone on with after a signal to this process, which is passed on; nor when it ends by itself, unless it
-    says so because of Ray; nor when it has died `ATTEMPTS` times in a row without progress in the record.
+    says so because of Ray or a cluster that is not fit now, and the study has been begun; nor when it has ended
+    `ATTEMPTS` times in a row without progress in the record.
 
     Args:
         run: runs a command line in the child.
@@ -100,10 +103,11 @@ def supervise(
             child = _start(run, words, relay)
             status, why = _wait(child, relay)
             study = child.facts.get("study", study)
-            if relay.stopped or not why:
+            unfit = status == _UNFIT
+            if relay.stopped or not why or (unfit and not study):
                 return status
             in_vain = 0 if _progress(study) > before else in_vain + 1
-            if not relay.rest(_REST):
+            if in_vain < ATTEMPTS and not relay.rest(_WAIT if unfit else _REST, ends):
                 return status
             said = f"`tunelab resume {study}` goes on" if study else "nothing had been begun"
             left = None if ends is None else ends - time.monotonic()
@@ -132,9 +136,10 @@ class _Relay:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self.child, number)
 
-    def rest(self, seconds: float) -> bool:
-        """Waits, and says whether it goes on: no signal has come."""
+    def rest(self, seconds: float, ends: float | None) -> bool:
+        """Waits, until the time `ends` at most, and says whether it goes on: no signal has come."""
         end = time.monotonic() + seconds
+        end = end if ends is None else min(end, ends)
         while not self.stopped and time.monotonic() < end:
             time.sleep(_LOOK)
         return not self.stopped
@@ -214,7 +219,7 @@ def _wait(child: _Child, relay: _Relay) -> tuple[int, str]:
         return 128 - code, f"the search was ended by {_name(-code)}"
     if code and "left" not in child.facts:
         return code, f"the search ended without a word (exit status {code})"
-    return code, "Ray was gone" if code and child.facts.get("again") else ""
+    return code, str(child.facts.get("again", "")) if code else ""
 
 
 def _name(number: int) -> str:

@@ -6,8 +6,9 @@ Nothing of tunelab is replaced but for what these variables ask for:
 `PROVOKED_LOG`: a file that each epoch that a worker begins or ends adds a line to: JSON with `what` ("begin", "end"),
     `trial`, `epoch`, `pid`.
 `PROVOKED_ORDERS`: a JSON file, a list of orders, read before each epoch: `do`, and where it applies, `trial` (a number;
-    left out, all), `epoch` (left out, all), `times` (so many in all processes together; left out, always). The first
-    that applies is done, but of "sleep" and "wait" all. What there is to do is in `DEEDS`.
+    left out, all), `epoch` (left out, all), `times` (so many in all processes together; left out, always), `rank` (of
+    the processes that train a trial together; left out, the first). The first that applies is done, but of "sleep" and
+    "wait" all. What there is to do is in `DEEDS`.
 `PROVOKED_CLOCK`: seconds by which the wall clock of the driver jumps ahead, and a second later back by twice as much,
     and so on, from the moment when a search has been opened.
 """
@@ -113,9 +114,9 @@ def _orders() -> list[dict[str, Any]]:
     return json.loads(Path(path).read_text()) if path else []
 
 
-def _obey(trial: int, epoch: int) -> None:
+def _obey(trial: int, epoch: int, rank: int = 0) -> None:
     for index, order in enumerate(_orders()):
-        if order.get("trial", trial) != trial or order.get("epoch", epoch) != epoch:
+        if order.get("trial", trial) != trial or order.get("epoch", epoch) != epoch or order.get("rank", 0) != rank:
             continue
         if "times" in order and _done(index) >= order["times"]:
             continue
@@ -129,8 +130,10 @@ def _watch_epochs(module: Any) -> None:
     trainer, run_epoch = module.Trainer, module.Trainer.run_epoch
 
     def told(self: Any, *given: Any, **more: Any) -> Any:
-        folder, epoch = self._kept.path, len(self.history) + 1
+        folder, epoch, share = self._kept.path, len(self.history) + 1, self._group.share
         if folder is None:
+            if share is not None:  # the others, which keep nothing and do not know their trial's number
+                _obey(0, epoch, share.rank)
             return run_epoch(self, *given, **more)
         _log(what="begin", trial=int(folder.name), epoch=epoch)
         _obey(int(folder.name), epoch)

@@ -72,7 +72,7 @@ def studied_with(make_study: MakeStudy, winner: TrialConfig, baseline: TrialConf
 
 
 @pytest.fixture
-def here(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def here(monkeypatch: pytest.MonkeyPatch, no_calibration: None) -> dict[str, Any]:
     """Trainings run in this process, one after another: what was trained, and before what the engine halts, once."""
     state: dict[str, Any] = {"trained": [], "halts": [], "fails": set()}
 

@@ -75,7 +75,7 @@ def write_images(path: Path, seed: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def searched(tmp_path_factory: pytest.TempPathFactory) -> Study:
+def searched(tmp_path_factory: pytest.TempPathFactory, no_calibration_at_all: None) -> Study:
     """A finished search on images in an npz file beside it."""
     folder = tmp_path_factory.mktemp("searched")
     (folder / "small.py").write_text(SPACE)

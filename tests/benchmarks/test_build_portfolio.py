@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -24,8 +22,6 @@ from tunelab.tuning.runner import search
 
 if TYPE_CHECKING:
     from tests.conftest import MakeStudy
-
-SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "build_portfolio.py"
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +139,9 @@ def test_only_trainings_that_came_to_their_end_count(
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("no_calibration")
-def test_a_portfolio_of_real_searches(tmp_path: Path) -> None:
+def test_a_portfolio_of_real_searches(
+    script: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     for name, images in (("few", 60), ("more", 120)):
         search(
             "arch",
@@ -153,13 +151,14 @@ def test_a_portfolio_of_real_searches(tmp_path: Path) -> None:
             study=tmp_path / name,
             max_mflops=2.0,
             concurrent=1,
+            race=0.0,
             progress=False,
         )
     out = tmp_path / "portfolio.json"
     words = [str(tmp_path / "few"), str(tmp_path / "more"), "--size", "3", "--each", "2"]
     words += ["--work", str(tmp_path / "work"), "--out", str(out)]
-    done = subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr("sys.argv", ["build_portfolio.py", *words])
+    script.main()
     found = json.loads(out.read_text())
     assert len(found["configurations"]) == 3
     assert [one["images"] for one in found["searches"]] == [60, 120]
@@ -168,8 +167,8 @@ def test_a_portfolio_of_real_searches(tmp_path: Path) -> None:
         assert "stem_width" in one["params"]
     told = [row["data"] for row in found["best_value_on_held_out_data"]]
     assert told == ["few", "more"]
-    wrong = subprocess.run(
-        [sys.executable, str(SCRIPT), str(tmp_path), "--out", str(out)], capture_output=True, text=True
-    )
-    assert wrong.returncode == 2
-    assert "Traceback" not in wrong.stderr
+    monkeypatch.setattr("sys.argv", ["build_portfolio.py", str(tmp_path), "--out", str(out)])
+    with pytest.raises(SystemExit) as wrong:
+        script.main()
+    assert wrong.value.code == 2
+    assert "error: " in capfd.readouterr().err

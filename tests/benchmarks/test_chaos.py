@@ -85,7 +85,7 @@ def test_a_search_is_killed_and_loses_nothing(cache_dir: Path) -> None:
     """Ctrl-C after the first of three: there is a table of it, and nothing runs any more."""
     with tempfile.TemporaryDirectory() as folder:
         words = [sys.executable, str(FOLDER / "chaos.py"), "--searches", "3", "--trials", "3", "--seed", "1"]
-        environment = {**os.environ, "TMPDIR": folder, "TUNELAB_TEST_CHAOS": folder}
+        environment = {**os.environ, "TMPDIR": folder, "TUNELAB_TEST_CHAOS": folder, "PROVOKED_QUICK": "1"}
         process = subprocess.Popen(words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
         try:
             assert process.stderr is not None

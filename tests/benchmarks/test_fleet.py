@@ -61,4 +61,5 @@ def test_a_small_fleet_searches(tmp_path: Path, sampler: str) -> None:
     assert [row["ended"] for row in found["rows"] if row["part"] == "search"] == [8, 16, 24]
     assert all(row["record_bytes"] > 0 for row in found["rows"])
     assert 1 <= found["reports_per_trial"] <= 9
+    assert 1 < found["fsyncs_per_trial"] <= 2 + found["reports_per_trial"], "one of a proposal, one of each report"
     assert "last to first: " in done.stdout

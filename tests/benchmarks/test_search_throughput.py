@@ -35,6 +35,7 @@ def test_what_was_never_reached_is_said(script: ModuleType) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("no_calibration")
 def test_both_search(tmp_path: Path) -> None:
     result = tmp_path / "figures.json"
     words = ["--images", "64", "--trials", "2", "--epochs", "1", "--json", str(result)]

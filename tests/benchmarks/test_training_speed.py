@@ -102,7 +102,7 @@ def run(*words: str) -> tuple[dict[str, Any], str]:
 
 @pytest.mark.slow
 def test_speeds_of_all_contenders(script: ModuleType, tmp_path: Path) -> None:
-    mnist = write_mnist(tmp_path, 1280, 100)
+    mnist = write_mnist(tmp_path, 400, 100)
     length = ["--images", "128", "--epochs", "2", "--repeats", "2"]
     found, said = run("--network", "small", "--network", "lenet", "--mnist", mnist, *length)
     assert found["skipped"] == {}

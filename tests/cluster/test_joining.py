@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 import uuid
@@ -15,10 +16,12 @@ from tunelab.records import TrialStatus
 
 if TYPE_CHECKING:
     from tests.cluster.conftest import Search
-    from tests.conftest import MakeRayNodes
+    from tests.conftest import Bucket, MakeRayNodes
     from tests.ray_nodes import RayNodes
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+# In a mount namespace: what is shared has something else in its place.
+APART = 'mount -t tmpfs tmpfs "$SHARED" && exec "$@"'
 MODEL = """
 from torch import nn
 from . import layers
@@ -40,6 +43,14 @@ def draw(suggest):
     width = suggest.suggest_int("width", 4, 64)
     return TrialConfig(CustomSpec("model.py:make", {"width": width}), TrainConfig(batch_size=8, lr=0.1))
 """
+
+
+def may_mount() -> bool:
+    """True where this user may mount in a namespace of its own."""
+    if shutil.which("unshare") is None:
+        return False
+    words = ["unshare", "-m", "mount", "-t", "tmpfs", "tmpfs", "/mnt"]
+    return subprocess.run(words, capture_output=True).returncode == 0
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +106,29 @@ def test_a_node_that_joins_is_used_and_is_sent_tunelab_and_the_users_code(
     nodes.kill(joined)
 
 
+def test_memory_runs_out_on_a_node_that_does_not_see_the_study(
+    nodes: RayNodes, search: Search, bucket: Bucket, tmp_path: Path
+) -> None:
+    """What its process wrote at its end is told by the outpost there; the trial goes on in parts, from the store."""
+    if not may_mount():
+        pytest.skip("mounting is not allowed here")
+    nodes.orders({"do": "eat", "trial": 0, "epoch": 2, "times": 1})
+    node = nodes.add("--num-cpus=1", within=["unshare", "-m", "sh", "-c", APART, "sh"], SHARED=str(tmp_path))
+    command = search.start(nodes, "--storage", bucket.uri, "--memory", "1200MB", trials=1)
+    _, err = command.communicate(timeout=270)
+    nodes.kill(node)
+    assert command.returncode == 0, err
+    (trial,) = search.trials()
+    assert trial.status is TrialStatus.COMPLETED
+    (retry,) = trial.retries
+    assert (retry["cause"], retry["epoch"], retry["split"]) == ("memory", 1, 4)
+    assert retry["why"].startswith("its process held ")
+    begun = nodes.trained("begin")
+    assert begun[(0, 2)] == 2
+    assert 1 <= begun[(0, 1)] <= 2, "again, if the store did not have its checkpoint yet"
+    assert (search.study / "trials" / "0000" / "checkpoint").is_dir(), "fetched at the end"
+
+
 @pytest.mark.parametrize(
     ("address", "more", "words"),
     [
@@ -125,6 +159,22 @@ def test_an_address_in_the_environment_is_not_believed(nodes: RayNodes, search: 
     out = [_answer(alone), _answer(there)]
     assert " carr" not in out[0]
     assert re.search(r"nodes? carr(y|ies) \d trials?: ", out[1])
+
+
+def test_a_ray_client_pauses_when_the_head_is_gone(nodes: RayNodes, search: Search) -> None:
+    """The last test on these nodes: they are gone after it."""
+    nodes.wait_until(lambda: nodes.alive() == len(nodes.nodes))
+    nodes.orders({"do": "wait", "epoch": 2})
+    command = search.start(nodes, address=nodes.client, RAY_CLIENT_RECONNECT_GRACE_PERIOD="3")
+    nodes.wait_until(lambda: command.poll() is not None or nodes.trained("wait"), 270)
+    nodes.kill(nodes.nodes[0])
+    _, err = command.communicate(timeout=200)
+    assert command.returncode == 3, err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("tunelab: stopped before the end (the ")
+    assert "the cluster's head 127.0.0.1:" in last
+    assert f"`tunelab resume {search.study}` goes on" in last
+    assert all(not trial.retries for trial in search.trials())
 
 
 def _answer(command: subprocess.Popen[str]) -> str:

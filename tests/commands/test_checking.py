@@ -19,7 +19,7 @@ from tunelab.config import DataConfig
 from tunelab.doctor import cluster, examine
 from tunelab.doctor.checks import Asked
 from tunelab.doctor.findings import MachineFinding, error, ok, warning
-from tunelab.tuning.node_checks import NodeFinding
+from tunelab.tuning.node_findings import NodeFinding
 from tunelab.tuning.site import Site
 
 FOUND = [error("disk", "full " * 30, "free some"), warning("load", "busy", "wait"), ok("clock", "steady")]
@@ -88,6 +88,8 @@ def test_an_address_asks_the_nodes_of_a_cluster(
             NodeFinding("10.0.0.2", "storage", "/runs is read-only there", "error", "remount it"),
         ]
 
+    monkeypatch.setattr(cluster, "reach", lambda site: site)
+    monkeypatch.setattr(cluster, "is_open", lambda _address: False)
     monkeypatch.setattr(cluster, "look_at_nodes", pretend)
     words = ["--address", "head:6379", "--data", f"folder:{tmp_path}/none", "--runs-dir", str(tmp_path)]
     assert run(["doctor", *words]) == 1

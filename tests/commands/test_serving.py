@@ -139,12 +139,12 @@ def test_without_its_package_optunas_is_left_out_with_a_line(
     shown = [process.stdout.readline() for _ in range(3)]
     assert [line.partition(":")[0] for line in shown] == ["The page", "TensorBoard", "Ctrl-C ends it.\n"]
     page = browser()(shown[0].partition(": ")[2].strip())
-    assert "pip install &quot;tunelab[dashboard]&quot;" in page
+    assert "python -m pip install optuna-dashboard" in page
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
     assert process.returncode == 0
     assert err.splitlines() == [
-        'note: Optuna\'s dashboard needs a package that is not installed: pip install "tunelab[dashboard]"'
+        "note: Optuna's dashboard needs a package that is not installed: python -m pip install optuna-dashboard"
     ]
 
 

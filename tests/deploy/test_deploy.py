@@ -164,6 +164,13 @@ def test_images_have_the_versions_that_the_tests_ran_with() -> None:
     assert "constraints.txt" in image
 
 
+def test_machines_and_images_get_the_code_alone() -> None:
+    lines = (DEPLOY / "Dockerfile.dockerignore").read_text(encoding="utf-8").splitlines()
+    left_out = [line for line in lines if not line.startswith("#")]
+    assert left_out == documents("aws.yaml")[0]["rsync_exclude"]
+    assert {"**/.git", "**/runs", "**/.venv"} <= set(left_out)
+
+
 def test_nothing_of_it_is_installed() -> None:
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg", encoding="utf-8")

@@ -12,7 +12,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import uuid
@@ -25,6 +24,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 import psutil
 import pytest
 
+from tests.ray_nodes import (
+    MARK,
+    NODE,
+    PROVOKED,
+    command_line,
+    give_orders,
+    is_marked,
+    launch,
+    trained,
+)
 from tunelab.config import DataConfig
 from tunelab.data.cache import prepare
 from tunelab.journal import is_locked, read_journal
@@ -35,8 +44,6 @@ if TYPE_CHECKING:
     from tests.conftest import MakeRayNodes
     from tests.ray_nodes import RayNodes
 
-PROVOKED = Path(__file__).resolve().parents[2] / "benchmarks" / "provoked"
-MARK, NODE = "TUNELAB_TEST_MARK", "TUNELAB_TEST_NODE"
 LIMIT = 100  # training images
 GONE = 15.0  # seconds until no process of a search is left
 SPACE = """
@@ -75,31 +82,15 @@ class Machine:
 
     def start(self, *arguments: str, before: str = "", **more: str) -> subprocess.Popen[str]:
         """Starts a command of tunelab in a session of its own, after the lines of Python in `before`."""
-        code = f"{before}\nimport sys\nfrom tunelab.cli import run\nsys.exit(run(sys.argv[1:]))"
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, *arguments],
-            env=self.environment(**more),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        self._started.append(process)
-        return process
+        self._started.append(launch([*command_line(before), *arguments], self.environment(**more)))
+        return self._started[-1]
 
     def processes(self, *words: str) -> list[psutil.Process]:
         """What runs because of these commands, by the variable that all inherit; with one of `words` in its command."""
         return [process for process in psutil.process_iter() if self._is_ours(process, words)]
 
     def _is_ours(self, process: psutil.Process, words: tuple[str, ...]) -> bool:
-        try:
-            if process.status() == psutil.STATUS_ZOMBIE or process.environ().get(MARK) != self.mark:
-                return False
-            line = " ".join(process.cmdline()[:3])
-            return not words or any(word in line for word in words)
-        except (psutil.Error, OSError):
-            return False  # gone, or somebody else's
+        return is_marked(process, MARK, self.mark, words)
 
     def workers(self) -> list[psutil.Process]:
         """The processes that train."""
@@ -161,9 +152,7 @@ class Fault:
         self.order()
 
     def order(self, *orders: dict[str, Any]) -> None:
-        new = self.folder / "orders.new"
-        new.write_text(json.dumps(orders))
-        new.replace(self.folder / "orders.json")
+        give_orders(self.folder, orders)
 
     def write_space(self, *first: str) -> str:
         """The space file; `first` are the kinds of the trials after the baseline, all the others are good."""
@@ -251,9 +240,7 @@ class Fault:
 
     def trained(self, what: str = "end") -> Counter[tuple[int, int]]:
         """How often each epoch of each trial was really trained (or begun), by (trial, epoch)."""
-        lines = self.log.read_text().splitlines() if self.log.exists() else []
-        told = [json.loads(line) for line in lines]
-        return Counter((one["trial"], one["epoch"]) for one in told if one["what"] == what)
+        return trained(self.log, what)
 
     def trials(self) -> list[Trial]:
         return load(self.study).list_trials()

@@ -70,7 +70,7 @@ def test_a_trial_that_takes_too_long_is_ended(fault: Fault) -> None:
 def test_without_its_head_the_search_pauses(fault: Fault, name: str) -> None:
     """Nobody is retried for it, one line says how to go on, and that works."""
     fault.order({"do": "sleep", "seconds": 0.3})
-    fault.search(trials=4, epochs=6, **limits())
+    fault.search(trials=3, epochs=6, concurrent=1, **limits())
     fault.wait_until(lambda: fault.results() >= 3)
     (head,) = [process for process in fault.machine.processes(f"/{name}") if process.name() == name]
     os.kill(head.pid, signal.SIGKILL)
@@ -89,7 +89,7 @@ def test_without_its_head_the_search_pauses(fault: Fault, name: str) -> None:
 
 def test_a_supervised_search_is_started_again_when_it_hangs_and_when_it_dies(fault: Fault) -> None:
     fault.order({"do": "sleep", "seconds": 0.3})
-    fault.search("--supervise", trials=6, epochs=6, **limits(driver=25.0, pause=300.0))
+    fault.search("--supervise", trials=4, epochs=6, concurrent=1, **limits(driver=25.0, pause=300.0))
     drivers: set[int] = set()
     for number in (signal.SIGSTOP, signal.SIGKILL):
         fault.wait_until(lambda: is_locked(fault.study) and driver(fault) not in {0, *drivers}, 150)
@@ -113,7 +113,7 @@ def driver(fault: Fault) -> int:
 def test_a_ray_that_does_not_answer_is_noticed(fault: Fault) -> None:
     """Its two head processes live, and do nothing."""
     fault.order({"do": "sleep", "seconds": 0.3})
-    fault.search(trials=6, epochs=6, **limits(ray=4.0, end=4.0, pause=300.0))
+    fault.search(trials=3, epochs=6, concurrent=1, **limits(ray=4.0, end=4.0, pause=300.0))
     fault.wait_until(lambda: fault.results() >= 2)
     for process in (fault.machine.gcs(), fault.machine.raylet()):
         process.suspend()

@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import time
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
@@ -33,16 +33,34 @@ def pids(node: Node) -> set[int]:
     return {process.pid for process in node.workers()}
 
 
-def has(fault: NodesFault, node: Node, what: str = "end") -> bool:
-    """True if one of the processes that train on a node now has ended an epoch, or done `what` was ordered."""
-    lines = [json.loads(line) for line in fault.log.read_text().splitlines()] if fault.log.exists() else []
-    return bool({line["pid"] for line in lines if line["what"] == what} & pids(node))
+def logged(fault: NodesFault) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in fault.log.read_text().splitlines()] if fault.log.exists() else []
+
+
+def has(fault: NodesFault, node: Node, what: str, *, since: int = 0) -> bool:
+    """True if one of the processes that train on a node now has done `what`, or ended an epoch ("end").
+
+    The first `since` lines of the log do not count.
+    """
+    return bool({line["pid"] for line in logged(fault)[since:] if line["what"] == what} & pids(node))
+
+
+def search_on_both(fault: NodesFault, seconds: float, *, trials: int, epochs: int) -> None:
+    """Starts a search whose epochs take so long, in which each node trains.
+
+    None goes on before the other's first process has begun, or it were done with all by then.
+    """
+    fault.order({"do": "wait"})
+    fault.search(*ONE, trials=trials, epochs=epochs)
+    fault.wait_until(lambda: all(has(fault, node, "wait") for node in fault.nodes.nodes))
+    fault.order({"do": "sleep", "seconds": seconds})
 
 
 def kill_in_the_middle(fault: NodesFault, node: Node) -> None:
     """Kills a node while each of them trains; what has ended by then must stay as it is."""
+    since = len(logged(fault))
     fault.order({"do": "wait"})
-    fault.wait_until(lambda: all(has(fault, one, "wait") for one in fault.nodes.nodes))
+    fault.wait_until(lambda: all(has(fault, one, "wait", since=since) for one in fault.nodes.nodes))
     fault.keep()
     fault.nodes.kill(node)
     fault.order()
@@ -51,9 +69,7 @@ def kill_in_the_middle(fault: NodesFault, node: Node) -> None:
 def test_a_node_that_is_killed_costs_no_trial(nodes_fault: NodesFault) -> None:
     """Row 20: both nodes train; one is gone all at once, and its trial goes on from its checkpoint on the other."""
     fault, (_, second) = nodes_fault, nodes_fault.nodes.nodes
-    fault.order({"do": "sleep", "seconds": 0.3})
-    fault.search(*ONE, trials=24, epochs=2)
-    fault.wait_until(lambda: all(has(fault, node) for node in fault.nodes.nodes))
+    search_on_both(fault, 0.3, trials=24, epochs=2)
     fault.wait_until(lambda: len(fault.events("ended")) >= 4)
     kill_in_the_middle(fault, second)
     fault.end(0, 200)
@@ -68,9 +84,7 @@ def test_a_node_that_is_killed_costs_no_trial(nodes_fault: NodesFault) -> None:
 def test_a_driver_that_is_killed_or_told_to_end_leaves_nothing_on_any_node(nodes_fault: NodesFault) -> None:
     """Rows 1 and 6: the study goes on from its record. What a killed outpost leaves, the next one there removes."""
     fault = nodes_fault
-    fault.order({"do": "sleep", "seconds": 0.5})
-    fault.search(*ONE, trials=6, epochs=3)
-    fault.wait_until(lambda: all(has(fault, node) for node in fault.nodes.nodes))
+    search_on_both(fault, 0.5, trials=6, epochs=3)
     fault.wait_until(lambda: len(fault.machine.processes("ray::Outpost")) == 2)
     fault.kill()
     fault.resume()
@@ -147,7 +161,7 @@ def test_nodes_with_addresses_of_their_own(apart_fault: NodesFault) -> None:
     fault, (_, second) = apart_fault, apart_fault.nodes.nodes
     fault.order({"do": "sleep", "seconds": 0.5})
     fault.search(*ONE, trials=6, epochs=3)
-    fault.wait_until(lambda: all(has(fault, node) for node in fault.nodes.nodes))
+    fault.wait_until(lambda: all(has(fault, node, "end") for node in fault.nodes.nodes))
     kill_in_the_middle(fault, second)
     fault.end(0, 200)
     trials = fault.check_books()

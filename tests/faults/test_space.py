@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import pytest
 
+from tunelab.cli import run
 from tunelab.journal import RESERVE
 from tunelab.records import TrialStatus
 
@@ -96,7 +97,7 @@ def test_a_disk_that_stays_full_pauses_the_search(fault: Fault, mount: Mount) ->
     disk = mount(fault.folder / "disk", 140)
     fault.study = disk / "study"
     fault.order({"do": "sleep", "seconds": 0.2})
-    fault.search(trials=4, epochs=6, before=IMPATIENT)
+    fault.search(trials=3, epochs=6, concurrent=1, before=IMPATIENT)
     fault.wait_until(lambda: fault.results() >= 3)
     filler = fill(disk)
     _, err = fault.end(3)
@@ -114,33 +115,33 @@ def test_a_disk_that_stays_full_pauses_the_search(fault: Fault, mount: Mount) ->
     fault.check_nothing_is_left()
 
 
-def test_a_read_only_study_can_be_looked_at(fault: Fault, mount: Mount) -> None:
+def test_a_read_only_study_can_be_looked_at(
+    fault: Fault, mount: Mount, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     """Row 17: what derives something says where it cannot be written; who wants to write is refused in one line."""
     disk = mount(fault.folder / "disk", 140)
     fault.study = disk / "study"
     fault.order({"do": "sleep", "seconds": 0.2})
-    fault.search(trials=3, epochs=3)
+    monkeypatch.setenv("TUNELAB_CACHE", str(fault.cache))
+    fault.search(trials=2, epochs=3, concurrent=1)
     fault.wait_until(lambda: fault.events("ended"))
     fault.kill()
     remount(disk, "ro")
     for command in ("show", "best", "list", "diagnose", "importance"):
         words = [command, "--runs-dir", str(disk)] if command == "list" else [command, str(fault.study)]
-        fault.command = fault.machine.start(*words, **fault.environment())
-        out, err = fault.command.communicate(timeout=120)
+        found = run(words)
+        out, err = capfd.readouterr()
         assert "Traceback" not in err + out
-        assert fault.command.returncode == 0, (command, err)
+        assert found == 0, (command, err)
         assert out
     for command, status in (("report", 2), ("resume", 2), ("extend", 2)):
         more = ["--trials", "9"] if command == "extend" else []
-        fault.command = fault.machine.start(command, str(fault.study), *more, **fault.environment())
-        out, err = fault.command.communicate(timeout=120)
-        assert fault.command.returncode == status, (command, err)
+        assert run([command, str(fault.study), *more]) == status, command
+        err = capfd.readouterr().err
         (line,) = [one for one in err.splitlines() if one.startswith("tunelab:")]
         assert "Read-only file system" in line
     elsewhere = fault.folder / "page"
-    fault.command = fault.machine.start("report", str(fault.study), "--out", str(elsewhere), **fault.environment())
-    out, err = fault.command.communicate(timeout=120)
-    assert fault.command.returncode == 0, err
+    assert run(["report", str(fault.study), "--out", str(elsewhere)]) == 0, capfd.readouterr().err
     assert (elsewhere / "index.html").exists()
     remount(disk, "rw")
     fault.resume()
@@ -150,7 +151,7 @@ def test_a_read_only_study_can_be_looked_at(fault: Fault, mount: Mount) -> None:
 
 def test_a_full_temporary_folder_at_the_start_is_no_obstacle(fault: Fault, mount: Mount) -> None:
     """Row 18: another place is taken."""
-    fault.search(trials=1, epochs=1, TMPDIR=str(fill(mount(fault.machine.temporary / "t", 3)).parent))
+    fault.search(trials=1, epochs=1, concurrent=1, TMPDIR=str(fill(mount(fault.machine.temporary / "t", 3)).parent))
     fault.end(0)
     fault.check_books()
 
@@ -160,7 +161,8 @@ def test_a_temporary_folder_that_becomes_full(fault: Fault, mount: Mount, for_ev
     """Row 18: nothing new is begun until there is room; the study is whole either way."""
     place = mount(fault.machine.temporary / "t", 100)
     fault.order({"do": "sleep", "seconds": 0.3})
-    fault.search(trials=4, epochs=5, before=IMPATIENT if for_ever else QUICK, TMPDIR=str(place))
+    before = IMPATIENT if for_ever else QUICK
+    fault.search(trials=3, epochs=5, concurrent=1, before=before, TMPDIR=str(place))
     fault.wait_until(lambda: fault.results() >= 2)
     filler = fill(place)
     if not for_ever:
@@ -195,7 +197,7 @@ def test_a_read_only_home_and_temporary_folder_are_no_obstacle(fault: Fault, mou
         pytest.skip("the folders of tests are elsewhere than in /tmp")
     before = READ_ONLY.format(places=[str(fault.folder), str(fault.cache)])
     more = {"HOME": "/tmp", "TMPDIR": "/tmp", "XDG_CACHE_HOME": "/tmp/cache"}
-    fault.search(trials=1, epochs=1, before=before, **more)
+    fault.search(trials=1, epochs=1, concurrent=1, before=before, **more)
     fault.end(0)
     fault.check_books()
     assert not list(Path("/dev/shm").glob("tunelab-*"))
@@ -205,7 +207,7 @@ def test_no_place_for_rays_files_is_one_line(fault: Fault, mount: Mount) -> None
     """Row 18: nothing has been made then."""
     mount(fault.folder / "disk", 140)
     before = "from tunelab.tuning import ray_home; ray_home.ROOM_BYTES = 2**60\n"
-    fault.search(trials=1, epochs=1, before=before)
+    fault.search(trials=1, epochs=1, concurrent=1, before=before)
     assert fault.command is not None
     _, err = fault.command.communicate(timeout=120)
     assert fault.command.returncode == 2, err
@@ -216,7 +218,7 @@ def test_no_place_for_rays_files_is_one_line(fault: Fault, mount: Mount) -> None
 def test_weights_are_kept_of_the_best_alone(fault: Fault) -> None:
     """After kills too; the next start clears up."""
     fault.order({"do": "sleep", "seconds": 0.1})
-    fault.search("--keep-weights", "1", trials=4, epochs=3)
+    fault.search("--keep-weights", "1", trials=4, epochs=3, concurrent=1)
     fault.wait_until(lambda: fault.events("ended"))
     fault.kill()
     fault.resume()

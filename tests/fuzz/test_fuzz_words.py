@@ -128,7 +128,7 @@ def test_any_command_line(world: World, fuzz: type[Fuzz]) -> None:
         for parameter in some:
             if isinstance(parameter, click.Argument):
                 words.append(value_of(data, parameter, name))
-            elif parameter.name in ("supervise", "address", "storage"):  # other processes and machines answer, in time
+            elif parameter.name in ("supervise", "address", "storage"):  # others answer, in their time
                 continue
             elif isinstance(parameter, click.Option) and parameter.is_flag:
                 words.append(parameter.opts[0])

@@ -8,24 +8,19 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tunelab.cli import run
 from tunelab.errors import InputError
 from tunelab.journal import Journal
 from tunelab.stores import copies
-from tunelab.stores import lease as lease_module
 from tunelab.stores.copies import fetch_to_go_on, fetch_to_read, push_all, push_rest, require_new, studies_in
 from tunelab.stores.lease import Holder, Lease
-from tunelab.stores.store import Store, StoreError
+from tunelab.stores.store import MOST_JSON, Store, StoreError
 from tunelab.study import Study, load
 
 if TYPE_CHECKING:
     from tests.conftest import Bucket, MakeStudy
 
 TRIALS = [("COMPLETED", (0.5, 0.6, 0.7, 0.8)), ("STOPPED", (0.4,)), ("RUNNING", (0.6, 0.7))]
-
-
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease_module, "_SETTLES", 0.0)
 
 
 @pytest.fixture
@@ -66,6 +61,26 @@ def test_a_study_is_read_from_its_store_and_nothing_is_written_there(study: Stud
     assert [path.stat().st_mode & 0o077 for path in (found.path, found.path.parent)] == [0, 0]
 
 
+@pytest.mark.parametrize("words", ["show", "show --json", "best", "best --json", "diagnose", "report --out page"])
+def test_a_study_in_a_store_is_called_by_its_uri(
+    study: Study,
+    location: str,
+    words: str,
+    cache_dir: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """No command finds it by its name, and nobody is to write into its copy."""
+    monkeypatch.chdir(tmp_path)
+    command, *options = words.split()
+    assert run([command, location, *options]) == 0
+    said = capfd.readouterr().out + "".join(file.read_text() for file in tmp_path.glob("page/*.html"))
+    assert location in said
+    assert str(cache_dir) not in said
+    assert "tunelab resume night" not in said
+
+
 def test_what_is_read_again_is_as_it_is_by_now(study: Study, location: str) -> None:
     fetch_to_read(location)
     journal = Journal.open(study.path)
@@ -81,6 +96,7 @@ def test_a_study_that_is_searched_elsewhere_runs(study: Study, location: str) ->
     lease = Lease(Store.open(location))
     lease.take(lambda what: None)
     found = fetch_to_read(location)
+    lease.release()
     assert found.running
     sign = found.sign_of_life()
     assert sign is not None
@@ -97,6 +113,34 @@ def test_a_study_goes_on_from_its_store(study: Study, location: str, tmp_path: P
     assert (folder / "report" / "index.html").read_text() == "report"
     assert [path.name for path in folder.parent.iterdir()] == ["night"]
     assert folder.stat().st_mode & 0o077 == 0
+
+
+def test_files_that_are_not_as_the_manifest_says_are_named(
+    study: Study, location: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    names = ("report/index.html", "trials.csv")
+    for name in names:
+        Store.open(location).write(name, b"half")
+    said: list[str] = []
+    folder = fetch_to_go_on(location, tmp_path / "elsewhere", said.append)
+    assert said == [f"{location} does not have {', '.join(names)} as its manifest says; left out"]
+    assert told(load(folder)) == told(study)
+    assert not (folder / "trials.csv").exists()
+    fetch_to_read(location)
+    assert capfd.readouterr().err == f"note: {said[0]}\n"
+
+
+def test_a_store_brings_no_file_that_says_that_a_process_works_here(
+    study: Study, location: str, tmp_path: Path
+) -> None:
+    store = Store.open(location)
+    manifest = json.loads(store.read("manifest.json") or b"")
+    for name in ("lock", "alive", "report/ray.log", "Alive", "x.tmp", "Journal.jsonl", "ok"):
+        manifest["files"][name] = manifest["files"]["trials.csv"]
+    store.write("manifest.json", json.dumps(manifest).encode())
+    for folder in (fetch_to_go_on(location, tmp_path / "elsewhere", lambda what: None), fetch_to_read(location).path):
+        found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        assert found == {"study.json", "journal.jsonl", "trials.jsonl", "trials.csv", "report/index.html", "ok"}
 
 
 def test_a_folder_of_this_machine_is_brought_up_to_date(study: Study, location: str, tmp_path: Path) -> None:
@@ -182,6 +226,34 @@ def test_studies_of_a_store_are_listed(study: Study, location: str) -> None:
     assert len(left_out) == 1
     assert "broken" in left_out[0]
     assert list(studies_in(f"{place}/nothing", left_out)) == []
+
+
+def test_a_name_in_a_store_leads_nowhere_else(
+    study: Study, location: str, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever writes into the store gives it; the copies of other studies lie beside that one's."""
+    place = location.rpartition("/")[0]
+    read = Store.read
+
+    def named(self: Store, name: str, most: int = MOST_JSON) -> bytes | None:
+        return read(Store.open(location) if name == "study.json" else self, name, most)
+
+    monkeypatch.setattr(Store, "folders", lambda self: ["..", "a#b", "night"])
+    monkeypatch.setattr(Store, "read", named)
+    left_out: list[str] = []
+    assert [one.place for one in studies_in(place, left_out)] == [location]
+    assert [reason.partition(" must ")[0] for reason in left_out] == [
+        f"a study called {place}/..",
+        f"a study called {place}/a...",
+    ]
+    assert not list(cache_dir.glob("stores/*.json*"))
+
+
+@pytest.mark.parametrize("name", ["a#b", "a?b", "a::b"])
+def test_a_name_that_no_uri_can_have_is_refused(bucket: Bucket, name: str) -> None:
+    with pytest.raises(InputError, match=f"a study called {bucket.uri}/a"):
+        require_new(bucket.uri, name)
+    assert objects(bucket.uri) == {}
 
 
 def test_a_new_study_needs_a_name_that_is_free(study: Study, location: str) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from tunelab.stores import record as record_module
+from tunelab.stores.lease import TakenOverError
 from tunelab.stores.record import FOLDER, StoredRecord, pull_record
 from tunelab.stores.store import Store, StoreError
 
@@ -47,6 +48,37 @@ def test_a_record_that_grows_is_there_in_few_segments_and_comes_back_whole(
     fetched = tmp_path / "fetched"
     StoredRecord(store).pull(fetched)
     assert fetched.read_bytes() == local.read_bytes()
+
+
+def test_a_segment_that_arrives_when_another_has_the_study_is_none_of_its_record(
+    store: Store, local: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This machine fell asleep while it was being written; of two that begin alike the longer would count."""
+    taken: list[str] = []
+
+    def require() -> None:
+        if taken:
+            raise TakenOverError("taken over")
+
+    record = StoredRecord(store.guarded(require))
+    record.push(local, grow(local, lines(5)))
+    put = Store.write
+
+    def late(self: Store, name: str, content: bytes) -> None:
+        if not taken:
+            taken.append("by another")
+            theirs = tmp_path / "theirs"
+            StoredRecord(store).pull(theirs)
+            monkeypatch.setattr(Store, "write", put)
+            StoredRecord(store).push(theirs, grow(theirs, lines(2, 100)))
+        put(self, name, content)
+
+    monkeypatch.setattr(Store, "write", late)
+    with pytest.raises(TakenOverError):
+        record.push(local, grow(local, lines(50, 5)))
+    found = tmp_path / "found"
+    StoredRecord(store).pull(found)
+    assert found.read_bytes() == (tmp_path / "theirs").read_bytes()
 
 
 def test_segments_end_with_their_lines(store: Store, local: Path, monkeypatch: pytest.MonkeyPatch) -> None:

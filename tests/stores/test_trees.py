@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+import os
+import time
 from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
 
+from tunelab.stores import trees as trees_module
 from tunelab.stores.store import Store, StoreError
 from tunelab.stores.trees import MANIFEST, Tree, files_below
 
@@ -55,6 +58,31 @@ def test_equal_files_are_sent_once_and_unchanged_ones_not_again(
     assert len(sent) == 2, "the previous one is there under another name"
     assert read(store).files.keys() == {"last", "previous"}
     assert len(store.names()) == 3
+
+
+def test_a_file_that_changes_within_one_tick_of_the_clock_is_sent_again(store: Store, folder: Path) -> None:
+    """Its size and time are as before; but they were too new to be trusted."""
+    tree = Tree(store)
+    write(folder, a="one")
+    now = time.time_ns() + 10**12  # whatever this test takes
+    os.utime(folder / "a", ns=(now, now))
+    tree.push(folder, ["a"])
+    with (folder / "a").open("r+") as file:
+        file.write("two")
+    os.utime(folder / "a", ns=(now, now))
+    tree.push(folder, ["a"])
+    assert store.read(tree.files["a"].object) == b"two"
+
+
+def test_a_file_that_has_not_changed_for_long_is_not_read_again(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree = Tree(store)
+    write(folder, a="one")
+    os.utime(folder / "a", ns=(10**18, 10**18))
+    tree.push(folder, ["a"])
+    monkeypatch.setattr(trees_module, "digest", Mock(side_effect=AssertionError("it was read")))
+    tree.push(folder, ["a"])
 
 
 def test_a_half_sent_folder_is_the_one_from_before(

@@ -6,7 +6,9 @@ from torch import nn
 
 from tunelab.data.batches import Split
 from tunelab.data.cache import DataInfo
+from tunelab.data.share import Share
 from tunelab.training.evaluate import class_scores, ensemble, evaluate, judge
+from tunelab.training.group import Group
 
 
 class Brightness(nn.Module):
@@ -107,3 +109,16 @@ def test_an_ensemble_is_the_mean_of_probabilities():
 def test_an_ensemble_that_is_sure_and_wrong_has_a_finite_loss():
     scores = [torch.tensor([[200.0, -200.0]]), torch.tensor([[300.0, 0.0]])]
     assert judge(ensemble(scores), torch.tensor([1])).loss == pytest.approx(300.0, abs=1.0)
+
+
+def test_a_process_without_images_asks_the_network_nothing(info):
+    class Last(Group):
+        share = Share(3, 4)
+
+    class Folds(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.reshape(len(images), -1)[:, :3]
+
+    images = split([0, 128, 255], [0, 1, 2])
+    assert evaluate(Folds(), images, info, device="cpu", group=Last()).n == 0
+    assert evaluate(Folds(), images, info, device="cpu").n == 3

@@ -10,12 +10,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from tunelab.training import pulse as module
 from tunelab.training.fitting import fit
 from tunelab.training.loop import Trainer
-from tunelab.training.pulse import Beat, NoBeats, Phase, Pulse, read_beat, stacks_path, started
+from tunelab.training.pulse import Beat, NoBeats, Phase, Pulse, age, read_beat, stacks_path, started
 
 
 @pytest.fixture
@@ -138,6 +139,14 @@ def test_a_process_is_told_from_others() -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as process:
         process.wait()
     assert started(process.pid) is None
+    assert age(process.pid) is None
+
+
+def test_the_age_of_a_process_is_that_of_the_clock() -> None:
+    began = psutil.Process().create_time()
+    before, found, after = time.time(), age(os.getpid()), time.time()
+    assert found is not None
+    assert before - began - 2 <= found <= after - began + 2, "to a second or two: the clock may have been set"
 
 
 @pytest.mark.parametrize("hang", ["while True: pass", "time.sleep(60)", "sum(itertools.repeat(1))"])

@@ -75,6 +75,14 @@ def wait_for(look: Callable[[], Any], seconds: float = 180.0) -> Any:
     return found
 
 
+def runs(process: psutil.Process) -> bool:
+    """True if it has not ended: whoever it belongs to now may leave it as a zombie, or have another of its number."""
+    try:
+        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.fixture(scope="module")
 def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
     """While it starts, port 8265 is taken, by this process or by another."""
@@ -104,15 +112,18 @@ def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shown]:
             assert line is not True, (folder / "said").read_text()
             yield Shown(process, folder / "study", line)
         finally:
-            left = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+            left: list[psutil.Process] = []
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left = psutil.Process(process.pid).children(recursive=True)
             process.kill()
             process.wait()
             try:
-                wait_for(lambda: not any(map(psutil.pid_exists, left)), 90)
+                wait_for(lambda: not any(map(runs, left)), 90)
             finally:
-                for pid in filter(psutil.pid_exists, left):
-                    psutil.Process(pid).kill()
-                shutil.rmtree(temporary)
+                for one in filter(runs, left):
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        one.kill()
+                shutil.rmtree(temporary, ignore_errors=True)
 
 
 def trials(shown: Shown) -> list[psutil.Process]:

@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Collection, Mapping
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from tunelab.config import ArchSpec, BlockSpec, StemSpec, TrainConfig, TrialConfig, from_json, to_json
 from tunelab.errors import InputError, TunelabError
+from tunelab.journal import Journal, read_journal
 from tunelab.records import EpochMetrics, Finding, Trial, TrialStatus
 from tunelab.study import replay
 from tunelab.tuning.deadline import Deadline
@@ -39,11 +43,11 @@ class LoggingJournal:
         self.events: list[Mapping[str, Any]] = []
         self.broken = False
 
-    def append(self, event: Mapping[str, Any]) -> None:
+    def append(self, *events: Mapping[str, Any]) -> None:
         if self.broken:
             raise TunelabError("the record cannot be written: No space left on device")
-        self.log.said.append(f"record {event['event']} {event['trial']}")
-        self.events.append(event)
+        self.log.said.append("record " + ", ".join(f"{event['event']} {event['trial']}" for event in events))
+        self.events += events
 
 
 class LoggingSource(FixedSource):
@@ -120,11 +124,9 @@ def test_everything_is_in_the_record_before_it_is_acted_on() -> None:
         "record result 0",
         "source observe 0 1 0.25",
         "reported 0 1",
-        "record result 0",
+        "record result 0, decision 0, ended 0",
         "source observe 0 2 0.5",
         "reported 0 2",
-        "record decision 0",
-        "record ended 0",
         "source end 0 STOPPED 0.5",
         "ended 0 STOPPED",
     ]
@@ -134,11 +136,63 @@ def test_everything_is_in_the_record_before_it_is_acted_on() -> None:
     assert replay(journal.events) == [trial]
 
 
+class Disk:
+    """What of a record would survive a power cut, and what the source and the listener were told when it was so."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.journal = Journal.open(folder)
+        self.file = folder / "journal.jsonl"
+        self.survives: list[dict[str, Any]] = []
+        self.syncs = 0
+        self.told: list[tuple[str, str]] = []
+        self._sync = os.fsync
+        monkeypatch.setattr(os, "fsync", self._note)
+
+    def _note(self, descriptor: int) -> None:
+        self._sync(descriptor)
+        self.survives = list(read_journal(self.file))
+        self.syncs += 1
+
+    def append(self, said: str) -> None:
+        """Somebody was told this."""
+        self.told.append((said, str(self.survives[-1]["event"])))
+
+
+def test_nobody_is_told_of_what_a_power_cut_could_take(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk = Disk(tmp_path, monkeypatch)
+    log: Any = SimpleNamespace(said=disk)
+    engine = Engine(disk.journal, [], LoggingSource(log, configs(2)), StopsAtTwo(), 1, LoggingListener(log))
+    syncs = []
+    engine.next_trial()
+    syncs.append(disk.syncs)
+    for number in (1, 2):
+        assert engine.report(0, epoch(number)) is (number == 1)
+        assert [event["event"] for event in disk.survives] == [event["event"] for event in read_journal(disk.file)]
+        syncs.append(disk.syncs)
+    assert syncs == [1, 2, 3], "one for the proposal, one for each report, whatever it leads to"
+    assert disk.told == [
+        ("started 0", "proposed"),
+        ("source observe 0 1 0.5", "result"),
+        ("reported 0 1", "result"),
+        ("source observe 0 2 0.5", "ended"),
+        ("reported 0 2", "ended"),
+        ("source end 0 STOPPED 0.5", "ended"),
+        ("ended 0 STOPPED", "ended"),
+    ]
+    disk.journal.close()
+
+
 def test_the_last_epoch_completes_a_trial() -> None:
     engine, journal, said = make_engine(1)
     engine.next_trial()
     assert [engine.report(0, epoch(number)) for number in (1, 2, 3)] == [True, True, False]
-    assert said[-3:] == ["record ended 0", "source end 0 COMPLETED 0.5", "ended 0 COMPLETED"]
+    assert said[-5:] == [
+        "record result 0, ended 0",
+        "source observe 0 3 0.5",
+        "reported 0 3",
+        "source end 0 COMPLETED 0.5",
+        "ended 0 COMPLETED",
+    ]
     assert journal.events[-1]["status"] == "COMPLETED"
     assert engine.unfinished == 0
 
@@ -508,6 +562,23 @@ def test_a_record_that_cannot_be_written_ends_the_search(at: str) -> None:
         assert engine.trials[0].status is TrialStatus.RUNNING
     assert engine.should_halt
     assert "No space left" in str(engine.error)
+
+
+@pytest.mark.parametrize("at", [2, 3])
+def test_an_epoch_with_what_it_leads_to_is_recorded_or_did_not_happen(at: int) -> None:
+    engine, journal, said = make_engine(1, StopsAtTwo() if at == 2 else NeverStop())
+    engine.next_trial()
+    trial = engine.trials[0]
+    for number in range(1, at):
+        engine.report(0, epoch(number))
+    before = list(said)
+    journal.broken = True
+    with pytest.raises(TunelabError, match="No space left"):
+        engine.report(0, epoch(at))
+    assert said == before
+    assert (len(trial.epochs), trial.decisions, trial.status) == (at - 1, [], TrialStatus.RUNNING)
+    assert engine.unfinished == 1
+    assert replay(journal.events) == [trial]
 
 
 def test_a_source_without_proposals_ends_the_search_and_lets_the_running_trials_end() -> None:

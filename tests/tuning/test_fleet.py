@@ -18,6 +18,7 @@ def test_each_node_carries_what_fits_on_it_alone() -> None:
     assert fleet(8, 8, gpus=2).carries(Slots(1, 1, 0.5, "cuda")) == 8
     assert fleet(2, 8, gpus=2).carries(Slots(1, 1, 0.5, "cuda")) == 6, "and processors for each"
     assert fleet(8, gpus=1).carries(Slots(1, 1, 1 / 3, "cuda")) == 3
+    assert fleet(8, gpus=2).carries(Slots(1, 1, 0.4, "cuda")) == 4, "none has a part of each GPU"
     assert fleet(8, 1).capped(2).carries(ONE) == 3
 
 

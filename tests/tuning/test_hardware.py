@@ -16,6 +16,7 @@ from tunelab.tuning.hardware import (
     describe_versions,
     find_layouts,
     find_slots,
+    find_team,
     usable_cpus,
 )
 from tunelab.tuning.options import SearchOptions
@@ -53,6 +54,8 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> Any:
         (8, 4, {"concurrent": 2, "cpus_per_trial": 1}, Slots(2, 1, 1.0, "cuda")),
         (8, 1, {"gpus_per_trial": 0.1}, Slots(10, 1, 0.1, "cuda")),
         (8, 3, {"gpus_per_trial": 1 / 3}, Slots(9, 1, 1 / 3, "cuda")),
+        (8, 2, {"gpus_per_trial": 0.4}, Slots(4, 2, 0.4, "cuda")),
+        (8, 2, {"gpus_per_trial": 0.4, "concurrent": 3}, Slots(3, 2, 0.4, "cuda")),
     ],
 )
 def test_how_many_trials_run_at_once(
@@ -71,8 +74,9 @@ def test_how_many_trials_run_at_once(
         (2, 0, {"cpus_per_trial": 3}, "--cpus-per-trial 3 is more than the 2 processors"),
         (2, 1, {"gpus_per_trial": 2.0}, "--gpus-per-trial 2 must be at most 1, or a whole number up to 1"),
         (2, 4, {"gpus_per_trial": 1.5}, "--gpus-per-trial 1.5 must be"),
-        (2, 1, {"concurrent": 2}, "--concurrent 2 trials with 1 GPUs each need more than 1 GPUs"),
+        (2, 1, {"concurrent": 2}, r"--concurrent 2: with --gpus-per-trial 1 the GPUs of this machine \(1\) carry 1 at"),
         (2, 1, {"concurrent": 5, "gpus_per_trial": 0.25}, "--concurrent 5"),
+        (2, 2, {"concurrent": 5, "gpus_per_trial": 0.4}, r"--concurrent 5: with .* 0.4 the GPUs .*\(2\) carry 4"),
     ],
 )
 def test_what_the_machine_lacks_is_refused(
@@ -148,3 +152,32 @@ def test_the_ways_to_divide_a_machine(
             assert slots.concurrent * slots.gpus == pytest.approx(gpus)
     with pytest.raises(InputError):
         find_layouts(SearchOptions(device="cuda" if gpus == 0 else "auto", gpus_per_trial=99.5))
+
+
+def test_a_team_has_a_gpu_or_a_share_of_the_processors_for_each_process(machine: Any) -> None:
+    machine(cpus=8, gpus=4)
+    assert find_team(SearchOptions(), gpus=4, processes=None) == Slots(1, 2, 1.0, "cuda", processes=4)
+    assert find_team(SearchOptions(device="cpu"), None, 3) == Slots(1, 2, 0.0, "cpu", processes=3)
+    machine(cpus=8)
+    assert find_team(SearchOptions(), None, 2) == Slots(1, 4, 0.0, "cpu", processes=2)
+    assert find_team(SearchOptions(), None, 1) is find_team(SearchOptions(), None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("has", "options", "asked", "words"),
+    [
+        (1, {}, (4, None), "--gpus 4: torch finds 1 here"),
+        (0, {}, (2, None), "--gpus 2: torch finds 0 here"),
+        (4, {"device": "cpu"}, (2, None), r"--gpus 2: the study trains on processors \(--device cpu\)"),
+        (4, {}, (0, None), "--gpus 0"),
+        (1, {}, (None, 2), "--processes 2: the study trains on a GPU"),
+        (0, {}, (None, 5), "--processes 5 must be 1 to 4"),
+        (4, {}, (2, 2), "--gpus 2 and --processes 2 exclude each other"),
+    ],
+)
+def test_a_team_that_cannot_be_is_refused(
+    machine: Any, has: int, options: dict[str, Any], asked: tuple[int | None, int | None], words: str
+) -> None:
+    machine(cpus=4, gpus=has)
+    with pytest.raises(InputError, match=words):
+        find_team(SearchOptions(**options), *asked)

@@ -242,6 +242,45 @@ def test_a_journal_of_another_study_is_made_anew(finished: tuple[Path, list[Tria
     go_on(path, finished[1])
 
 
+def test_what_was_written_is_not_read_again_and_is_as_a_reader_has_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "optuna.journal"
+    ledger = Ledger(journal_storage(path), "test")
+    opened: list[str] = []
+    read = JournalFileBackend.read_logs
+
+    def read_logs(backend: JournalFileBackend, first: int) -> Any:
+        opened.append(backend._file_path)
+        return read(backend, first)
+
+    monkeypatch.setattr(JournalFileBackend, "read_logs", read_logs)
+    x = optuna.distributions.FloatDistribution(0.0, 1.0)
+    kind = optuna.distributions.CategoricalDistribution((None, "a", 2, 0.5))
+    for number in range(4):
+        ledger.start(number, {"x": number / 4, "kind": kind.choices[number]}, {"x": x, "kind": kind})
+        for epoch in range(1, 3 + number):
+            ledger.observe(number, epoch, 0.1 * epoch)
+    ledger.end(0, TrialState.COMPLETE, 0.2)
+    ledger.end(1, TrialState.PRUNED, 0.3)
+    assert opened == []
+    again = Ledger(journal_storage(path), "test")
+    assert set(opened) == {str(path)}, "a reader does"
+    assert again.trials() == ledger.trials()
+    assert len(again.trials()) == 4
+
+
+def test_a_journal_that_was_not_read_to_its_end_is_read_from_the_file(tmp_path: Path) -> None:
+    backend: Any = journal_storage(tmp_path / "optuna.journal")._backend
+    backend.append_logs([{"n": 0}, {"n": 1}])
+    assert next(backend.read_logs(0)) == {"n": 0}
+    backend.append_logs([{"n": 2}])
+    assert list(backend.read_logs(1)) == [{"n": 1}, {"n": 2}]
+    backend.append_logs([{"n": 3}])
+    assert list(backend.read_logs(3)) == [{"n": 3}]
+    assert list(backend.read_logs(0)) == [{"n": n} for n in range(4)]
+
+
 def test_no_lock_file_is_left(finished: tuple[Path, list[Trial]]) -> None:
     assert list(finished[0].parent.iterdir()) == [finished[0]]
 

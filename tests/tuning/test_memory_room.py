@@ -240,3 +240,5 @@ def test_limits_on_a_node_are_worked_out_there() -> None:
     assert bound.on(64.0, 0.0, 16_000.0) == Limits(1400.0, 1500.0, 3000.0), "four trials fit"
     shared = node_limits_of(Slots(4, 1, 0.5, "cuda"), Memory(8000.0), None)
     assert shared.on(64.0, 2.0, 32_000.0).each == 8000.0
+    uneven = node_limits_of(Slots(4, 1, 0.4, "cuda"), Memory(8000.0), None)
+    assert uneven.on(64.0, 2.0, 32_000.0).each == 8000.0, "two trials on each GPU"

@@ -13,7 +13,8 @@ import pytest
 from tunelab.errors import InputError
 from tunelab.journal import Journal, read_journal
 from tunelab.stores import lease as lease_module
-from tunelab.stores.lease import Holder
+from tunelab.stores import store as store_module
+from tunelab.stores.lease import STALE, Holder
 from tunelab.stores.record import pull_record
 from tunelab.stores.store import Store, StoreError
 from tunelab.stores.trials import TrialCopy
@@ -22,7 +23,7 @@ from tunelab.tuning import mirror as mirror_module
 from tunelab.tuning.mirror import StudyMirror, mirrored
 
 if TYPE_CHECKING:
-    from tests.conftest import Bucket, MakeStudy
+    from tests.conftest import Bucket, Line, MakeStudy
 
 TRIALS = [("COMPLETED", (0.5, 0.6, 0.7, 0.8)), ("STOPPED", (0.4,)), ("RUNNING", (0.6, 0.7))]
 EVENT = {"event": "ended", "trial": 2, "status": "STOPPED", "reason": "now"}
@@ -30,9 +31,8 @@ EVENT = {"event": "ended", "trial": 2, "status": "STOPPED", "reason": "now"}
 
 @pytest.fixture(autouse=True)
 def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease_module, "_SETTLES", 0.0)
+    monkeypatch.setattr(lease_module, "EVERY", 0.01)
     monkeypatch.setattr(mirror_module, "EVERY", 0.01)
-    monkeypatch.setattr(mirror_module, "RENEWAL", 0.0)
     monkeypatch.setattr(mirror_module, "PATIENCE", 0.0)
 
 
@@ -117,10 +117,56 @@ def test_a_store_that_is_gone_at_the_end_ends_nothing(
     monkeypatch.setattr(mirror_module, "EVERY", 60.0)
     with mirrored(study, journal):
         capfd.readouterr()
+        journal.append(EVENT)
         monkeypatch.setattr(Store, "write", Mock(side_effect=StoreError(f"{store.location}: it does not answer")))
     err = capfd.readouterr().err
     assert f"`tunelab resume {study.path}` brings it there" in err
     assert len(err.splitlines()) == 2
+
+
+def test_a_store_that_falls_silent_is_named_and_not_waited_for(
+    study: Study,
+    journal: Journal,
+    line: Line,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    told: list[str] = []
+    with mirrored(study, journal) as mirror:
+        assert mirror is not None
+        mirror.tell = told.append
+        line.fall_silent()
+        monkeypatch.setattr(store_module, "_WRITE", 0.5)
+        journal.append(EVENT)
+        wait_for(lambda: bool(told))
+        capfd.readouterr()
+    name = study.info["storage"]
+    assert told == [f"the store {name}/journal: it does not answer; the search goes on, and it is tried again"]
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said.startswith(f"note: the store {name} does not have all of it; the study here does")
+
+
+def test_who_has_no_time_for_a_silent_store_says_what_it_lacks(
+    study: Study, journal: Journal, line: Line, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mirror_module, "EVERY", 60.0)
+    with mirrored(study, journal) as mirror:
+        assert mirror is not None
+        line.fall_silent()
+        monkeypatch.setattr(store_module, "_WRITE", 0.5)
+        journal.append(EVENT)
+        said = mirror.close_within(0.1)
+    assert said.startswith(f"the store {study.info['storage']} does not have all of it; the study here does")
+
+
+def test_who_does_not_wait_for_the_end_is_told_what_the_store_lacks(
+    study: Study, journal: Journal, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(StudyMirror, "_finish", Mock(side_effect=KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt), mirrored(study, journal):
+        capfd.readouterr()
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said.startswith(f"note: the store {study.info['storage']} does not have all of it; the study here does")
 
 
 def test_a_store_that_does_not_work_is_refused_before_anything_begins(
@@ -167,6 +213,30 @@ def test_a_study_that_is_taken_over_pauses_here(study: Study, journal: Journal, 
     assert engine.halt.call_args.args[0].startswith("the study goes on elsewhere, by process 4711 on elsewhere")
     assert record(store, tmp_path / "copy")[-1].get("reason") != "now"
     assert json.loads(store.read("lease.json") or b"")["process"] == 4711
+
+
+def test_who_wakes_up_after_another_has_taken_the_study_over_writes_nothing_over(
+    study: Study, journal: Journal, store: Store, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The machine was asleep, and now it would bring all that it has into the store."""
+    monkeypatch.setattr(mirror_module, "EVERY", 600.0)
+    monkeypatch.setattr(lease_module, "EVERY", 600.0)
+    with mirrored(study, journal):
+        awake, clock = lease_module._clock(), lease_module._clock
+        monkeypatch.setattr(lease_module, "_clock", lambda: clock() + STALE + 1)
+        assert lease_module._clock() > awake + STALE
+        store.write("lease.json", json.dumps(vars(Holder("abc", 4711, 1.0, "elsewhere", "boot", 0.0))).encode())
+        store.write("study.json", b"theirs")
+        store.write("trials.csv", b"theirs")
+        before = store.names()
+        journal.append(EVENT)
+        study.write_tables()
+        capfd.readouterr()
+    assert store.names() == before
+    assert store.read("study.json") == store.read("trials.csv") == b"theirs"
+    err = capfd.readouterr().err
+    assert err.startswith("note: the study was taken over by process 4711 on elsewhere")
+    assert len(err.splitlines()) == 1
 
 
 def _overwritten(store: Store, holder: Holder) -> bool:

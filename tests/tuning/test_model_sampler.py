@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,11 +62,13 @@ def check(config: TrialConfig) -> Mapping[str, Any]:
     return {"params": 1000 if config.train.label_smoothing else 100, "mflops": 1.0}
 
 
-def make_source(seed: int = 0, earlier: tuple[Earlier, ...] = (), space: SearchSpace = SPACE) -> OptunaSource:
+def make_source(
+    seed: int = 0, earlier: tuple[Earlier, ...] = (), space: SearchSpace = SPACE, history: Sequence[int] = ()
+) -> OptunaSource:
     def complete(config: TrialConfig, number: int) -> TrialConfig:
         return dataclasses.replace(config, seed=derive_seed(seed, number))
 
-    return OptunaSource(space, seed, "model", complete, check, epochs=EPOCHS, earlier=earlier)
+    return OptunaSource(space, seed, "model", complete, check, history=history, epochs=EPOCHS, earlier=earlier)
 
 
 class Search:
@@ -103,6 +105,16 @@ def test_the_model_finds_what_random_draws_miss() -> None:
     assert max(late) > 0.86
     assert {trial.origin for trial in searched.trials.values()} == {"model", "random"}
     assert all(trial.origin == "random" for number, trial in searched.trials.items() if number < FIRST_RANDOM)
+
+
+def test_the_model_is_given_the_trials_that_count_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine leaves out what is history; a copy at each proposal would have the model begin anew each time."""
+    given: list[Mapping[int, Trial]] = []
+    monkeypatch.setattr(ModelSampler, "candidates", lambda _self, _number, trials, _known: given.append(trials))
+    searched = Search(make_source(history=[0, 1]))
+    searched.run(3)
+    assert all(trials is searched.trials for trials in given)
+    assert len(given) == 3
 
 
 def test_equal_searches_propose_the_same_and_others_do_not() -> None:

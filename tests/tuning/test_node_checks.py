@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from tunelab.tuning.cluster_check import refusal, told
-from tunelab.tuning.node_checks import NEEDED, WANTED, NodeFinding, describe, judge, requirements
+from tunelab.tuning.node_checks import describe, judge
+from tunelab.tuning.node_findings import NodeFinding, refusal, told
+from tunelab.tuning.node_versions import NEEDED, WANTED, requirements
 from tunelab.tuning.nodes import Clock, Disk, Facts, NodeGpu, NodeReport, Package, Storage, Visited
-from tunelab.tuning.site import Site
 
 VERSIONS: dict[str, str | None] = dict.fromkeys((*NEEDED, *WANTED), "2.0.0")
 VERSIONS |= {"torch": "2.13.0+cpu", "torchvision": "0.28.0", "ray": "2.60.0"}
@@ -36,8 +36,8 @@ NODE = NodeReport(
 )
 
 
-def found_of(node: NodeReport, least: int = 0) -> list[NodeFinding]:
-    return judge(node, Visited(HOME, Path("/runs"), (node,)), LIMITS, {"digits": "abc"}, least)
+def found_of(node: NodeReport, least: int = 0, device: str = "") -> list[NodeFinding]:
+    return judge(node, Visited(HOME, Path("/runs"), (node,)), LIMITS, {"digits": "abc"}, least, device)
 
 
 def with_facts(**changed: Any) -> NodeReport:
@@ -188,6 +188,25 @@ def test_gpus_that_ray_does_not_give_are_not_looked_at() -> None:
     assert "1 GPU;" in found_of(fit)[0].measured
 
 
+def test_gpus_that_no_trial_wants_are_not_looked_at() -> None:
+    """Of a search with --device cpu: Ray counts a GPU that torch cannot use there."""
+    unusable = with_gpus(NodeGpu("H100", 80_000, 20_000), training={"torch": ["2.13.0", None, 0]})
+    assert [one.verdict for one in found_of(unusable, device="cpu")] == ["ok"]
+    for device in ("cuda", ""):
+        error, _ = found_of(unusable, device=device)
+        assert (error.name, error.verdict) == ("GPUs", "error")
+        assert "--device cpu" in error.mend
+
+
+def test_a_node_without_gpus_refuses_no_search_on_gpus() -> None:
+    unfit = dataclasses.replace(NODE, storage=Storage("EROFS"))
+    assert [found_of(unfit, device=device)[0].verdict for device in ("cuda", "cpu", "")] == [
+        "warning",
+        "error",
+        "error",
+    ]
+
+
 @pytest.mark.parametrize(("clock", "said"), [(Clock(90.0, 0.1), "90 s ahead of"), (Clock(-7.0, 0.1), "7 s behind")])
 def test_clocks_that_differ(clock: Clock, said: str) -> None:
     (one,) = found_of(dataclasses.replace(NODE, clock=clock))
@@ -216,14 +235,14 @@ def test_the_refusal_is_one_line_with_nodes_and_mends() -> None:
     full = NodeFinding("a", "storage", "it is full", "error", "free some")
     nodes = [dataclasses.replace(full, node=name) for name in "abcde"]
     notes = [NodeFinding("a", "clock", "late", "warning", "set it")]
-    line = refusal([*nodes, *notes], Site("head:6379"))
+    line = refusal([*nodes, *notes], "head:6379")
     assert line == (
         "5 nodes of the cluster are not fit: a, b, c and 2 more: storage: it is full (free some). "
         "`tunelab doctor --address head:6379` looks again"
     )
     many = [dataclasses.replace(full, measured=str(number)) for number in range(9)]
-    assert "; and 3 more findings." in refusal(many, Site("auto"))
-    assert refusal(many, Site("auto")).startswith("a node of the cluster is not fit: a: storage: 0")
+    assert "; and 3 more findings." in refusal(many, "auto")
+    assert refusal(many, "auto").startswith("a node of the cluster is not fit: a: storage: 0")
     assert told(notes) == ["a: clock: late (set it)"]
 
 

@@ -143,5 +143,5 @@ def test_without_its_package_the_command_that_installs_it_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "optuna_dashboard", None)
-    with pytest.raises(InputError, match=r'pip install "tunelab\[dashboard\]"'):
+    with pytest.raises(InputError, match=r"python -m pip install optuna-dashboard$"):
         OptunaView(tmp_path / "optuna.journal")

@@ -12,8 +12,10 @@ import psutil
 import pytest
 
 from tunelab.training.pulse import Pulse, beat_path
+from tunelab.tuning import machine
 from tunelab.tuning import outpost as module
-from tunelab.tuning.outpost import Outpost, beats_folder, family, node_folder
+from tunelab.tuning.memory_guard import Word
+from tunelab.tuning.outpost import Outpost, beats_folder, family, node_folder, word_folder
 from tunelab.tuning.ray_home import IN_USE, remove_abandoned
 
 
@@ -44,6 +46,17 @@ def test_workers_find_its_folder_by_themselves(outpost: Outpost, temporary: Path
     outpost.close()
     assert not folder.exists()
     assert not outpost.has_room()
+
+
+def test_it_tells_once_what_a_process_there_wrote_of_its_memory(outpost: Outpost) -> None:
+    word = Word(3, 99, 500.0, 400.0, True, "its process held 500 MiB")
+    word.write(word_folder(node_folder("search", "node"), 3))
+    assert outpost.take_word(4) is None
+    assert outpost.take_word(3) == word
+    assert outpost.take_word(3) is None
+    word.write(word_folder(node_folder("search", "node"), 3))
+    outpost.close()
+    assert not node_folder("search", "node").joinpath("0003").exists(), "it goes with the folder"
 
 
 def test_a_path_is_a_folder_of_beats_as_it_is(tmp_path: Path) -> None:
@@ -86,6 +99,8 @@ def test_it_ends_processes_of_its_own_job_alone(monkeypatch: pytest.MonkeyPatch)
         monkeypatch.setattr(psutil.Process, "cmdline", lambda self: ["ray::IDLE"])
         assert outpost.unknown([]) == [], "it waits for work, whoever's"
         monkeypatch.setattr(psutil.Process, "cmdline", lambda self: ["ray::TrialWorker.__init__"])
+        assert outpost.unknown([]) == [], "it has just been started"
+        monkeypatch.setattr(machine, "age", lambda _pid: 301.0)
         assert outpost.unknown([]) == [ours.pid]
         assert outpost.unknown([ours.pid]) == []
         outpost.end_unknown([])

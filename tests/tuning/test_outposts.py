@@ -11,11 +11,13 @@ from typing import Any
 
 import pytest
 import ray
+from ray.util import client
 
 from tunelab.training.pulse import Beat
 from tunelab.tuning import outposts as module
 from tunelab.tuning.losses import Loss
 from tunelab.tuning.machine import Stacks
+from tunelab.tuning.memory_guard import Word
 from tunelab.tuning.outpost import Sight
 from tunelab.tuning.outposts import Outposts
 
@@ -31,6 +33,7 @@ class Post:
         self.kills = 0
         self.others: set[int] = set()
         self.ended: list[Any] = []
+        self.words: dict[int, Word] = {}
         self.silent = self.dead = False
 
     def look(self, numbers: Sequence[int]) -> Sight:
@@ -45,6 +48,9 @@ class Post:
     def end(self, number: int, beat: Beat) -> bool:
         self.ended.append(number)
         return True
+
+    def take_word(self, number: int) -> Word | None:
+        return self.words.pop(number, None)
 
     def unknown(self, known: Sequence[int]) -> list[int]:
         return sorted(self.others - set(known))
@@ -124,6 +130,22 @@ def outposts(nodes: Nodes, monkeypatch: pytest.MonkeyPatch) -> Outposts:
     made._head = nodes.listening["a"].getsockname()[:2]
     made._look_for_nodes()
     return made
+
+
+def test_a_client_knows_of_the_head_what_its_port_and_its_connection_say(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    port = nodes.listening["a"].getsockname()[1]
+    connected = [True, True, False]
+    context = SimpleNamespace(is_connected=lambda: connected.pop(0))
+    monkeypatch.setattr(client.ray, "get_context", lambda: context)
+    found = Outposts(f"ray://127.0.0.1:{port}")
+    assert found.trouble() == "", "it is not joined yet"
+    found._up = True
+    assert found.trouble() == ""
+    nodes.listening["a"].close()
+    assert found.trouble() == f"the cluster's head 127.0.0.1:{port} does not answer"
+    assert found.trouble() == f"the connection to the cluster's head 127.0.0.1:{port} has broken"
 
 
 def test_what_all_nodes_see_is_put_together(outposts: Outposts, nodes: Nodes) -> None:
@@ -265,6 +287,21 @@ def test_each_kill_of_a_nodes_kernel_explains_one_trial_there(outposts: Outposts
     nodes.posts["a"].kills = 6
     assert outposts.claim(2)
     assert not outposts.claim(9), "it was never seen"
+
+
+def test_what_a_process_wrote_of_its_memory_is_told_by_its_node(outposts: Outposts, nodes: Nodes) -> None:
+    ended, earlier = Word(1, 99, 500.0, 400.0, True, "ended"), Word(1, 98, 390.0, 400.0, False, "close")
+    nodes.posts["b"].seen = {1: BEAT}
+    outposts.beats([1])
+    nodes.posts["a"].words, nodes.posts["b"].words = {1: earlier}, {1: ended}
+    assert outposts.take_word(1) == ended
+    assert outposts.take_word(1) is None, "that of the other node is of another attempt"
+    outposts.forget(1)
+    nodes.posts["b"].words = {1: ended}
+    assert outposts.take_word(1) == ended, "it ended before it was seen: all nodes are asked"
+    assert nodes.posts["a"].words == {}
+    nodes.posts["b"].words, nodes.posts["b"].silent = {1: ended}, True
+    assert outposts.take_word(1) is None
 
 
 def test_the_head_and_the_own_node_are_asked_for(outposts: Outposts, nodes: Nodes) -> None:

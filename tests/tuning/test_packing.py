@@ -15,7 +15,7 @@ from tunelab.records import Trial
 from tunelab.study import Study
 from tunelab.tuning import calibrate, hardware, packing, sharing
 from tunelab.tuning.options import SearchOptions
-from tunelab.tuning.packing import filled, pack
+from tunelab.tuning.packing import filled, pack, pack_team
 from tunelab.tuning.slots import Slots
 from tunelab.tuning.speed import Point
 
@@ -145,3 +145,22 @@ def test_going_on_with_less_free_memory_runs_fewer_at_once(
     study = begun(tmp_path / "two", pack(trials(2), options(2), None, None), 2)
     monkeypatch.setattr(packing, "free_memory_mib", lambda: 1200.0)
     assert pack(trials(2), options(2), None, study).slots == dataclasses.replace(TWO_BY_ONE, concurrent=1)
+
+
+TEAM = Slots(1, 1, 0.0, "cpu", processes=2)
+
+
+def test_a_team_has_what_each_of_its_processes_is_left(machine: Machine, tmp_path: Path) -> None:
+    asked = dataclasses.replace(options(1), memory=1200 * MIB)
+    assert pack_team(TEAM, trials(1), options(1), None, None) == packing.Packing(TEAM)
+    each = pack_team(TEAM, trials(1), asked, None, None).slots
+    assert (each.processes, each.concurrent, each.memory) == (2, 1, 130 * MIB)
+    with pytest.raises(InputError, match=r"--memory: 900 MiB is too little for 2 processes .*; there is room for 1"):
+        pack_team(TEAM, trials(1), dataclasses.replace(asked, memory=900 * MIB), None, None)
+
+
+def test_what_is_finished_keeps_by_how_many_it_was_trained(machine: Machine, tmp_path: Path) -> None:
+    study = begun(tmp_path / "one", pack(trials(1), options(1), None, None), 1)
+    assert not pack_team(TEAM, [], options(1), None, study).again
+    assert pack_team(TEAM, trials(1), options(1), None, study).again
+    assert pack([], options(1), None, begun(tmp_path / "two", packing.Packing(TEAM), 1)).again is False

@@ -30,9 +30,9 @@ class Record:
         self.events: list[Mapping[str, Any]] = []
         self.said: list[str] = []
 
-    def append(self, event: Mapping[str, Any]) -> None:
-        self.said.append(f"record {event['event']} {event['trial']}")
-        self.events.append(event)
+    def append(self, *events: Mapping[str, Any]) -> None:
+        self.said += [f"record {event['event']} {event['trial']}" for event in events]
+        self.events += events
 
     def started(self, trial: Trial) -> None:
         self.said.append(f"started {trial.number}")
@@ -240,8 +240,9 @@ def test_who_waits_for_a_place_in_vain_is_stopped_when_all_have_run() -> None:
     before = len(said)
     assert (engine.next_trial(), engine.waits, engine.unfinished) == (None, False, 0)
     assert said[before:] == [
-        *("record ended 2", "source end 2 STOPPED 0.5", "ended 2 STOPPED"),
-        *("record ended 3", "source end 3 STOPPED 0.3", "ended 3 STOPPED"),
+        *("record ended 2", "record ended 3"),
+        *("source end 2 STOPPED 0.5", "ended 2 STOPPED"),
+        *("source end 3 STOPPED 0.3", "ended 3 STOPPED"),
     ]
     assert record.events[-1]["reason"] == "epoch 1: place 4 of 4, 2 go on"
 

@@ -195,7 +195,7 @@ def test_an_interrupt_leaves_no_process(space: str, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(calibrate, "calibrate", interrupt)
     before = {process.pid for process in psutil.Process().children()}
     with pytest.raises(KeyboardInterrupt):
-        look_ahead(space, OPTIONS, show_progress=False)
+        look_ahead(space, dataclasses.replace(OPTIONS, concurrent=1, cpus_per_trial=1), show_progress=False)
     assert {process.pid for process in psutil.Process().children()} <= before
 
 

@@ -1,15 +1,20 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
 
+from tunelab.errors import UnfitError
 from tunelab.tuning import ray_cluster
-from tunelab.tuning.ray_cluster import JOB, Places, runtime_env
+from tunelab.tuning.ray_cluster import JOB, Places, joined, runtime_env
 from tunelab.tuning.ray_home import SETTINGS
+from tunelab.tuning.roll_call import FAILED_START
+from tunelab.tuning.site import Site
 from tunelab.tuning.slots import Slots
 
 
@@ -29,6 +34,48 @@ def test_what_a_job_was_submitted_with_wins() -> None:
     assert len(made["py_modules"]) == 2
     assert made["excludes"][0] == "*.bin"
     assert runtime_env({JOB: json.dumps({"runtime_env": None})}) == runtime_env({})
+
+
+def test_of_the_environment_only_what_was_set_is_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A space, or another thread, may have set variables of its own while the cluster was joined."""
+    monkeypatch.setenv("RAY_DEDUP_LOGS", "1")
+    monkeypatch.setenv("MINE", "before")
+    monkeypatch.delenv("PYTHONBREAKPOINT", raising=False)
+
+    def init(**_options: object) -> SimpleNamespace:
+        os.environ["PYTHONBREAKPOINT"] = "ray.util.rpdb.set_trace"
+        return SimpleNamespace(dashboard_url="")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    before = dict(os.environ)
+    with joined(Site("head:6379", token="token")):
+        assert (os.environ["RAY_DEDUP_LOGS"], os.environ["RAY_AUTH_MODE"]) == ("0", "token")
+        os.environ["MINE"] = "meanwhile"
+    assert dict(os.environ) == {**before, "MINE": "meanwhile"}
+
+
+def test_a_client_that_its_head_did_not_start_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[Exception | None] = [ConnectionAbortedError(f"{FAILED_START}: it is gone"), None]
+
+    def init(**_options: object) -> SimpleNamespace:
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+        return SimpleNamespace(dashboard_url="")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    with joined(Site("ray://head:10001")):
+        assert answers == []
+    answers += [ConnectionError("another reason\nand more"), None]
+    with (
+        pytest.raises(UnfitError, match=r"^the cluster head:1 does not answer: ConnectionError: another reason$"),
+        joined(Site("head:1")),
+    ):
+        pass
+    answers[:] = [ConnectionAbortedError(FAILED_START)] * 2
+    with pytest.raises(UnfitError, match=FAILED_START), joined(Site("head:1")):
+        pass
 
 
 def test_places_follow_the_nodes(monkeypatch: pytest.MonkeyPatch) -> None:

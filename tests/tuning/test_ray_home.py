@@ -160,6 +160,7 @@ with ray_home.private_folder() as folder:
         token = Path(os.environ["RAY_AUTH_TOKEN_PATH"])
         told["modes"] = [stat.S_IMODE(path.stat().st_mode) for path in (folder, token)]
         told["dashboard"] = ray._private.worker._global_node.webui_url
+        told["programs"] = sorted(ray._private.worker._global_node.all_processes)
 Path(sys.argv[1]).write_text(json.dumps(told))
 """
 
@@ -179,6 +180,7 @@ def test_nobody_else_reaches_a_ray_that_was_started(tmp_path: Path) -> None:
     assert not found["address"].endswith(":1")
     assert found["modes"] == [0o700, 0o600]
     assert not found["dashboard"]
+    assert found["programs"] == ["gcs_server", "raylet"], "none that only a dashboard needs"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])

@@ -27,7 +27,7 @@ CONFIGS = [
 
 
 class Memory:
-    def append(self, event: Any) -> None:
+    def append(self, *events: Any) -> None:
         pass
 
 

@@ -62,6 +62,8 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[MakeServer]:
 def test_who_asks_for_a_token_is_not_open(cluster: MakeServer, before: str) -> None:
     assert ray_token.is_open(before + cluster(False))
     assert not ray_token.is_open(before + cluster(True))
+    assert ray_token.asks(before + cluster(True))
+    assert not ray_token.asks(before + cluster(False))
     assert ray_token.warning(before + cluster(True)) == ""
 
 
@@ -79,4 +81,5 @@ def test_one_line_names_the_risk_and_the_mend_once(cluster: MakeServer) -> None:
 @pytest.mark.parametrize("address", ["127.0.0.1:1", "ray://127.0.0.1:1", "nowhere", ""])
 def test_where_nobody_answers_nothing_is_said(monkeypatch: pytest.MonkeyPatch, address: str) -> None:
     monkeypatch.setattr(ray_token, "_PATIENCE", 0.5)
+    assert not ray_token.asks(address)
     assert ray_token.warning(address) == ""

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tunelab import ray_address
+from tunelab.errors import UnfitError
+from tunelab.liveness import SignsOfLife
+from tunelab.tuning import ray_tune
+from tunelab.tuning.guard import Guard
+from tunelab.tuning.outposts import Outposts
 from tunelab.tuning.ray_home import Ports
 from tunelab.tuning.ray_tune import _shown
+from tunelab.tuning.site import Site
+from tunelab.tuning.slots import Slots
 
 
 @pytest.mark.parametrize(
@@ -34,6 +43,29 @@ def test_the_address_is_told_and_in_the_study_meanwhile(
         assert found.describe() == line
     assert said == [line]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cluster_that_does_not_let_a_search_begin_is_a_pause(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was there when its nodes were looked at."""
+
+    def refuse(_site: Site) -> None:
+        raise UnfitError("the cluster 10.0.0.1:6379 does not answer")
+
+    class Halts:
+        halted = error = None
+
+        def halt(self, why: str) -> None:
+            self.halted = why
+
+    monkeypatch.setattr(ray_tune, "joined", refuse)
+    engine: Any = Halts()
+    given: dict[str, Any] = {"folder_of": lambda _number: tmp_path, "telemetry": "off", "log": tmp_path / "ray.log"}
+    given |= {"site": Site("10.0.0.1:6379")}
+    with pytest.raises(UnfitError):
+        ray_tune.run(engine, Slots(1, 1, 0.0, "cpu"), **given)
+    guard = Guard(lambda _number: tmp_path, None, None, SignsOfLife(tmp_path), sys.stderr, Outposts())
+    ray_tune.run(engine, Slots(1, 1, 0.0, "cpu"), guard=guard, **given)
+    assert engine.halted == "the cluster 10.0.0.1:6379 does not answer"
 
 
 def test_a_cluster_without_a_dashboard_is_told_of(tmp_path: Path) -> None:

@@ -18,8 +18,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tunelab.liveness import SignsOfLife
 from tunelab.training.pulse import started
 from tunelab.tuning import ray_watch as module
+from tunelab.tuning.guard import Guard
+from tunelab.tuning.outposts import Outposts
 from tunelab.tuning.ray_watch import RayWatch
 from tunelab.tuning.watchdog import Limits
 
@@ -218,15 +221,17 @@ def test_what_rays_processes_start_later_is_found_without_a_look_at_all_others(
 
 
 class Cluster:
-    """The head of a cluster; it answers as long as there is no `why`."""
+    """The head of a cluster; it answers as long as there is no `why`, or when it has been asked `until` so often."""
 
     def __init__(self) -> None:
         self.rounds = 0
         self.why = ""
         self.hangs = False
+        self.until = sys.maxsize
 
     def trouble(self) -> str:
-        return self.why
+        self.until -= 1
+        return self.why if self.until > 0 else ""
 
     def ask(self) -> None:
         self.rounds += not self.why and not self.hangs
@@ -239,7 +244,8 @@ def look_at(watch: RayWatch, cluster: Cluster, seconds: int) -> None:
 
 
 @pytest.fixture
-def cluster() -> Cluster:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
+    monkeypatch.setattr(module, "_AGAIN", 0.0)
     return Cluster()
 
 
@@ -273,6 +279,38 @@ def test_a_trial_that_dies_without_the_head_is_not_lost(joined: RayWatch, cluste
     loss = joined.testify(0)
     assert loss is not None
     assert loss.why == engine.halted == cluster.why
+
+
+def test_one_connection_that_fails_is_not_the_end_of_the_head(
+    joined: RayWatch, cluster: Cluster, engine: Engine
+) -> None:
+    cluster.why, cluster.until = "the cluster's head 10.0.0.1:6379 does not answer", 3
+    assert joined.testify(0) is None
+    assert (joined.lost, engine.halted) == ("", "")
+
+
+class Joined(Outposts):
+    """A cluster whose head is gone."""
+
+    @contextlib.contextmanager
+    def up(self) -> Iterator[None]:
+        yield
+
+    def trouble(self) -> str:
+        return "the cluster's head 10.0.0.1:10001 does not answer"
+
+
+@pytest.mark.parametrize("gone", [True, False])
+def test_what_ray_raises_without_its_head_is_a_pause(
+    engine: Engine, cluster: Cluster, folder: Path, gone: bool
+) -> None:
+    """As it does in a Ray client, which asks nothing but the head."""
+    nodes = Joined() if gone else None
+    guard = Guard(lambda number: folder, None, None, SignsOfLife(folder), sys.stderr, nodes)
+    with guard.over(engine, folder), pytest.raises(ConnectionError), guard.up():
+        raise ConnectionError("Client is shutting down.")
+    assert guard.ray_is_lost == gone
+    assert engine.halted == (nodes.trouble() if nodes else "")
 
 
 def test_a_head_that_accepts_connections_and_does_nothing_is_given_up(

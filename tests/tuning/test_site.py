@@ -39,7 +39,7 @@ def test_what_rays_dashboard_needs_is_what_ray_says_that_it_needs() -> None:
 
 @pytest.mark.usefixtures("lacking")
 def test_a_dashboard_without_its_packages_is_refused_with_the_command_that_installs_them() -> None:
-    with pytest.raises(InputError, match=r'\(aiohttp, opencensus\): pip install "tunelab\[dashboard\]"'):
+    with pytest.raises(InputError, match=r'\(aiohttp, opencensus\): python -m pip install "ray\[default\]"'):
         Site(dashboard=True)
     assert Site("auto", dashboard=True).dashboard, "the cluster has its own"
     assert not Site().dashboard
@@ -58,6 +58,6 @@ def test_it_is_one_line_and_nothing_is_made(
     out, err = capfd.readouterr()
     assert out == ""
     (line,) = err.splitlines()
-    assert 'pip install "tunelab[dashboard]"' in line
+    assert 'python -m pip install "ray[default]"' in line
     after = {(path, path.lstat().st_mtime_ns) for path in runs_dir.rglob("*")} if runs_dir.exists() else set()
     assert after == before

@@ -46,6 +46,7 @@ def test_gpus_anywhere_are_used() -> None:
     mixed = fleet((0, 0), (4, 0), (8, 2), (16, 4))
     assert find_cluster_slots(OPTIONS, mixed) == Slots(6, 4, 1.0, "cuda")
     assert find_cluster_slots(options(gpus_per_trial=0.5), mixed) == Slots(12, 2, 0.5, "cuda")
+    assert find_cluster_slots(options(gpus_per_trial=0.4), mixed) == Slots(12, 2, 0.4, "cuda"), "two on each"
     assert find_cluster_slots(options(device="cpu"), mixed).device == "cpu"
 
 
@@ -80,6 +81,7 @@ def test_only_nodes_like_this_machine_are_measured_here() -> None:
     assert layouts_here(OPTIONS, fleet((8, 0), (4, 0))) == [Slots(4, 1, 0.0, "cpu")], "another size"
     assert layouts_here(OPTIONS, fleet((4, 0), processor="Q")) == [Slots(4, 1, 0.0, "cpu")]
     assert layouts_here(OPTIONS, fleet((4, 1))) == [], "nothing to measure with"
+    assert layouts_here(options(device="cpu"), fleet((4, 1), (4, 0))) == layouts, "GPUs that no trial wants"
 
 
 def test_what_is_assumed_is_said() -> None:

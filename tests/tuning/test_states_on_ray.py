@@ -48,7 +48,6 @@ def draw(suggest):
 PROGRAM = """
 import dataclasses, sys
 import tunelab
-from tunelab.tuning import calibrate
 from tunelab.tuning.engine import Engine
 from tunelab.tuning.runner import resume
 
@@ -64,13 +63,7 @@ def report(engine, number, metrics, *_more):
     return goes_on
 
 
-def no_calibration(samples, candidates, *more):
-    layouts = tuple(calibrate.Layout(slots, 100.0, 300.0) for slots in candidates)
-    return calibrate.Calibration(candidates[0], layouts, (), 2.0, 0.1, 4000.0, "nothing was measured")
-
-
 Engine.report = report
-calibrate.calibrate = no_calibration
 given = dict(trials=12, epochs=4, limit_train=100, concurrent=1, scheduler="promote", race=0.5, telemetry="off")
 try:
     tunelab.search(space, study=study, **given) if space else resume(study)
@@ -115,6 +108,7 @@ def dashboard(study: Path) -> list[optuna.trial.FrozenTrial]:
     return trials
 
 
+@pytest.mark.usefixtures("no_calibration")
 def test_optuna_sees_true_states(temporary: Path, tmp_path: Path) -> None:
     study = tmp_path / "study"
     (tmp_path / "states.py").write_text(SPACE)

@@ -5,32 +5,30 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 import tunelab
 from tunelab.cli import run
 from tunelab.errors import InputError
-from tunelab.stores import lease as lease_module
 from tunelab.stores.copies import fetch_to_read
 from tunelab.stores.store import Store
 from tunelab.study import load
+from tunelab.tuning import ray_tune
 from tunelab.tuning.execute import PausedError
 from tunelab.tuning.extend import extend
 from tunelab.tuning.runner import resume
 
 if TYPE_CHECKING:
-    from tests.conftest import Bucket
+    from tests.conftest import Bucket, Line
     from tests.tuning.conftest import Played
+    from tunelab.tuning.engine import Engine
+    from tunelab.tuning.guard import Guard
+    from tunelab.tuning.slots import Slots
 
 SECRET = "hunter2hunter2"
 BAD = (f"s3://KEY:{SECRET}@bucket/x", f"s3://bucket/x?password={SECRET}", f"s3://KEY:{SECRET}")
-
-
-@pytest.fixture(autouse=True)
-def _at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease_module, "_SETTLES", 0.0)
 
 
 def told(folder: Path) -> list[str]:
@@ -63,6 +61,49 @@ def test_a_search_goes_on_on_another_machine(
         extend(done, trials=7, progress=False)
 
 
+def test_where_ray_is_gone_the_store_has_all_of_it_before_the_process_ends_itself(
+    played: Played, space: Path, bucket: Bucket, runs_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    location = f"{bucket.uri}/a/night"
+    said: list[str] = []
+
+    def run(engine: Engine, slots: Slots, *, guard: Guard, **more: Any) -> None:
+        played.halt = lambda trial, epoch: "Ray is gone" if trial.number == 1 else ""
+        played.run(engine, slots, **more)
+        assert Store.open(location).read("lease.json") is not None
+        folder = load(runs_dir / "night").trial_folder(0)
+        (folder / "checkpoint").mkdir(parents=True, exist_ok=True)
+        (folder / "checkpoint" / "last.pt").write_text("state")
+        said.append(guard.farewell("Ray is gone"))
+        store = Store.open(location)
+        assert store.read("lease.json") is None
+        records = [path / "journal.jsonl" for path in (fetch_to_read(location).path, runs_dir / "night")]
+        assert records[0].read_bytes() == records[1].read_bytes()
+        assert any(name.startswith("trials/0000/checkpoint/last") for name in store.names())
+
+    monkeypatch.setattr(ray_tune, "run", run)
+    asked = {"trials": 3, "epochs": 2, "limit_train": 100, "race": 0.0, "progress": False}
+    with pytest.raises(PausedError) as raised:
+        tunelab.search(str(space), study=runs_dir / "night", storage=f"{bucket.uri}/a", **asked)  # type: ignore[arg-type]
+    assert said == [str(raised.value)]
+
+
+def test_a_search_that_has_ended_needs_no_store(
+    played: Played, space: Path, bucket: Bucket, line: Line, runs_dir: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = {"trials": 2, "epochs": 2, "limit_train": 100, "race": 0.0, "progress": False}
+    folder = runs_dir / "night"
+    tunelab.search(str(space), study=folder, storage=bucket.uri, **asked)  # type: ignore[arg-type]
+    before = told(folder)
+    line.close()
+    capfd.readouterr()
+    assert told(resume(folder, progress=False).path) == before
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said.startswith("note: the search has ended, and the store was not looked after: ")
+    with pytest.raises(InputError, match="nothing was begun"):
+        extend(load(folder), trials=3, progress=False)
+
+
 def test_a_name_that_the_store_has_is_refused_before_a_folder_is_made(
     played: Played, space: Path, bucket: Bucket, runs_dir: Path
 ) -> None:
@@ -92,13 +133,14 @@ def test_a_store_that_cannot_be_used_is_one_line_before_anything_is_made(
     words = ["search", str(space), "--trials", "2", "--limit-train", "100"]
     for place, why in (
         ("s3://no-such-bucket/x", "there is no such bucket"),
-        ("nothing://x/y", "not known"),
+        ("nothing://x/y", "is of no known kind"),
         ("memory://x", "it is gone when the process ends"),
     ):
-        assert run([*words, "--storage", place]) == 2
-        (line,) = capfd.readouterr().err.splitlines()
-        assert line.startswith("tunelab: ")
-        assert why in line
+        for more in ([], ["--dry-run"]):
+            assert run([*words, "--storage", place, *more]) == 2
+            (line,) = capfd.readouterr().err.splitlines()
+            assert line.startswith("tunelab: ")
+            assert why in line
     assert not runs_dir.exists()
     assert played.order == []
 

@@ -50,6 +50,23 @@ def test_a_word_about_another_trial_is_not(root: Path) -> None:
     assert witness_of(root, 1).testify(1) is None
 
 
+def test_the_last_word_may_be_on_another_machine(root: Path) -> None:
+    words = [Word(1, 99, 500.0, 400.0, True, "its process held 500 MiB and may hold 400 MiB")]
+    asked: list[int] = []
+
+    def take(number: int) -> Word | None:
+        asked.append(number)
+        return words.pop() if words else None
+
+    witness = MemoryWitness(lambda number: root / "trials" / str(number), Kills(root), take)
+    assert witness.testify(1) == Loss("memory", "its process held 500 MiB and may hold 400 MiB")
+    assert witness.testify(1) is None
+    assert asked == [1, 1]
+    Word(1, 99, 500.0, 400.0, True, "seen here").write(root / "trials/1")
+    assert witness.testify(1) == Loss("memory", "seen here")
+    assert asked == [1, 1], "here it was told"
+
+
 def test_the_kernel_says_that_it_killed_one(root: Path) -> None:
     witness = witness_of(root, 1, 2, 3)
     kill(root, 2)

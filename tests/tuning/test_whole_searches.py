@@ -317,12 +317,13 @@ def test_crashes_of_a_parallel_search_lose_and_double_nothing(tmp_path: Path, se
         left = generator.randrange(1, 12)
         monkey = journal.append
 
-        def append(event: Mapping[str, Any], monkey: Callable[..., None] = monkey) -> None:
+        def append(*events: Mapping[str, Any], monkey: Callable[..., None] = monkey) -> None:
             nonlocal left
-            left -= 1
+            written = events[: max(0, left)]  # of those that are written together, the first may be all there is
+            left -= len(events)
+            monkey(*written)
             if left < 0:
                 raise KeyboardInterrupt  # the power goes
-            monkey(event)
 
         journal.append = append  # type: ignore[method-assign]
         try:
@@ -358,8 +359,8 @@ class Memory:
     def __init__(self) -> None:
         self.events: list[dict[str, Any]] = []
 
-    def append(self, event: Mapping[str, Any]) -> None:
-        self.events.append(dict(event))
+    def append(self, *events: Mapping[str, Any]) -> None:
+        self.events += map(dict, events)
 
 
 def make_list(seed: int, count: int = 60) -> FixedSource:

@@ -11,7 +11,7 @@ import click
 
 from tunelab.commands.studies import here_or_inside
 from tunelab.errors import InputError
-from tunelab.shared_options import JSON, RUNS_DIR, shared
+from tunelab.shared_options import FOLDER, JSON, RUNS_DIR, shared
 
 if TYPE_CHECKING:
     from tunelab.space import SearchSpace
@@ -33,7 +33,7 @@ _FILES = (".json", ".yaml", ".yml")
 @click.option(
     "--from",
     "from_study",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     metavar="STUDY",
     help="The study that a space such as recipe begins with.",
 )

@@ -14,7 +14,19 @@ from tunelab.errors import InputError
 from tunelab.shared_options import ADDRESS, JSON, RUNS_DIR, STUDY, shared, words_given
 from tunelab.yaml_files import load
 
-_OF_RETRAINING = ("epochs", "seeds", "trial", "keep_val", "average", "recipe", "compile", "telemetry", "address")
+_OF_RETRAINING = (
+    "epochs",
+    "seeds",
+    "trial",
+    "keep_val",
+    "average",
+    "recipe",
+    "compile",
+    "telemetry",
+    "gpus",
+    "processes",
+    "address",
+)
 _MAX_BYTES = 100_000
 
 
@@ -52,6 +64,12 @@ _MAX_BYTES = 100_000
     type=click.Choice(["off", "scalars", "full"]),
     help="What --retrain writes for TensorBoard  [default: as the study's trials]",
 )
+@click.option(
+    "--gpus", type=click.IntRange(min=1), help="Share each batch of --retrain among so many GPUs  [default: one]"
+)
+@click.option(
+    "--processes", type=click.IntRange(min=1), help="The same without GPUs: among so many processes on processors."
+)
 @shared(ADDRESS, RUNS_DIR, JSON)
 def best(
     study: Path | str | None,
@@ -68,6 +86,8 @@ def best(
     compile: Literal["auto", "off"],
     telemetry: Literal["off", "scalars", "full"] | None,
     address: str | None,
+    gpus: int | None,
+    processes: int | None,
 ) -> None:
     """Rank the trials of STUDY (by default the newest); with --retrain, train the winner in full.
 
@@ -96,6 +116,8 @@ def best(
             compile=compile,
             telemetry=telemetry,
             address=address,
+            gpus=gpus,
+            processes=processes,
         )
     if as_json:
         click.echo(json.dumps(metrics))

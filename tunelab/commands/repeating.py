@@ -29,7 +29,9 @@ def reproduce(study: Path | str | None, trial: int | None, address: str | None, 
     """
     found, number = find_trial(study, trial, runs_dir, to_change=True)
     if number is None:
-        raise InputError(f"which trial of {found.path} is to be trained again? `tunelab best {found.path}` lists them")
+        raise InputError(
+            f"which trial of {found.place} is to be trained again? `tunelab best {found.place}` lists them"
+        )
     module = importlib.import_module("tunelab.analysis.reproduce")
     with mirrored_after(found):
         content = module.reproduce(found, number, address=address)

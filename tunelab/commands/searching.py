@@ -18,6 +18,7 @@ from tunelab.shared_options import (
     CONFIG,
     DASHBOARD,
     DEADLINE,
+    FOLDER,
     JSON,
     MEMORY,
     NUMBER_OR_ALL,
@@ -46,7 +47,7 @@ from tunelab.shared_options import (
     "--epochs", type=click.IntRange(min=1, max=1_000_000), default=30, show_default=True, help="Full length of a trial."
 )
 @data_options
-@click.option("--study", type=click.Path(path_type=Path), help="Folder to make  [default: RUNS_DIR/SPACE-TIME]")
+@click.option("--study", type=FOLDER, help="Folder to make  [default: RUNS_DIR/SPACE-TIME]")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Everything random derives from it."
 )
@@ -89,13 +90,13 @@ from tunelab.shared_options import (
 @click.option(
     "--warm-start",
     multiple=True,
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     help="Begin with what an earlier study found best, on other data too; may be given several times.",
 )
 @click.option(
     "--from",
     "from_study",
-    type=click.Path(path_type=Path),
+    type=FOLDER,
     metavar="STUDY",
     help="The study whose best network the space begins with, on its data; for spaces such as recipe.",
 )
@@ -161,8 +162,7 @@ def search(
     tunelab search recipe --from arch-20261121-2330
     tunelab search arch --storage s3://bucket/prefix
     """
-    if storage is not None:
-        parse(storage)  # refused before another process is started with it
+    stored = None if storage is None else parse(storage)  # refused before another process is started with it
     if supervise and not dry_run:
         _supervise(deadline)
     from tunelab.config import DataConfig, from_json
@@ -190,8 +190,11 @@ def search(
     checked = from_json(SearchOptions, {**options, "data": chosen, "base": base})
     site = Site(address, dashboard)
     if dry_run:
+        from tunelab.stores.copies import require_new
         from tunelab.tuning.survey import survey
 
+        if isinstance(stored, str):
+            require_new(stored, None if study is None else study.name)
         lines, forecast = forecast_search(space, checked, deadline, request, survey(site).fleet)
         click.echo(json.dumps(forecast) if as_json else "\n".join(lines))
         return

@@ -16,9 +16,9 @@ import click
 
 from tunelab.commands.studies import here_or_inside
 from tunelab.errors import InputError
-from tunelab.shared_options import JSON, RUNS_DIR, shared
+from tunelab.shared_options import FOLDER, JSON, RUNS_DIR, shared
 
-_MODEL = click.argument("model", type=click.Path(path_type=Path))
+_MODEL = click.argument("model", type=FOLDER)
 
 
 @click.command()

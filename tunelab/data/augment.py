@@ -25,8 +25,8 @@ class Draws:
     row: Tensor
     column: Tensor
 
-    def __getitem__(self, part: slice) -> Draws:
-        """The draws of some images, in order."""
+    def __getitem__(self, part: slice | Tensor) -> Draws:
+        """The draws of some images: a slice of them, or those at the places of an int64 tensor."""
         return Draws(self.top[part], self.left[part], self.mirror[part], self.row[part], self.column[part])
 
 

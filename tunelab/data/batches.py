@@ -25,6 +25,7 @@ from tunelab.data.augment import crop_and_flip, cutout, draw, mixup, mixup_weigh
 from tunelab.data.build import file_names
 from tunelab.data.cache import Cached, DataInfo, opened, prepare
 from tunelab.data.raw import CHUNK_BYTES, Rows
+from tunelab.data.share import Share
 from tunelab.data.storage import NpyReader, read_ahead
 from tunelab.errors import InputError
 
@@ -76,7 +77,14 @@ class Split:
         """The split of so many of the images, evenly picked, or of all if there are fewer."""
         if images >= len(self.labels):
             return self
-        at = torch.linspace(0, len(self.labels) - 1, images).round().long()
+        return self._at(torch.linspace(0, len(self.labels) - 1, images).round().long())
+
+    def part(self, share: Share) -> Split:
+        """The split of what is one process's share of the images."""
+        own = share.of(len(self.labels))
+        return self._at(torch.arange(own.start, own.stop))
+
+    def _at(self, at: Tensor) -> Split:
         there = at.to(self.labels.device)
         rows = self.rows[at] if self.rows is not None else at if self.streamed else there
         return dataclasses.replace(self, labels=self.labels[there], rows=rows)
@@ -131,12 +139,21 @@ class Batch:
 
     With mixup the loss is `mix` times that of `labels` plus (1 - `mix`) times that of `mixed_labels` (B,); without it
     `mixed_labels` is None and `mix` 1.0. A recorded step reads `mix` from a tensor ().
+
+    Of a batch that several processes share this is one's part; then `weight` is how often its mean loss counts in the
+    mean over the processes, so that this is the mean over the images.
     """
 
     images: Tensor
     labels: Tensor
     mixed_labels: Tensor | None
     mix: float | Tensor
+    weight: float = 1.0
+
+    def without_first(self) -> Batch:
+        """The batch without its first image."""
+        mixed = None if self.mixed_labels is None else self.mixed_labels[1:]
+        return dataclasses.replace(self, images=self.images[1:], labels=self.labels[1:], mixed_labels=mixed)
 
 
 SplitName = Literal["train", "val", "test"]
@@ -246,6 +263,12 @@ class TrainBatches:
 
     Per epoch there are `steps_per_epoch` batches of `batch_size`; the images left over, others in each epoch, are
     dropped. Fewer images than `batch_size` make one batch. On a GPU nothing waits for it inside an epoch.
+
+    With a `share` they are that of one process: of each batch the very images that it has there without one, changed
+    and mixed in the same way.
+
+    Raises:
+        InputError: a batch has fewer images than processes.
     """
 
     def __init__(
@@ -257,26 +280,38 @@ class TrainBatches:
         seed: int,
         total_epochs: int,
         dtype: torch.dtype = torch.float32,
+        share: Share | None = None,
     ) -> None:
         self._split, self._labels = split, split.labels
         self._augment, self._seed, self._total_epochs, self._dtype = augment, seed, total_epochs, dtype
         self._scale, self._shift = normalizer(info.mean, info.std, split.image_shape[1], self._labels.device)
-        self._batch_size = min(batch_size, len(self._labels))
-        self.steps_per_epoch = len(self._labels) // self._batch_size
+        self.batch_size = min(batch_size, len(self._labels))
+        self.steps_per_epoch = len(self._labels) // self.batch_size
+        self.images_per_epoch = self.steps_per_epoch * self.batch_size
+        self._share = share
+        if share is not None and self.batch_size < share.size:
+            raise InputError(f"a batch of {self.batch_size} images cannot be shared by {share.size} processes")
 
     @classmethod
-    def of(cls, config: TrialConfig, split: Split, info: DataInfo, dtype: torch.dtype) -> TrainBatches:
+    def of(
+        cls, config: TrialConfig, split: Split, info: DataInfo, dtype: torch.dtype, share: Share | None = None
+    ) -> TrainBatches:
         """Those of a configuration, whose training images are `split`."""
         train, seed = config.train, derive_seed(config.seed, "batches")
-        return cls(split, info, train.augment, train.batch_size, seed, train.epochs, dtype)
+        return cls(split, info, train.augment, train.batch_size, seed, train.epochs, dtype, share)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """The batches of an epoch, which counts from 1."""
         order = torch.randperm(len(self._labels), generator=self._generator("order", epoch), device=self._labels.device)
-        draws = draw(self.steps_per_epoch * self._batch_size, self._generator("augment", epoch))
+        draws = draw(self.images_per_epoch, self._generator("augment", epoch))
         weights = self._weights(epoch)
         used = order[: len(draws.top)]
-        size, together = self._batch_size, self._batch_size * self._batches_at_once
+        size, weight = self.batch_size, 1.0
+        if self._share is not None:
+            places = self._places(self._share, before=weights is not None)
+            used, draws, size = used[places], draws[places], len(places) // self.steps_per_epoch
+            weight = self._share.weight(self.batch_size)
+        together = size * self._batches_at_once
         with contextlib.closing(self._split.batches(together, used)) as gathered:
             for first, pixels in zip(range(0, len(used), together), gathered, strict=True):
                 part = slice(first, first + together)
@@ -287,22 +322,30 @@ class TrainBatches:
                 batches = zip(torch.split(images, size), torch.split(labels, size), strict=True)
                 for step, (own, own_labels) in enumerate(batches, start=first // size):
                     if weights is None:
-                        yield Batch(own, own_labels, None, 1.0)
+                        yield Batch(own, own_labels, None, 1.0, weight)
                     else:
-                        yield Batch(*_mixed(own, own_labels, weights[step]))
+                        mixed = Batch(*_mixed(own, own_labels, weights[step]), weight)
+                        yield mixed if self._share is None else mixed.without_first()
 
     def as_they_are(self) -> Iterator[Tensor]:
         """The images without augmentation, as many batches as an epoch has, always the same ones in the same order."""
         order = torch.randperm(len(self._labels), generator=self._generator("plain", 0), device=self._labels.device)
-        used = order[: self.steps_per_epoch * self._batch_size]
-        with contextlib.closing(self._split.batches(self._batch_size, used)) as gathered:
+        used, size = order[: self.images_per_epoch], self.batch_size
+        if self._share is not None:
+            used = used[self._places(self._share)]
+            size = len(used) // self.steps_per_epoch
+        with contextlib.closing(self._split.batches(size, used)) as gathered:
             for pixels in gathered:
                 yield normalize(pixels, self._scale, self._shift, self._dtype)
+
+    def _places(self, share: Share, *, before: bool = False) -> Tensor:
+        """Where a share's images are among those of an epoch, as `Share.places`."""
+        return share.places(self.steps_per_epoch, self.batch_size, before=before).to(self._labels.device)
 
     @property
     def _batches_at_once(self) -> int:
         """How many batches are made by the same few operations; what is streamed is bounded in memory, so one."""
-        pixels = self._batch_size * math.prod(self._split.image_shape[:2])
+        pixels = self.batch_size * math.prod(self._split.image_shape[:2])
         return 1 if self._split.streamed else max(1, _PIXELS_AT_ONCE // pixels)
 
     def _generator(self, use: str, epoch: int) -> torch.Generator:

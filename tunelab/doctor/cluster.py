@@ -10,9 +10,11 @@ from tunelab.doctor.checks import Asked
 from tunelab.doctor.findings import MachineFinding, worst_first
 from tunelab.errors import TunelabError
 from tunelab.tuning.cluster_check import look_at_nodes
-from tunelab.tuning.node_checks import NodeFinding
+from tunelab.tuning.node_findings import NodeFinding
 from tunelab.tuning.preflight import absolute_paths
+from tunelab.tuning.ray_token import MEND, RISK, is_open
 from tunelab.tuning.site import Site
+from tunelab.tuning.survey import reach
 
 
 def examine_cluster(address: str, asked: Asked) -> list[MachineFinding]:
@@ -27,8 +29,16 @@ def examine_cluster(address: str, asked: Asked) -> list[MachineFinding]:
     """
     configs = [absolute_paths(DataConfig(name=name, data_dir=asked.data_dir)) for name in asked.data]
     data = {config: _fingerprint(config) for config in configs}
-    _, found = look_at_nodes(Site(address), Path(asked.runs_dir), data, build=False)
-    return worst_first(_plain(one) for one in found)
+    site = reach(Site(address))
+    _, found = look_at_nodes(site, Path(asked.runs_dir), data, build=False)
+    return worst_first([*_lock(site), *(_plain(one) for one in found)])
+
+
+def _lock(site: Site) -> list[MachineFinding]:
+    """That a cluster lets anybody in, if it does."""
+    if site.address is None or not is_open(site.address):
+        return []
+    return [MachineFinding("token", f"the cluster asks for none: {RISK}", "warning", MEND, group="cluster")]
 
 
 def _fingerprint(config: DataConfig) -> str:

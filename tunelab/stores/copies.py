@@ -29,12 +29,24 @@ NOT_MIRRORED = ("trials", "study.json", "journal.jsonl", "optuna.journal")
 """What is no part of a study's own tree in a store: it has a place of its own there, or can be made anew."""
 _SMALL = 2 * 2**20
 """Bytes of a file that is fetched to look at a study: tables and what came of retraining, not models (our choice)."""
+_NAMED = 3  # files that could not be fetched (our choice)
 
 
 class Mirrored(Study):
-    """A study as its store has it. It is running while its lease is renewed, wherever that is."""
+    """A study as its store has it, at `location`. It is running while its lease is renewed, wherever that is."""
 
+    location: str
     sign: Sign | None = None
+
+    @property
+    def place(self) -> str:
+        """The URI: its folder is a copy in the cache."""
+        return self.location
+
+    @property
+    def called(self) -> str:
+        """The URI: no folder of studies has its name."""
+        return self.location
 
     @property
     def running(self) -> bool:
@@ -61,7 +73,8 @@ def fetch_to_read(location: str) -> Mirrored:
         pull_record(store, folder / "journal.jsonl")
         tree = Tree(store, plain=True)
         if tree.read():
-            tree.pull(folder, lambda name, entry: _is_own(name) and entry.size <= _SMALL)
+            lacking = tree.pull(folder, lambda name, entry: _is_own(name) and entry.size <= _SMALL)
+            _tell_lacking(store, lacking, note)
         write_atomically(folder / "study.json", info)
         holder = holder_of(store)
         age = 0.0 if holder is None else age_of(store, holder, by_store=False)
@@ -71,6 +84,7 @@ def fetch_to_read(location: str) -> Mirrored:
         raise InputError(f"the study {location} cannot be copied to {folder}: {error.strerror or error}") from error
     study = Mirrored.open(folder)
     found = Mirrored(study.path, study.info)
+    found.location = location
     if holder is not None and not is_gone(holder, age):
         found.sign = Sign(holder.process, holder.host, "", 0.0, time.time() - age)
     return found
@@ -80,7 +94,7 @@ def fetch_to_go_on(location: str, runs: Path, tell: Callable[[str], None]) -> Pa
     """The folder, inside `runs`, of the study at this URI, brought up to what the store has; trials are fetched later.
 
     A folder that was fetched before, or in which the study was begun, is brought up to it too, or left as it is where
-    it has more.
+    it has more. `tell` takes a line about what is amiss with the copy.
 
     Raises:
         InputError: there is no study, the store cannot be used, another process writes the study, or something else is
@@ -93,9 +107,9 @@ def fetch_to_go_on(location: str, runs: Path, tell: Callable[[str], None]) -> Pa
         store.check()
         require_free(store, tell)
         if not (folder / "study.json").exists():
-            _fetch_new(store, info, folder)
+            _fetch_new(store, info, folder, tell)
         else:
-            _fetch_again(store, info, folder)
+            _fetch_again(store, info, folder, tell)
     except StoreError as error:
         raise InputError(f"the study in {error}") from None
     except OSError as error:
@@ -112,11 +126,13 @@ def _told(reasons: list[str]) -> Iterator[None]:
 
 
 def require_new(location: str, name: str | None) -> None:
-    """Passes if the store works, and has no study of this name below its place.
+    """Passes if the store works, and has no study of this name, which it can have, below its place.
 
     Raises:
         InputError: it does not, or has.
     """
+    if name is not None:
+        place_in(location, name)
     store = Store.open(location)
     store.check()
     try:
@@ -127,6 +143,18 @@ def require_new(location: str, name: str | None) -> None:
         raise InputError(
             f"the study {location}/{name} exists already; `tunelab resume {location}/{name}` goes on with it"
         )
+
+
+def place_in(location: str, name: str) -> str:
+    """The URI of the study `name` below a place in a store.
+
+    Raises:
+        InputError: no URI can have that name: it has a #, say, or leads elsewhere.
+    """
+    found = parse(f"{location}/{name}", "a study called")
+    if found != f"{location}/{name}":
+        raise InputError(f"no study in {location} can be called {name!r}")
+    return f"{location}/{name}"
 
 
 def studies_in(location: str, left_out: list[str]) -> Iterator[Mirrored]:
@@ -143,7 +171,7 @@ def studies_in(location: str, left_out: list[str]) -> Iterator[Mirrored]:
         raise InputError(f"the store {error}") from None
     for name in found:
         with _told(left_out):
-            yield fetch_to_read(f"{location}/{name}")
+            yield fetch_to_read(place_in(location, name))
 
 
 def push_rest(study: Study) -> None:
@@ -188,6 +216,7 @@ def push_all(study: Study, store: Store) -> None:
     """
     lease = Lease(store)
     lease.take(lambda what: None)
+    store = store.guarded(lease.require)
     try:
         journal = Journal.open(study.path)
         try:
@@ -226,7 +255,7 @@ def require_ours(relation: Relation, store: Store, folder: Path) -> None:
         )
 
 
-def _fetch_new(store: Store, info: bytes, folder: Path) -> None:
+def _fetch_new(store: Store, info: bytes, folder: Path, tell: Callable[[str], None]) -> None:
     """Makes the folder, whole or not at all."""
     if folder.exists():
         raise InputError(f"{folder} exists already and is no study; --runs-dir names another folder of studies")
@@ -234,7 +263,7 @@ def _fetch_new(store: Store, info: bytes, folder: Path) -> None:
     new = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name[:100]}-"))
     try:
         pull_record(store, new / "journal.jsonl")
-        _pull_tree(store, new)
+        _pull_tree(store, new, tell)
         write_atomically(new / "study.json", info)
         Study.open(new)
         new.rename(folder)
@@ -243,7 +272,7 @@ def _fetch_new(store: Store, info: bytes, folder: Path) -> None:
         raise
 
 
-def _fetch_again(store: Store, info: bytes, folder: Path) -> None:
+def _fetch_again(store: Store, info: bytes, folder: Path, tell: Callable[[str], None]) -> None:
     local = Study.open(folder)
     if local.info.get("storage") != store.location or local.info.get("created") != json.loads(info).get("created"):
         raise InputError(f"{folder} is another study of this name; --runs-dir names another folder of studies")
@@ -255,18 +284,26 @@ def _fetch_again(store: Store, info: bytes, folder: Path) -> None:
         require_ours(relation, store, folder)
     if relation == "behind":
         pull_record(store, folder / "journal.jsonl")
-        _pull_tree(store, folder)
+        _pull_tree(store, folder, tell)
         write_atomically(folder / "study.json", info)
 
 
-def _pull_tree(store: Store, folder: Path) -> None:
+def _pull_tree(store: Store, folder: Path, tell: Callable[[str], None]) -> None:
     tree = Tree(store, plain=True)
     if tree.read():
-        tree.pull(folder, lambda name, entry: _is_own(name))
+        _tell_lacking(store, tree.pull(folder, lambda name, entry: _is_own(name)), tell)
+
+
+def _tell_lacking(store: Store, names: list[str], tell: Callable[[str], None]) -> None:
+    """Tells which files could not be fetched: the record has all that counts, so this ends nothing."""
+    if names:
+        more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+        shown = ", ".join(names[:_NAMED])
+        tell(f"{store.location} does not have {shown}{more} as its manifest says; left out")
 
 
 def _is_own(name: str) -> bool:
-    return name.partition("/")[0] not in NOT_MIRRORED
+    return name.partition("/")[0].casefold() not in NOT_MIRRORED
 
 
 def _read_info(store: Store) -> bytes:

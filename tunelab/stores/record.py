@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from tunelab.files import sync_folder
+from tunelab.stores.lease import TakenOverError
 from tunelab.stores.store import Store, StoreError
 
 FOLDER = "journal"
@@ -123,8 +124,17 @@ class StoredRecord:
             raise StoreError(f"{self._store.location}: the local record is shorter than it was")
         new = Segment(begin, begin + len(content), digest_of(content))
         self._store.write(new.name, content)
+        self._keep_mine(new)
         self._segments = [*kept, new]
         self._others += taken
+
+    def _keep_mine(self, new: Segment) -> None:
+        """Removes what was just written if another process has the study by now: its own would count for nothing."""
+        try:
+            self._store.require_mine()
+        except TakenOverError:
+            self._store.unguarded().remove(new.name)
+            raise
 
     def _tidy(self) -> None:
         """Removes the segments that a larger one has taken in."""

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -25,6 +26,7 @@ FORMAT = 1
 _ATTEMPTS = 3
 _CHUNK = 2**20
 _OF_A_PROCESS = ("lock", "alive", "reserve", "ray.log", "ray-dashboard.json")
+_COARSEST = 2 * 10**9  # ns between two times that FAT can tell apart, which is the coarsest; others take 1 s to 1 ns
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Tree:
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
             raise StoreError(f"{self._store.location}/{MANIFEST} is damaged: {str(error)[:100]}") from None
         self.version = hashlib.sha256(content).hexdigest()
-        self.files = {name: entry for name, entry in found.items() if _is_safe(name) and _is_safe(entry.object)}
+        self.files = {name: entry for name, entry in found.items() if _may_come(name) and _is_safe(entry.object)}
         return True
 
     def push(self, folder: Path, names: Collection[str], gone: Callable[[str], bool] = lambda name: False) -> None:
@@ -128,7 +130,8 @@ class Tree:
         with open_file(path) as file:
             found = os.fstat(file.fileno())
             mark = found.st_ino, found.st_size, found.st_mtime_ns
-            seen = self._seen.get(name)
+            settled = found.st_mtime_ns < time.time_ns() - _COARSEST  # else it may change again, and show nothing
+            seen = self._seen.pop(name, None)
             sha256 = seen[1] if seen is not None and seen[0] == mark else digest(file, found.st_size)
             same = [entry for entry in there if entry.sha256 == sha256 and entry.size == found.st_size]
             entry = Entry(name if self._plain else _object_name(name, sha256), found.st_size, sha256)
@@ -137,7 +140,8 @@ class Tree:
             elif entry not in there:
                 file.seek(0)
                 self._store.upload(entry.object, file, found.st_size)
-            self._seen[name] = mark, sha256
+            if settled:
+                self._seen[name] = mark, sha256
         return entry
 
     def _write(self, new: dict[str, Entry]) -> None:
@@ -198,6 +202,12 @@ def _entry(plain: dict[str, object]) -> Entry:
     if not (isinstance(name, str) and type(size) is int and size >= 0 and isinstance(sha256, str)):
         raise ValueError("a file of it is none")
     return Entry(name, size, sha256)
+
+
+def _may_come(name: str) -> bool:
+    """True for a file that `files_below` would have sent: none that says that a process works here, say."""
+    last = name.rpartition("/")[2].casefold()
+    return _is_safe(name) and last not in _OF_A_PROCESS and not last.endswith(".tmp")
 
 
 def _is_safe(name: str) -> bool:

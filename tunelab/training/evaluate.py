@@ -13,6 +13,7 @@ from torch import nn
 from tunelab.data.batches import Split, eval_batches
 from tunelab.data.cache import DataInfo
 from tunelab.training.device import autocast_dtype, contiguous
+from tunelab.training.group import ALONE, Group
 from tunelab.training.pulse import Beats, NoBeats
 
 Precision = Literal["auto", "float32", "bfloat16", "float16"]
@@ -67,19 +68,25 @@ def evaluate(
     channels_last: bool = True,
     parts: int = 1,
     pulse: Beats | None = None,
+    group: Group = ALONE,
 ) -> Evaluation:
     """What `model`, on `device`, makes of the images of `split`, which are loaded there too.
 
     `channels_last` is the memory order of its weights, which the images are put into. With `parts` as many images as
     are usual at once are taken in so many parts, for want of memory. The network is put into evaluation mode and back
-    into the mode it was in. `pulse` is told of each batch.
+    into the mode it was in. `pulse` is told of each batch. In a `group` each process takes its share of the images, and
+    all learn of all.
     """
     device = torch.device(device)
     tally = _Tally(len(info.classes), device)
+    split = split if group.share is None else split.part(group.share)
     with torch.inference_mode():
-        answers = _answers(model, split, info, device, precision, channels_last, parts)
+        # Of fewer images than processes some have none, which not every network takes.
+        some = len(split.labels) > 0
+        answers = _answers(model, split, info, device, precision, channels_last, parts) if some else ()
         for scores, labels in (pulse or NoBeats()).each(answers, "validating"):
             tally.add(scores, labels)
+    group.add_up(tally.loss, tally.confusion)
     return tally.result()
 
 
@@ -118,21 +125,21 @@ class _Tally:
 
     def __init__(self, classes: int, device: torch.device) -> None:
         self._classes = classes
-        self._loss = torch.zeros((), dtype=torch.float64, device=device)
-        self._confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
+        self.loss = torch.zeros((), dtype=torch.float64, device=device)
+        self.confusion = torch.zeros(classes * classes, dtype=torch.int64, device=device)
 
     def add(self, scores: torch.Tensor, labels: torch.Tensor) -> None:
         """Counts in scores (B, classes) of images with these labels (B,)."""
-        self._loss += nn.functional.cross_entropy(scores, labels, reduction="sum")
+        self.loss += nn.functional.cross_entropy(scores, labels, reduction="sum")
         pairs = labels * self._classes + scores.argmax(1)
-        self._confusion += torch.bincount(pairs, minlength=self._classes * self._classes)
+        self.confusion += torch.bincount(pairs, minlength=self._classes * self._classes)
 
     def result(self) -> Evaluation:
         """What all of them come to; waits for the device."""
-        counts = self._confusion.view(self._classes, self._classes).cpu()
+        counts = self.confusion.view(self._classes, self._classes).cpu()
         n, correct = int(counts.sum()), int(counts.trace())
         rows = tuple(tuple(row) for row in counts.tolist())
-        return Evaluation(float(self._loss) / max(n, 1), correct / max(n, 1), correct, n, rows)
+        return Evaluation(float(self.loss) / max(n, 1), correct / max(n, 1), correct, n, rows)
 
 
 def _answers(

@@ -35,6 +35,7 @@ from tunelab.training.device import (
 )
 from tunelab.training.evaluate import Evaluation, evaluate
 from tunelab.training.folder import TrialFolder
+from tunelab.training.group import ALONE, Group
 from tunelab.training.observe import Eye, LastStep, Observer, Scene, weight_norm
 from tunelab.training.optim import build_optimizer
 from tunelab.training.parts import in_parts, note_of
@@ -80,6 +81,7 @@ class Trainer:
         observers: Sequence[Observer] = (),
         pulse: Beats | None = None,
         room: Room = AT_ONCE,
+        group: Group = ALONE,
     ):
         """Open the data and build the network; nothing is written to `folder` before the first epoch ends.
 
@@ -98,6 +100,7 @@ class Trainer:
             observers: see the training as it runs.
             pulse: is told what is being done, and of each step.
             room: what is done while the disk has no room for a checkpoint.
+            group: the processes that train it together; only the first one's folder and observers are used.
 
         Raises:
             InputError: a name or value in the configuration, the device or the data cannot be used.
@@ -105,7 +108,8 @@ class Trainer:
         self.notes: list[str] = []
         self._pulse = pulse or NoBeats()
         self._pulse.enter("opening the data")
-        self._kept = TrialFolder(folder, telemetry, config.train.epochs, self.notes, room)
+        self._group = group
+        self._kept = TrialFolder(folder if group.first else None, telemetry, config.train.epochs, self.notes, room)
         find_schedule(config.train.schedule)
         check_optimizers(config.train)
         self.config = config
@@ -114,19 +118,20 @@ class Trainer:
         self.history: list[EpochMetrics] = []
         compute = compute or ComputeConfig()
         stated = config.train.precision
-        self._split = split
-        self._compile = compute.compile if split == 1 else "off"  # it is tried on copies, which take memory too
+        self._compile = compute.compile if split == 1 and group.share is None else "off"  # copies take memory too
         self._precision = compute.precision if stated == "auto" else stated
         self._channels_last = compute.channels_last
         self._dtype = autocast_dtype(self._precision, self.device)
         self.info, self._train_split, self._val = load_data(config.data, self.device, memory)
         train = self._train_split
         self._last_step = LastStep()
-        self._observers: tuple[Observer, ...] = (self._last_step, *self._kept.observers(), *observers)
+        looking = (*self._kept.observers(), *observers) if group.first else ()
+        self._observers: tuple[Observer, ...] = (self._last_step, *looking)
         if train.streamed:
             size = describe_size(len(train.labels) * math.prod(train.image_shape))
             self.notes.append(f"the {size} of training images are streamed from the cache")
-        self._batches = TrainBatches.of(config, train, self.info, self._dtype or torch.float32)
+        self._batches = TrainBatches.of(config, train, self.info, self._dtype or torch.float32, group.share)
+        self._split = group.parts(split, self._batches.batch_size)
         self._start()
 
     @property
@@ -157,7 +162,7 @@ class Trainer:
         self._enter_stage(epoch)
         self._compile_where_it_pays(stop_at)
         begin = time.perf_counter()
-        torch.manual_seed(derive_seed(self.config.seed, "dropout", epoch))
+        torch.manual_seed(derive_seed(self.config.seed, "dropout", epoch, *self._group.salt(self.config.arch)))
         trained = self._train(epoch, stop_at)
         self._seconds.append(time.perf_counter() - begin)
         norm = self._weight_norm(epoch, trained.lr)
@@ -177,6 +182,7 @@ class Trainer:
             grad_norm=self._last_step.grad_norm,
             update_ratio=self._last_step.update_ratio,
         )
+        metrics = self._group.agree(metrics)
         self._pulse.enter("looking at the epoch")
         for observer in self._observers:
             observer.epoch_ended(metrics, found, self._evaluated)
@@ -201,7 +207,7 @@ class Trainer:
         self._kept.wait()
         if not self._fresh:
             self._start()
-        for path, found in self._kept.checkpoints(self.device):
+        for path, found in self._group.each(self._kept.checkpoints(self.device)):
             try:
                 self._restore(found)
             except checkpoint.CheckpointError as error:
@@ -266,8 +272,9 @@ class Trainer:
         self.model = model.to(self.device, memory_format=order)  # type: ignore[call-overload]
         self._stage, self._recipe = 0, self.config.train
         self.optimizer = build_optimizer(self.model, self._recipe)
-        self._steps = self._make_steps(self.model, self.optimizer)
+        self._steps = self._make_steps(self._group.join(self.model, self.config.arch), self.optimizer)
         self._note(note_of(self.model, self._split))
+        self._note(self._group.note)
         self._averager = Averager(self.config.train)
         self._fresh_norm = weight_norm(self.model) if self._recipe.schedule.by_norm else None
         self._tell_observers()
@@ -287,15 +294,10 @@ class Trainer:
 
     def _make_steps(self, model: Forward, optimizer: torch.optim.Optimizer) -> Steps:
         return Steps(
-            model,
-            optimizer,
-            device=self.device,
-            dtype=self._dtype,
-            channels_last=self._channels_last,
-            smoothing=self.config.train.label_smoothing,
+            model, optimizer, device=self.device, dtype=self._dtype, channels_last=self._channels_last,
+            smoothing=self.config.train.label_smoothing, split=self._split, group=self._group,
             recorder=graph_recorder() if self.device.type == "cuda" else None,
-            split=self._split,
-        )
+        )  # fmt: skip
 
     def _compile_where_it_pays(self, stop_at: float) -> None:
         """Goes on compiled if much of the training is left and that is measured to be faster; tried once."""
@@ -314,7 +316,7 @@ class Trainer:
         """One pass over the training batches."""
         steps, epochs = self._batches.steps_per_epoch, self.config.train.epochs
         rate = epoch_rates(self._recipe, self.history, self._fresh_norm)
-        images, lr = 0, 0.0
+        images, lr = self._batches.images_per_epoch, 0.0
         self._steps.begin()
         self.model.train()
         for step, batch in enumerate(self._pulse.each(self._batches.epoch(epoch), "training")):
@@ -324,7 +326,6 @@ class Trainer:
             eye = Eye(self.model, watching, epoch, step, steps, lr) if watching else None
             loss = self._steps.train(batch, lr, eye)
             self._averager.after_step(self.model, epoch)
-            images += len(batch.labels)
             if time.monotonic() > stop_at and step + 1 < steps:
                 raise OutOfTimeError(f"epoch {epoch} was broken off at step {step + 1} of {steps}")
             if loss is not None and not math.isfinite(loss):
@@ -360,7 +361,7 @@ class Trainer:
     def _evaluate(self, split: Split) -> Evaluation:
         return evaluate(
             self._evaluated, split, self.info, device=self.device, precision=self._precision,
-            channels_last=self._channels_last, parts=self._split, pulse=self._pulse,
+            channels_last=self._channels_last, parts=self._split, pulse=self._pulse, group=self._group,
         )  # fmt: skip
 
     def _weight_norm(self, epoch: int, lr: float) -> float | None:

@@ -225,3 +225,13 @@ def started(pid: int) -> float | None:
         return None
     fields = stat.rpartition(b")")[2].split()  # of proc(5) from the 3rd on; the 2nd may hold anything
     return None if fields[0] in (b"Z", b"X") else float(fields[19])
+
+
+def age(pid: int) -> float | None:
+    """Seconds since a process began; None if there is none, or it has ended."""
+    began = started(pid)
+    if began is None:
+        return None
+    if sys.platform != "linux":
+        return time.time() - began
+    return time.clock_gettime(time.CLOCK_BOOTTIME) - began / os.sysconf("SC_CLK_TCK")

@@ -15,6 +15,7 @@ import torch
 
 from tunelab.data.batches import Batch
 from tunelab.training.device import contiguous
+from tunelab.training.group import ALONE, Group
 from tunelab.training.loss import training_loss
 from tunelab.training.observe import Eye
 from tunelab.training.optim import set_lr, suit
@@ -75,6 +76,8 @@ class Steps:
         smoothing: of the labels.
         recorder: records a step; None runs each as it comes. With float16, whose scale changes, none is recorded.
         split: in how many parts a batch is computed, whose gradients are added up; with more than one none is recorded.
+        group: the processes that share each batch; in a team `model` is what `Group.join` gives, and nothing is
+            recorded.
     """
 
     def __init__(
@@ -88,13 +91,14 @@ class Steps:
         smoothing: float = 0.0,
         recorder: Recorder | None = None,
         split: int = 1,
+        group: Group = ALONE,
     ) -> None:
         self.note = ""
         self._model, self._optimizer, self._device, self._dtype = model, optimizer, device, dtype
         self._channels_last, self._smoothing = channels_last, smoothing
         self._scaler = torch.amp.GradScaler(device.type) if dtype is torch.float16 else None
-        self._recorder = None if self._scaler or split > 1 else recorder
-        self._split = split
+        self._recorder = None if self._scaler or split > 1 or group.share is not None else recorder
+        self._split, self._group = split, group
         self._recorded: dict[tuple[bool, tuple[int, ...]], _Recorded] = {}
         self._eager = 0
         self._loss = torch.zeros((), dtype=torch.float64, device=device)
@@ -126,7 +130,7 @@ class Steps:
         self._on_host = [0.0, 0.0]
 
     def train(self, batch: Batch, lr: float, eye: Eye | None = None) -> float | None:
-        """Updates the weights at the rate `lr`; the loss before it, None on a GPU, which is not waited for.
+        """Updates the weights at the rate `lr`; the loss before it, None on a GPU and in a team: none is waited for.
 
         With `eye` the step is looked at: the network as it computes the last part, and the gradients of all.
         """
@@ -149,8 +153,9 @@ class Steps:
         return self._run(batch)
 
     def totals(self) -> tuple[float, float]:
-        """The sum over images of their losses and of right answers since `begin`; waits for the device."""
-        return float(self._loss) + self._on_host[0], float(self._right) + self._on_host[1]
+        """The sum over images of their losses and of right answers since `begin`; waits for device and team."""
+        loss, right = self._group.total(float(self._loss) + self._on_host[0], float(self._right) + self._on_host[1])
+        return loss, right
 
     def scaler_state(self) -> Mapping[str, Any]:
         """What float16 scales by, for a checkpoint; nothing in other types."""
@@ -170,7 +175,7 @@ class Steps:
         """A step as it comes."""
         # A graph is recorded without the cache, and compiled code is made for one or the other.
         loss, right = self._update(batch, cache=self._recorder is None, eye=eye)
-        if self._device.type != "cpu":
+        if self._device.type != "cpu" or self._group.share is not None:
             self._loss += loss * len(batch.labels)
             self._right += right
             return None
@@ -182,7 +187,8 @@ class Steps:
     def _update(self, batch: Batch, *, cache: bool, eye: Eye | None = None) -> tuple[torch.Tensor, torch.Tensor]:
         """The mean loss of a batch and its right answers, before the update that it leads to."""
         *others, last = parts_of(batch, self._split)
-        before = [self._gradients(part, batch, cache=cache) for part in others]
+        with self._group.unaveraged(self._model):
+            before = [self._gradients(part, batch, cache=cache) for part in others]
         loss, right = self._gradients(last, batch, cache=cache, eye=eye)
         for more_loss, more_right in before:
             loss, right = loss + more_loss, right + more_right
@@ -207,16 +213,17 @@ class Steps:
         model = self._model
         if eye is not None:
             eye.open(part)
-            model = eye.model
+            model = eye.model if self._group.share is None else model  # which also averages the gradients
         with torch.autocast(self._device.type, dtype=self._dtype, enabled=self._dtype is not None, cache_enabled=cache):
             logits = model(part.images)
         loss, right = training_loss(logits.float(), part, self._smoothing)
         if part is not batch:
             loss = loss * (len(part.labels) / len(batch.labels))
+        weighted = loss if batch.weight == 1.0 else loss * batch.weight
         if self._scaler is None:
-            loss.backward()  # type: ignore[no-untyped-call]
+            weighted.backward()  # type: ignore[no-untyped-call]
         else:
-            self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            self._scaler.scale(weighted).backward()  # type: ignore[no-untyped-call]
         return loss.detach(), right
 
     def _record(self, key: tuple[bool, tuple[int, ...]], batch: Batch, lr: float) -> str | None:

@@ -7,20 +7,20 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from tunelab.config import DataConfig
-from tunelab.errors import InputError, TunelabError
-from tunelab.tuning.node_checks import LEAST_STUDY, NodeFinding, judge, requirements
+from tunelab.errors import InputError, TunelabError, UnfitError
+from tunelab.tuning.node_checks import LEAST_STUDY, judge
+from tunelab.tuning.node_findings import NodeFinding, refusal, told
+from tunelab.tuning.node_versions import requirements
 from tunelab.tuning.node_visit import PATIENCE, visit
 from tunelab.tuning.nodes import NodeReport, Visited
 from tunelab.tuning.ray_cluster import joined
 from tunelab.tuning.ray_home import quiet
 from tunelab.tuning.site import Site
 from tunelab.tuning.survey import reach
-
-_SHOWN = 6  # findings in one line of an error (our choice)
 
 
 def look_at_nodes(
@@ -31,6 +31,7 @@ def look_at_nodes(
     build: bool = True,
     least: int = LEAST_STUDY,
     patience: float = PATIENCE,
+    device: str = "",
 ) -> tuple[Visited, list[NodeFinding]]:
     """Joins a cluster for a moment, and looks at all of its nodes.
 
@@ -41,25 +42,31 @@ def look_at_nodes(
         build: images that are not decoded yet are decoded there.
         least: bytes that the study needs.
         patience: seconds for each answer of a node.
+        device: of the trials, "cpu" or "cuda"; "": it is not known.
 
     Raises:
-        InputError: no cluster answers, it has no nodes, or the driver cannot write where the study is to be.
+        UnfitError: no cluster answers, or it has no nodes.
+        InputError: the driver cannot write where the study is to be.
     """
-    wanted = requirements()
+    wanted, with_gpus = requirements(), device != "cpu"
     site = reach(site)
     try:
         with _signals_kept(), quiet(Path(os.devnull)), joined(site):
-            visited = visit(folder, tuple(wanted), tuple(data), build=build, patience=patience)
+            visited = visit(folder, tuple(wanted), tuple(data), build=build, patience=patience, with_gpus=with_gpus)
+    except InputError:
+        raise
     except TunelabError as error:
-        raise InputError(str(error)) from error
+        raise UnfitError(str(error)) from error
     if not visited.nodes:
-        raise InputError(f"the cluster {site.address} has no nodes")
+        raise UnfitError(f"the cluster {site.address} has no nodes")
     fingerprints = {config.name: fingerprint for config, fingerprint in data.items()}
-    return visited, [one for node in visited.nodes for one in judge(node, visited, wanted, fingerprints, least)]
+    found = [judge(node, visited, wanted, fingerprints, least, device) for node in visited.nodes]
+    return visited, [one for of_one in found for one in of_one]
 
 
 def require_fit(
     site: Site,
+    device: str,
     folder: Path,
     data: DataConfig,
     fingerprint: str,
@@ -70,42 +77,21 @@ def require_fit(
 ) -> tuple[NodeReport, ...]:
     """The nodes of a cluster that a search is about to run on, looked at by `look_at_nodes`; warnings are told.
 
-    With `mirrored` the study is in an object store too, and the nodes need not see its folder.
+    With `device` "cpu" it does not matter whether their GPUs can be used. With `mirrored` the study is in an object
+    store too, and the nodes need not see its folder.
 
     Raises:
-        InputError: no cluster answers, trials would fail on some nodes, or the driver cannot write where the study is
-            to be.
+        UnfitError: no cluster answers, or trials would fail on some nodes.
+        InputError: the driver cannot write where the study is to be.
     """
-    visited, found = look_at_nodes(site, folder, {data: fingerprint}, least=least)
+    visited, found = look_at_nodes(site, folder, {data: fingerprint}, least=least, device=device)
     found = [one for one in found if not (mirrored and one.name == "storage")]
     if any(one.verdict == "error" for one in found):
-        raise InputError(refusal(found, site))
+        raise UnfitError(refusal(found, site.address))
     for said in told(one for one in found if one.verdict == "warning"):
         if show_progress:
             print(f"note: {said}", file=sys.stderr)
     return visited.nodes
-
-
-def refusal(findings: Sequence[NodeFinding], site: Site) -> str:
-    """Why no search starts, in one line: the errors with their nodes and mends, the same of several nodes as one."""
-    errors = [one for one in findings if one.verdict == "error"]
-    some = told(errors)
-    shown = [*some[:_SHOWN], *([f"and {len(some) - _SHOWN} more findings"] if len(some) > _SHOWN else [])]
-    count = len({one.node for one in errors})
-    many = f"{count} nodes of the cluster are" if count > 1 else "a node of the cluster is"
-    return f"{many} not fit: {'; '.join(shown)}. `tunelab doctor --address {site.address}` looks again"
-
-
-def told(findings: Iterable[NodeFinding]) -> list[str]:
-    """Findings in words, with their nodes and mends; what several nodes have alike is told once."""
-    alike: dict[tuple[str, str, str], list[str]] = {}
-    for one in findings:
-        alike.setdefault((one.name, one.measured, one.mend), []).append(one.node)
-    lines = []
-    for (name, measured, mend), nodes in alike.items():
-        more = f" and {len(nodes) - 3} more" if len(nodes) > 3 else ""
-        lines.append(f"{', '.join(nodes[:3])}{more}: {name}: {measured}{f' ({mend})' if mend else ''}")
-    return lines
 
 
 @contextlib.contextmanager

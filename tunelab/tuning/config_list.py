@@ -18,11 +18,12 @@ from tunelab.tuning.cluster_check import require_fit
 from tunelab.tuning.execute import Plan, execute
 from tunelab.tuning.hardware import describe_hardware, describe_versions
 from tunelab.tuning.options import SearchOptions
-from tunelab.tuning.packing import pack, still_open
+from tunelab.tuning.packing import pack, pack_team, still_open
 from tunelab.tuning.preflight import make_check, require_same_data
 from tunelab.tuning.prospect import first_proposals, forecast_of, open_data
 from tunelab.tuning.sharing import calibration_of
 from tunelab.tuning.site import Site
+from tunelab.tuning.slots import Slots
 from tunelab.tuning.sources import FixedSource
 from tunelab.tuning.stopping import NeverStop, StopAfter, Stopping
 from tunelab.tuning.survey import survey
@@ -43,6 +44,7 @@ def run_configs(
     split: int = 1,
     show_progress: bool = True,
     site: Site | None = None,
+    team: Slots | None = None,
 ) -> Study:
     """Trains a list of configurations to their full length, as a study in `path`; one that was begun goes on.
 
@@ -62,6 +64,7 @@ def run_configs(
         split: in how many parts each batch is computed from the start.
         show_progress: shows the progress on standard error.
         site: where it runs; None: on this machine.
+        team: the processes that train each configuration together, one after the other, as `find_team` gives it.
 
     Raises:
         InputError: the data is gone or has changed, or another process is writing the study.
@@ -81,7 +84,10 @@ def run_configs(
     if begun is not None:
         require_same_data(begun, info)
         left = still_open(begun, configs, left)
-    packing = pack(left, options, like, begun, site.fleet)
+    if team is None:
+        packing = pack(left, options, like, begun, site.fleet)
+    else:
+        packing = pack_team(team, left, options, like, begun)
     slots = dataclasses.replace(packing.slots, compile=compile, **(compute or {}))
     shared = {"slots": dataclasses.asdict(slots)}
     if packing.measured is not None:
@@ -89,7 +95,7 @@ def run_configs(
         if show_progress and left:
             print(packing.measured.reason, file=sys.stderr)
     if site.address is not None:
-        require_fit(site, path, configs[0].data, info.fingerprint, show_progress=show_progress)
+        require_fit(site, slots.device, path, configs[0].data, info.fingerprint, show_progress=show_progress)
     if begun is None:
         content = {
             "kind": kind,

@@ -13,7 +13,6 @@ from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
-from tunelab.config import arch_id, to_json
 from tunelab.errors import ExhaustedError, TunelabError
 from tunelab.journal import Journal
 from tunelab.noise import ended_early, full_length
@@ -25,6 +24,7 @@ from tunelab.tuning.objectives import costs_of
 from tunelab.tuning.repeats import NoRepeats, Repeats, once_more
 from tunelab.tuning.sources import Source
 from tunelab.tuning.stopping import Decision, Stopping
+from tunelab.tuning.turns import Turns
 
 _PROPOSED = ("arch_id", "params", "stats", "config", "origin", "repeat_of")
 """What the record is told of a trial when it is proposed."""
@@ -76,7 +76,7 @@ class Engine:
         self.halted = ""
         self.error: TunelabError | None = None
         self.exhausted = ""
-        self._journal = journal
+        self._turns = Turns(journal, self._cannot_record)
         self._source = source
         self._stopping = stopping
         self._total = total
@@ -178,18 +178,17 @@ class Engine:
             return False
         if metrics.epoch <= len(trial.epochs):
             return not self._settle(trial, metrics.epoch)
-        told: dict[str, Any] = {"notes": new} if (new := [note for note in notes if note not in trial.notes]) else {}
-        told |= self._take_findings(trial, findings)
-        self._append("result", trial, metrics=metrics.to_json(), **told)
-        trial.epochs.append(metrics)
-        trial.notes += new
-        self._source.observe(number, metrics.epoch, metrics.score)
-        self._failures.trained()
-        self._listener.reported(trial)
-        if hopeless and self._may_give_up(trial):
-            self.end(number, TrialStatus.DIVERGED, f"epoch {metrics.epoch}: {hopeless}")
-            return False
-        return not self._settle(trial, metrics.epoch)
+        new = [note for note in notes if note not in trial.notes]
+        told = {**({"notes": new} if new else {}), **self._take_findings(trial, findings)}
+        with self._turns.turn():
+            self._turns.record("result", trial, metrics=metrics.to_json(), **told)
+            trial.epochs.append(metrics)
+            self._turns.or_else(trial.epochs.pop)
+            self._turns.then(lambda: self._has_reported(trial, metrics, new))
+            if hopeless and self._may_give_up(trial):
+                self.end(number, TrialStatus.DIVERGED, f"epoch {metrics.epoch}: {hopeless}")
+                return False
+            return not self._settle(trial, metrics.epoch)
 
     def end(self, number: int, status: TrialStatus, reason: str, findings: Sequence[Finding] = ()) -> None:
         """Records that a trial will not go on, and its findings that are new; a second call changes nothing."""
@@ -198,18 +197,8 @@ class Engine:
         if trial.status.ended:
             return
         told = self._take_findings(trial, findings)
-        self._append("ended", trial, status=status.value, reason=reason, **told)
-        trial.status = status
-        trial.reason = reason
-        self._ended += number in self._current
-        self._count_diverged(trial)
-        self.running.discard(number)
-        self._paused.discard(number)
-        self._source.end(number, status, trial.score, costs_of(trial))
-        self._listener.ended(trial)
-        if (why := self._failures.ended(status, reason)) and self.error is None:
-            self.error = TunelabError(why)
-            self.halt(FAILURES)
+        self._turns.record("ended", trial, status=status.value, reason=reason, **told)
+        self._turns.then(lambda: self._has_ended(trial, status, reason))
 
     def lose(self, number: int, loss: Loss) -> None:
         """Records that a running trial's process is gone or cannot go on; it is handed out again, or has failed."""
@@ -224,12 +213,33 @@ class Engine:
         if retry is None:
             self.end(number, TrialStatus.FAILED, given_up(trial, loss))
             return
-        self._append("retried", trial, **retry.to_json())
+        self._turns.record("retried", trial, **retry.to_json())
         trial.retries.append(retry.to_json())
         trial.split = retry.split
         self.running.discard(number)
         self._waiting.appendleft(number)
         self._listener.retried(trial, retry.describe())
+
+    def _has_reported(self, trial: Trial, metrics: EpochMetrics, notes: Sequence[str]) -> None:
+        """What follows from an epoch that is in the record."""
+        trial.notes += notes
+        self._source.observe(trial.number, metrics.epoch, metrics.score)
+        self._failures.trained()
+        self._listener.reported(trial)
+
+    def _has_ended(self, trial: Trial, status: TrialStatus, reason: str) -> None:
+        """What follows from an end that is in the record."""
+        number = trial.number
+        trial.status, trial.reason = status, reason
+        self._ended += number in self._current
+        self._count_diverged(trial)
+        self.running.discard(number)
+        self._paused.discard(number)
+        self._source.end(number, status, trial.score, costs_of(trial))
+        self._listener.ended(trial)
+        if (why := self._failures.ended(status, reason)) and self.error is None:
+            self.error = TunelabError(why)
+            self.halt(FAILURES)
 
     def _take_findings(self, trial: Trial, findings: Sequence[Finding]) -> dict[str, Any]:
         """What the record is told of those that it does not hold yet, which become the trial's."""
@@ -262,9 +272,10 @@ class Engine:
                 return proposed
         if any(self.trials[number].repeat_of is None for number in self.running):
             return None
-        for number in sorted(self._paused):
-            last = self.trials[number].decisions[-1]
-            self.end(number, TrialStatus.STOPPED, f"epoch {last['epoch']}: {last['why']}")
+        with self._turns.turn():
+            for number in sorted(self._paused):
+                last = self.trials[number].decisions[-1]
+                self.end(number, TrialStatus.STOPPED, f"epoch {last['epoch']}: {last['why']}")
         return self._repeat(self._repeats.late(self._current))
 
     def _next_waiting(self) -> Trial | None:
@@ -304,10 +315,13 @@ class Engine:
         if decided["stop"]:
             self.end(trial.number, TrialStatus.STOPPED, f"epoch {epoch}: {decided['why']}")
         elif decided.get("pause"):
-            trial.status = TrialStatus.PAUSED
-            self.running.discard(trial.number)
-            self._paused.add(trial.number)
+            self._turns.then(lambda: self._pause(trial))
         return bool(decided["stop"] or decided.get("pause"))
+
+    def _pause(self, trial: Trial) -> None:
+        trial.status = TrialStatus.PAUSED
+        self.running.discard(trial.number)
+        self._paused.add(trial.number)
 
     def _noise_at(self, epoch: int) -> float:
         if self._noise is None or epoch not in self._stopping.rungs:
@@ -315,8 +329,9 @@ class Engine:
         return self._noise(self.trials, epoch)
 
     def _record(self, trial: Trial, decision: Decision) -> None:
-        self._append("decision", trial, decision=decision.to_json())
+        self._turns.record("decision", trial, decision=decision.to_json())
         trial.decisions.append(decision.to_json())
+        self._turns.or_else(trial.decisions.pop)
 
     def _promote(self) -> Trial | None:
         """A paused trial that has become one of the best of its rung."""
@@ -337,15 +352,7 @@ class Engine:
         except TunelabError as error:
             self.error = error  # the running trials go on to their end
             return None
-        trial = Trial(
-            number=number,
-            config=to_json(proposal.config),
-            params=dict(proposal.params),
-            stats=dict(proposal.stats),
-            arch_id=arch_id(proposal.config.arch),
-            origin=proposal.origin,
-            split=proposal.split,
-        )
+        trial = proposal.as_trial(number)
         self._add(trial)
         self.begun += 1
         return trial
@@ -363,20 +370,13 @@ class Engine:
         return trial
 
     def _add(self, trial: Trial) -> None:
-        content = {name: getattr(trial, name) for name in _PROPOSED}
-        if trial.split > 1:
-            content["split"] = trial.split
-        self._append("proposed", trial, **content)
-        self.trials[trial.number] = trial
-        self._current[trial.number] = trial
+        more = {"split": trial.split} if trial.split > 1 else {}
+        self._turns.record("proposed", trial, **{name: getattr(trial, name) for name in _PROPOSED}, **more)
+        self.trials[trial.number] = self._current[trial.number] = trial
 
-    def _append(self, event: str, trial: Trial, **content: Any) -> None:
-        try:
-            self._journal.append({"event": event, "trial": trial.number, "time": round(time.time(), 3), **content})
-        except TunelabError as error:
-            self.error = error
-            self.halt("the record cannot be written")
-            raise
+    def _cannot_record(self, error: TunelabError) -> None:
+        self.error = error
+        self.halt("the record cannot be written")
 
     def _count_diverged(self, trial: Trial) -> None:
         """A diverged trial is the worst at every rung, also where it did well before."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 from tunelab.errors import InputError, StorageError, TunelabError
 from tunelab.journal import Journal
 from tunelab.liveness import SignsOfLife
+from tunelab.records import Trial
 from tunelab.study import Study, current, history
 from tunelab.summary import write_summary
 from tunelab.tuning import ray_tune
@@ -33,20 +34,22 @@ from tunelab.tuning.memory_room import (
     limits_of,
     node_limits_of,
 )
-from tunelab.tuning.mirror import mirrored
+from tunelab.tuning.mirror import StudyMirror, mirrored
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.outposts import Outposts
 from tunelab.tuning.progress import Progress, Silent
 from tunelab.tuning.ray_cluster import Places
 from tunelab.tuning.ray_home import terminal
 from tunelab.tuning.ray_metrics import RayMetrics
-from tunelab.tuning.repeats import Race, Repeats
+from tunelab.tuning.repeats import NoRepeats, Race, Repeats
 from tunelab.tuning.sessions import Sessions
 from tunelab.tuning.site import Site
 from tunelab.tuning.slots import Slots
 from tunelab.tuning.sources import Source
 from tunelab.tuning.stopping import Stopping
 from tunelab.tuning.testimony import MemoryWitness
+
+_FAREWELL = 12.0  # seconds for a store where Ray is gone; 45 s have passed, and after 60 Ray ends this process
 
 
 class PausedError(TunelabError):
@@ -100,16 +103,18 @@ def _execute(study: Study, plan: Plan, mirroring: contextlib.ExitStack) -> Study
     journal = Journal.open(study.path)
     life = SignsOfLife(study.path)
     try:
-        mirror = mirroring.enter_context(mirrored(study, journal, say_where=plan.show_progress))
         known = study.list_trials()
+        has_work = functools.partial(_has_work, study, plan, known)
+        mirror = mirroring.enter_context(mirrored(study, journal, say_where=plan.show_progress, has_work=has_work))
         shown: Progress | Silent = Silent()
         if plan.show_progress:
             left = plan.forecast.time_left
             counted = current(study.info, known)
             shown = Progress(terminal(), plan.title, plan.total, counted, study.val_images, left)
         room, limits, places = _find_room(study, plan)
-        outposts = None if plan.site.address is None else Outposts()
-        witness = MemoryWitness(study.trial_folder, outposts)
+        outposts = None if plan.site.address is None else Outposts(plan.site.address)
+        elsewhere = () if outposts is None else (outposts, outposts.take_word)
+        witness = MemoryWitness(study.trial_folder, *elsewhere)
         listeners: list[Listener] = [plan.forecast, shown, room, witness]
         keep = plan.options.keep_weights if kind == "search" else None
         keeper = Keeper(study.trial_folder, keep, known, None if mirror is None else mirror.cleared)
@@ -149,7 +154,7 @@ def _execute(study: Study, plan: Plan, mirroring: contextlib.ExitStack) -> Study
             plan.forecast.begin()
             # One thread for the sampler's algebra: the trials have the processors, and threads that wait for each other
             # on busy ones take twice as long.
-            guard.farewell = lambda why: str(PausedError(study, why, engine.trials_left))
+            guard.farewell = lambda why: _farewell(PausedError(study, why, engine.trials_left), mirror)
             with (
                 shown,
                 life.given(),
@@ -173,6 +178,7 @@ def _execute(study: Study, plan: Plan, mirroring: contextlib.ExitStack) -> Study
                     name=str(study.info["space"]["name"]) if kind == "search" else kind,
                     say=shown.say,
                     storage=None if mirror is None else mirror.location,
+                    lease=None if mirror is None else mirror.lease,
                 )
             keeper.close()
     finally:
@@ -201,6 +207,22 @@ def _find_room(study: Study, plan: Plan) -> tuple[MemoryRoom, Limits | NodeLimit
     limits = node_limits_of(plan.slots, memory, bound)
     places = Places(plan.slots, limits.most, plan.options.concurrent)
     return ClusterRoom(plan.slots, memory, footprint, places.look), limits, places
+
+
+def _has_work(study: Study, plan: Plan, known: Sequence[Trial]) -> bool:
+    """True if an engine would have any, which it is too early to make: it may write into the record."""
+    gone = history(study.info, known)
+    own = {trial.number: trial for trial in known if trial.number not in gone}
+    repeats = plan.repeats or plan.race or NoRepeats()
+    begun = sum(trial.repeat_of is None for trial in own.values())
+    owed = begun < plan.total or repeats.owed(own) or repeats.late(own) is not None
+    return bool(owed) or not all(trial.status.ended for trial in own.values())
+
+
+def _farewell(paused: PausedError, mirror: StudyMirror | None) -> str:
+    """The last line of a search that Ray does not let end in order; before it the study is brought into its store."""
+    lacking = "" if mirror is None else mirror.close_within(_FAREWELL)
+    return f"{paused}; {lacking}" if lacking else str(paused)
 
 
 def _with_advice(error: TunelabError, failures: bool, study: Study) -> TunelabError:

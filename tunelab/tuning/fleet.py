@@ -8,9 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tunelab.tuning.slots import Slots
-
-_SLACK = 1e-6  # of shares of a GPU, which do not add up to a whole
+from tunelab.tuning.slots import Slots, shares
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,9 @@ class Node:
 
     def carries(self, slots: Slots, most: int | None = None) -> int:
         """How many trials with these processors and GPUs fit on the node; `most`: never more than that."""
-        fits = int(self.cpus / slots.cpus + _SLACK)
+        fits = int(self.cpus // slots.cpus)
         if slots.gpus:
-            fits = min(fits, int(self.gpus / slots.gpus + _SLACK))
+            fits = min(fits, shares(self.gpus, slots.gpus))
         return fits if most is None else min(fits, most)
 
 

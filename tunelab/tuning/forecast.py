@@ -180,12 +180,12 @@ class Forecast:
     def time_left(self, trials: Collection[Trial]) -> Range:
         """How much longer it takes, given all trials so far; a recent answer is given again, less the time since.
 
-        So that asking often costs nothing, 5% of the time at most goes into answers.
+        So that asking often costs nothing, 2% of the time at most goes into answers.
         """
         now = time.monotonic()
         if self._kept is not None:
             made, cost, kept = self._kept
-            if now - made < max(2.0, 20 * cost):
+            if now - made < max(2.0, 50 * cost):
                 gone = now - made
                 return Range(*(max(0.0, part - gone) for part in (kept.low, kept.expected, kept.high)))
         start = 0.0

@@ -71,10 +71,14 @@ class Guard:
 
     @contextlib.contextmanager
     def up(self) -> Iterator[None]:
-        """While Ray runs, and this process is its driver."""
+        """While Ray runs, and this process is its driver; what is raised meanwhile may be that Ray is gone."""
         assert self._ray is not None
         with contextlib.nullcontext() if self._cluster is None else self._cluster.up(), self._ray.up():
-            yield
+            try:
+                yield
+            except Exception:
+                self._ray.find_out()
+                raise
 
     @property
     def witnesses(self) -> list[Witness]:
@@ -86,6 +90,11 @@ class Guard:
     def ray_is_lost(self) -> bool:
         """True if Ray was given up: what it raises is no news."""
         return self._ray is not None and bool(self._ray.lost)
+
+    def give_up(self, why: str) -> None:
+        """Ray is not there: the engine is halted, and a supervised search tried again."""
+        assert self._ray is not None
+        self._ray.lose(why)
 
     def settings(self, folder: Path) -> dict[str, Any]:
         """What workers need to know: where they beat, and the limits of a step and of anything else."""

@@ -14,7 +14,7 @@ import psutil
 from tunelab.errors import InputError
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.roll_call import processor_name
-from tunelab.tuning.slots import Slots
+from tunelab.tuning.slots import Slots, shares
 
 _PACKAGES = ("tunelab", "ray", "torch", "torchvision", "optuna", "numpy")
 
@@ -60,14 +60,49 @@ def find_slots(options: SearchOptions) -> Slots:
         share = options.gpus_per_trial or 1.0
         if share > gpus or (share > 1 and share != int(share)):
             raise InputError(f"--gpus-per-trial {share:g} must be at most 1, or a whole number up to {gpus}")
-        concurrent = options.concurrent or max(1, int(gpus / share + 1e-6))
-        if concurrent * share > gpus + 1e-6:
-            raise InputError(f"--concurrent {concurrent} trials with {share:g} GPUs each need more than {gpus} GPUs")
+        fits = shares(gpus, share)
+        concurrent = options.concurrent or fits
+        if concurrent > fits:
+            carry = f"the GPUs of this machine ({gpus}) carry {fits} at once"
+            raise InputError(f"--concurrent {concurrent}: with --gpus-per-trial {share:g} {carry}")
         return Slots(concurrent, options.cpus_per_trial or max(1, cpus // concurrent), share, "cuda")
     per_trial = options.cpus_per_trial or max(1, cpus // max(options.trials, options.concurrent or 1))
     if per_trial > cpus:
         raise InputError(f"--cpus-per-trial {per_trial} is more than the {cpus} processors of this machine")
     return Slots(options.concurrent or min(cpus // per_trial, options.trials), per_trial, 0.0, "cpu")
+
+
+def find_team(options: SearchOptions, gpus: int | None, processes: int | None) -> Slots | None:
+    """What each of several processes is given that train one network together; None if it is one process.
+
+    Args:
+        options: those of the study.
+        gpus: one process on each of so many GPUs.
+        processes: so many processes on processors, which they divide among themselves.
+
+    Raises:
+        InputError: the machine lacks what is asked for, or both are given.
+    """
+    if gpus is not None and processes is not None:
+        raise InputError(f"--gpus {gpus} and --processes {processes} exclude each other: a GPU has one process")
+    if gpus is not None:
+        have = 0 if options.device == "cpu" else count_gpus()
+        if not 1 <= gpus <= have:
+            why = (
+                "the study trains on processors (--device cpu)"
+                if options.device == "cpu"
+                else f"torch finds {have} here"
+            )
+            raise InputError(f"--gpus {gpus}: {why}; allowed are 1 to the number of GPUs, or --processes without a GPU")
+        return Slots(1, max(1, usable_cpus() // gpus), 1.0, "cuda", processes=gpus) if gpus > 1 else None
+    if processes is None:
+        return None
+    if options.device == "cuda" or (options.device == "auto" and count_gpus()):
+        raise InputError(f"--processes {processes}: the study trains on a GPU; --gpus says on how many")
+    cpus = usable_cpus()
+    if not 1 <= processes <= cpus:
+        raise InputError(f"--processes {processes} must be 1 to {cpus}, the number of processors of this machine")
+    return Slots(1, cpus // processes, 0.0, "cpu", processes=processes) if processes > 1 else None
 
 
 def find_layouts(options: SearchOptions) -> list[Slots]:

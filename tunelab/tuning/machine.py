@@ -13,9 +13,9 @@ from pathlib import Path
 
 import psutil
 
-from tunelab.training.pulse import Beat, beat_path, read_beat, stacks_path, started
+from tunelab.training.pulse import Beat, age, beat_path, read_beat, stacks_path, started
 
-BUSY = ("ray::TrialWorker", "ray::ResourceTrainable")
+BUSY = ("ray::TrialWorker", "ray::ResourceTrainable", "ray::RayTrainWorker")
 """What Ray calls processes of trials."""
 ANY = ("ray::IDLE", *BUSY)
 """Also those that may be about to begin with one."""
@@ -46,13 +46,17 @@ class Machine:
     Args:
         family: all processes that may be of trials; asked when it is not known which of them has one.
         titles: how Ray calls those.
+        least_age: seconds; a younger process is just beginning, whatever its trial.
     """
 
     def __init__(
-        self, family: Callable[[], Iterable[psutil.Process]] = own_family, titles: tuple[str, ...] = ANY
+        self,
+        family: Callable[[], Iterable[psutil.Process]] = own_family,
+        titles: tuple[str, ...] = ANY,
+        least_age: float = 0.0,
     ) -> None:
         self._folder: Path | None = None
-        self._family, self._titles = family, titles
+        self._family, self._titles, self._least_age = family, titles, least_age
 
     def open(self, beats: Path) -> None:
         """Beats are in the folder `beats` from now on, which is there."""
@@ -124,7 +128,9 @@ class Machine:
         found = []
         for process in self._family():
             with contextlib.suppress(psutil.Error):
-                if process.pid not in known and any(word.startswith(self._titles) for word in process.cmdline()):
+                if process.pid in known or (age(process.pid) or 0.0) < self._least_age:
+                    continue
+                if any(word.startswith(self._titles) for word in process.cmdline()):
                     found.append(process)
         return found
 

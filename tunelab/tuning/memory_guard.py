@@ -21,6 +21,7 @@ from typing import Any, NoReturn
 
 from tunelab.capacity import all_memory_mib, children_of, describe_size, free_memory_mib, held_mib
 from tunelab.files import make_private, write_atomically
+from tunelab.tuning.slots import shares
 
 FILE = "memory.json"
 """In the trial's folder, while its process is close to its end for memory, and after that end."""
@@ -29,7 +30,6 @@ EXIT_STATUS = 137
 
 _GENEROUS = 2.0  # times what is predicted of the largest, or its share of the memory: so much may it hold; our choice
 _LEAST_SHARE = 1024.0  # MiB that a process may hold in any case; our choice
-_SLACK = 1e-6  # of shares of a GPU, which do not add up to a whole
 _SECONDS = 0.2  # between two looks at the process itself; our choice
 _EVERY = 3  # looks there is one at its children, its neighbours and the machine; our choice
 _CLOSE = 0.8  # of what it may hold: from there on it is written what it holds; our choice
@@ -99,9 +99,9 @@ class NodeLimits:
 
     def on(self, cpus: float, gpus: float, memory: float) -> Limits:
         """The limits on a node with so many processors, GPUs and MiB of memory for trials."""
-        fits = [int(cpus / self.cpus + _SLACK)]
+        fits = [int(cpus // self.cpus)]
         if self.gpus:
-            fits.append(int(gpus / self.gpus + _SLACK))
+            fits.append(shares(gpus, self.gpus))
         if self.most is not None:
             fits.append(self.most)
         host = memory if self.bound is None else min(memory, self.bound)
@@ -304,7 +304,7 @@ def _is_trial(process: int) -> bool:
         title = Path(f"/proc/{process}/cmdline").read_bytes()
     except OSError:
         return False
-    return title.startswith((b"ray::TrialWorker", b"ray::ResourceTrainable"))
+    return title.startswith((b"ray::TrialWorker", b"ray::ResourceTrainable", b"ray::RayTrainWorker"))
 
 
 def _mib(size: float) -> str:

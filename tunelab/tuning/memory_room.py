@@ -217,7 +217,7 @@ def find_memory(info: Mapping[str, Any], slots: Slots, memory: int | None) -> Fo
 
 def limits_of(slots: Slots, memory: Memory) -> Limits:
     """What each process of a trial may hold on this machine."""
-    return limits_beside(memory.host, slots.concurrent, _usual(slots, memory), bound=memory.bound)
+    return limits_beside(memory.host, slots.concurrent * slots.processes, _usual(slots, memory), bound=memory.bound)
 
 
 def node_limits_of(slots: Slots, memory: Memory, bound: int | None) -> NodeLimits:

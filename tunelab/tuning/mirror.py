@@ -17,10 +17,9 @@ from tunelab.errors import InputError
 from tunelab.journal import Journal
 from tunelab.records import Trial
 from tunelab.stores.copies import note, push_tree, require_ours, store_of
-from tunelab.stores.lease import EVERY as RENEWAL
-from tunelab.stores.lease import Lease
+from tunelab.stores.lease import Lease, TakenOverError
 from tunelab.stores.record import StoredRecord
-from tunelab.stores.store import Store, StoreError, reason
+from tunelab.stores.store import Store, StoreError, reason, within
 from tunelab.stores.trees import Tree
 from tunelab.stores.trials import CHECKPOINT, TrialCopy, is_marked
 from tunelab.study import Study
@@ -38,10 +37,6 @@ _AT_WORK = 60.0  # seconds that the end waits for what is being sent; our choice
 _LONGEST_PAUSE = 60.0
 
 
-class _TakenOverError(Exception):
-    """Another machine goes on with the study: nothing more is written here."""
-
-
 class StudyMirror:
     """Mirrors a study while it is searched; a listener, to know which trials were trained.
 
@@ -56,20 +51,24 @@ class StudyMirror:
         self.tell = tell
         self.location = store.location
         self._study = study
+        self._lease = Lease(store)
         self._store = store
         self._journal = journal
         self._file = study.path / "journal.jsonl"
-        self._lease = Lease(store)
         self._record: StoredRecord | None = None
         self._info = b""
         self._stays: dict[int, bool] = {}
         self._begun: set[int] = set()
         self._swept = time.monotonic()
-        self._renewed = _now()
         self._trouble = ""
-        self._lost = ""
         self._ending = threading.Event()
+        self._closing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="mirror", daemon=True)
+
+    @property
+    def lease(self) -> str:
+        """The nonce of the lease under which it writes."""
+        return self._lease.nonce
 
     def begin(self) -> None:
         """Tries the store, takes the lease, brings the store up to the study, and goes on with that in a thread.
@@ -80,23 +79,24 @@ class StudyMirror:
         self._store.check()
         try:
             self._lease.take(self.tell)
+            self._store = self._store.guarded(self._lease.require)
             record = StoredRecord(self._store)
             require_ours(record.relation(self._file), self._store, self._study.path)
             self._record = record
             self._push()
             push_tree(self._study.path, Tree(self._store, plain=True))
-        except (StoreError, InputError) as error:
+        except BaseException as error:
             with contextlib.suppress(StoreError):
                 self._lease.release()
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"the store {error}; nothing was begun") from None
+            if isinstance(error, StoreError):
+                raise InputError(f"the store {error}; nothing was begun") from None
+            raise
         self._thread.start()
 
     def look(self, engine: Engine, _temporary: Path) -> None:
         """Halts the engine if another machine goes on with the study."""
-        if self._lost:
-            engine.halt(f"the study goes on elsewhere, by {self._lost}")
+        if other := self._lease.taken_by():
+            engine.halt(f"the study goes on elsewhere, by {other}")
 
     def cleared(self, number: int, stays: bool) -> None:
         """Takes note that a trial which has ended keeps no checkpoint, or its last and best ones."""
@@ -117,32 +117,62 @@ class StudyMirror:
 
     def close(self) -> None:
         """Brings all into the store that is not there yet, and gives the lease back; that can fail, which is told."""
-        self._ending.set()
-        if self._thread.is_alive():
-            self._thread.join(_AT_WORK)
-        if self._lost:
-            return
+        if said := self._close():
+            self.tell(said)
+
+    def close_within(self, seconds: float) -> str:
+        """As `close`, for a process that ends itself then: what of it did not work is returned, "" if all did."""
+        self.tell = lambda what: None  # it is all in what is returned
+        try:
+            return within(seconds, self._close)
+        except Exception:  # whatever it is, the process ends, and says so
+            return self._lacks
+
+    def _close(self) -> str:
+        """What did not work; "" where another thread was at it, which is waited for."""
+        with self._closing:
+            if self._ending.is_set():
+                return ""
+            self._ending.set()
+            try:
+                if self._thread.is_alive():
+                    self._thread.join(_AT_WORK)
+                return self._end()
+            except KeyboardInterrupt:  # nobody waits for a store that long
+                self.tell(self._lacks)
+                raise
+            finally:
+                self._lease.drop()
+
+    @property
+    def _lacks(self) -> str:
+        return (
+            f"the store {self.location} does not have all of it; the study here does, and "
+            f"`tunelab resume {self._study.path}` brings it there"
+        )
+
+    def _end(self) -> str:
+        if self._lease.taken_by():  # the engine was halted for it
+            return ""
         end, pause = time.monotonic() + PATIENCE, 1.0
         while self._thread.is_alive() or not self._attempt(self._finish):
             if self._thread.is_alive() or time.monotonic() + pause > end:
-                self.tell(
-                    f"the store {self.location} does not have all of it; the study here does, and "
-                    f"`tunelab resume {self._study.path}` brings it there"
-                )
-                return
+                return self._lacks
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE)
+        other = self._lease.taken_by()
+        return f"the study was taken over by {other}; the store keeps to that one" if other else ""
 
     def _run(self) -> None:
         pause = EVERY
-        while not self._ending.wait(pause) and not self._lost:
+        while not self._ending.wait(pause) and not self._lease.taken_by():
             pause = EVERY if self._attempt(self._go_on) else min(2 * pause, _LONGEST_PAUSE)
 
     def _attempt(self, work: Callable[[], None]) -> bool:
         """True if it worked; what does not is told when it begins, and when it is over."""
         try:
             work()
-        except _TakenOverError:
+        except TakenOverError:
             return True
         except Exception as error:  # whatever it is, the search does not depend on it
             why = str(error) if isinstance(error, StoreError) else f"{self.location}: {reason(error)}"
@@ -156,19 +186,11 @@ class StudyMirror:
         return True
 
     def _go_on(self) -> None:
-        self._renew()
+        self._lease.require()
         self._push()
         if time.monotonic() - self._swept > SWEEP:
             self._swept = time.monotonic()
             self._sweep()
-
-    def _renew(self) -> None:
-        """Renews the lease when it is time; also while there is much to do."""
-        if _now() - self._renewed > RENEWAL:
-            self._lost = self._lease.renew()
-            self._renewed = _now()
-        if self._lost:
-            raise _TakenOverError
 
     def _push(self) -> None:
         """Brings the record and `study.json` up to date."""
@@ -187,19 +209,13 @@ class StudyMirror:
         for number in sorted(found):
             if self._ending.is_set() and threading.current_thread() is self._thread:
                 break  # the end does it all
-            self._renew()
             if self._stays.get(number) is False:
                 self._copy_of(number).drop_checkpoints()
         return {number for number in found if self._stays.get(number) is not False}
 
     def _finish(self) -> None:
-        self._lost = self._lease.renew()
-        if self._lost:
-            self.tell(f"the study was taken over by {self._lost}; the store keeps to that one")
-            return
         self._push()
         for number in sorted(self._sweep() | self._begun):
-            self._renew()
             if number in self._begun and self._stays.get(number) is not False:
                 self._copy_of(number).bring_together()
             elif not is_marked(self._study.trial_folder(number)):  # it was trained elsewhere
@@ -212,14 +228,13 @@ class StudyMirror:
         return TrialCopy(self._store.child("trials").child(folder.name), folder)
 
 
-def _now() -> float:
-    """Seconds on a clock that goes on while the machine sleeps, where there is one: a lease does not wait for it."""
-    return time.clock_gettime(getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC))
-
-
 @contextlib.contextmanager
-def mirrored(study: Study, journal: Journal, *, say_where: bool = True) -> Iterator[StudyMirror | None]:
+def mirrored(
+    study: Study, journal: Journal, *, say_where: bool = True, has_work: Callable[[], bool] = lambda: True
+) -> Iterator[StudyMirror | None]:
     """The mirror of a study that has a store, begun; at the end all of it is there. None for one that has none.
+
+    Nor has one that cannot be begun, where the study has no work any more: that is told, and refuses nothing.
 
     Raises:
         InputError: as `StudyMirror.begin`.
@@ -231,7 +246,14 @@ def mirrored(study: Study, journal: Journal, *, say_where: bool = True) -> Itera
     if say_where:
         note(f"the study is mirrored to {location}")
     mirror = StudyMirror(study, Store.open(location), journal, note)
-    mirror.begin()
+    try:
+        mirror.begin()
+    except InputError as error:
+        if has_work():
+            raise
+        note(f"the search has ended, and the store was not looked after: {error}")
+        yield None
+        return
     try:
         yield mirror
     finally:

@@ -2,61 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
-import importlib.metadata
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
-from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
-from packaging.version import InvalidVersion, Version
 
 from tunelab.capacity import describe_size
+from tunelab.tuning.node_findings import LEAVE_OUT, NodeFinding
+from tunelab.tuning.node_versions import judge_versions
 from tunelab.tuning.nodes import Clock, Disk, Facts, NodeReport, Visited, describe_error
 from tunelab.tuning.ray_home import ROOM_BYTES
 
-NEEDED = ("numpy", "pillow", "pydantic", "pydantic-core", "ray", "tensorboard", "torch", "torchvision")
-"""What no trial runs without."""
-WANTED = {
-    "numba": "networks train far slower on processors without it",
-    "llvmlite": "networks train far slower on processors without it",
-    "scikit-learn": "the data digits needs it",
-}
-"""What some trials need, or are faster with."""
 LEAST_STUDY = 100 * 2**20
 """Bytes for a study, unless it is said how many it needs (our choice)."""
-_SAME = ("ray", "torch")  # whose releases are the driver's: checkpoints and results depend on them
 _LEAST_MEMORY = 512  # MiB without which not even one trial starts, and what each takes (our choice; 0.3 to 0.5 GiB)
 _LEAST_CACHE = 2**24  # bytes for kernels that are compiled and small data (our choice)
 _FILES = 200  # that can still be made where trials write; our choice
 _CLOCK = 2.0  # seconds that clocks may differ by (our choice)
 _CROWDED = 0.1  # of a GPU's memory taken by others: worth a warning (our choice)
-_LEAVE_OUT = "or stop Ray there (ray stop) to go on without it"
-
-
-@dataclass(frozen=True)
-class NodeFinding:
-    """One thing of a node that was looked at: what was measured, how that is judged, how it is mended ("" if ok).
-
-    An error is what trials would fail of there, a warning is worth knowing.
-    """
-
-    node: str
-    name: str
-    measured: str
-    verdict: Literal["ok", "warning", "error"] = "ok"
-    mend: str = ""
-
-
-def requirements() -> dict[str, SpecifierSet]:
-    """What tunelab requires of each package that a node needs or wants; anything where its metadata are missing."""
-    found = {name: SpecifierSet() for name in (*NEEDED, *WANTED)}
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        for one in map(Requirement, importlib.metadata.requires("tunelab") or ()):
-            if one.name in found and (one.marker is None or one.marker.evaluate({"extra": ""})):
-                found[one.name] = one.specifier
-    return found
 
 
 def judge(
@@ -65,10 +27,11 @@ def judge(
     wanted: Mapping[str, SpecifierSet],
     fingerprints: Mapping[str, str],
     least: int = LEAST_STUDY,
+    device: str = "",
 ) -> list[NodeFinding]:
     """What is to be said of a node, or one finding that it is fit.
 
-    Where no trial can run, because it has no processors to give, errors are warnings.
+    Where no trial can run, because it has no processors or GPUs to give, errors are warnings.
 
     Args:
         node: what it told.
@@ -76,20 +39,23 @@ def judge(
         wanted: the versions that each package may have.
         fingerprints: of data by name, as the driver has it; "": any.
         least: bytes that the study needs.
+        device: of the trials, "cpu" or "cuda"; "": it is not known. GPUs that no trial wants are not judged.
     """
     judged = _Judge(node)
     if node.facts is None or node.silent:
-        mend = f"see `ray status` and raylet.out in Ray's logs there, start Ray there again, {_LEAVE_OUT}"
+        mend = f"see `ray status` and raylet.out in Ray's logs there, start Ray there again, {LEAVE_OUT}"
         judged.error("answer", node.silent or "none", mend)
     if node.facts is not None:
         _judge_storage(judged, node, visited)
         _judge_disks(judged, node.facts.disks, least)
-        _judge_versions(judged, node.facts, visited.home, wanted)
+        judged.found += judge_versions(node.name, node.facts.versions, visited.home.versions, wanted)
+        _judge_tunelab(judged, node.facts, visited.home)
         _judge_training(judged, node, fingerprints)
         _judge_memory(judged, node, node.facts)
-        _judge_gpus(judged, node, node.facts)
+        if device != "cpu":
+            _judge_gpus(judged, node, node.facts)
         _judge_clock(judged, node.clock)
-    if not node.carries_trials:
+    if not node.carries_trials(device):
         judged.found = [
             NodeFinding(one.node, one.name, f"{one.measured}; it runs no trials", "warning", one.mend)
             for one in judged.found
@@ -138,21 +104,21 @@ def _judge_storage(judged: _Judge, node: NodeReport, visited: Visited) -> None:
     if there is None or node.facts is None:
         return
     place, user = visited.place, visited.home.user
-    share = f"mount the same folder there under the same path, or name one that all nodes share; {_LEAVE_OUT}"
+    share = f"mount the same folder there under the same path, or name one that all nodes share; {LEAVE_OUT}"
     if there.problem == "missing":
         judged.error("storage", f"{place} is not there", share)
     elif there.problem == "another":
         judged.error("storage", f"{place} is not shared: what the driver wrote there is not in it", share)
     elif there.problem == "EROFS":
-        judged.error("storage", f"{place} is read-only there", f"mount -o remount,rw {place}; {_LEAVE_OUT}")
+        judged.error("storage", f"{place} is read-only there", f"mount -o remount,rw {place}; {LEAVE_OUT}")
     elif there.problem in ("EACCES", "EPERM"):
         said = f"{place} cannot be written there by user {node.facts.user}"
-        judged.error("storage", said, f"start Ray there as user {user}, whose folder it is; {_LEAVE_OUT}")
+        judged.error("storage", said, f"start Ray there as user {user}, whose folder it is; {LEAVE_OUT}")
     elif there.problem in ("ENOSPC", "EDQUOT"):
         judged.error("storage", f"{place} is full there: {describe_error(there.problem)}", "free some")
     elif there.problem:
         said = f"{place} cannot be written there: {describe_error(there.problem)}"
-        judged.error("storage", said, f"look at that disk (dmesg); {_LEAVE_OUT}")
+        judged.error("storage", said, f"look at that disk (dmesg); {LEAVE_OUT}")
     elif there.lost:
         judged.error("storage", f"what is written in {place} there is not seen by the driver", share)
     elif there.unseen:
@@ -185,32 +151,8 @@ def _judge_disks(judged: _Judge, disks: Mapping[str, Disk], least: int) -> None:
         judged.warning("cache folder", said, "free some there, or start Ray there with another TUNELAB_CACHE")
 
 
-def _judge_versions(judged: _Judge, facts: Facts, home: Facts, wanted: Mapping[str, SpecifierSet]) -> None:
-    install = f"{facts.executable} -m pip install"
-    for name, specifier in wanted.items():
-        version, here = facts.packages.get(name), home.packages.get(name)
-        judge = judged.error if name in NEEDED else judged.warning
-        why = f"; {WANTED[name]}" if name in WANTED else ""
-        same = f"{install} '{name}{f'=={_release(here)}' if here else specifier}' there"
-        if version is None:
-            judge("packages", f"{name} is missing{why}", same)
-        elif not specifier.contains(_release(version), prereleases=True):
-            judge("packages", f"{name} is {version}, tunelab works with {name}{specifier}{why}", same)
-        elif name in _SAME and here and _release(version) != _release(here):
-            judge("packages", f"{name} is {version}, the driver has {here}: they must be the same", same)
-        elif name == "torchvision" and here and _release(version) != _release(here):
-            judged.warning("packages", f"{name} is {version}, the driver has {here}", same)
-    if facts.python.split(".")[:2] != home.python.split(".")[:2]:
-        judged.error(
-            "Python", f"it is {facts.python}, the driver has {home.python}", "start Ray there with that Python"
-        )
-    elif facts.python != home.python:
-        judged.warning("Python", f"it is {facts.python}, the driver has {home.python}", "the same is safer")
-    _judge_tunelab(judged, facts, home, install)
-
-
-def _judge_tunelab(judged: _Judge, facts: Facts, home: Facts, install: str) -> None:
-    here = home.tunelab
+def _judge_tunelab(judged: _Judge, facts: Facts, home: Facts) -> None:
+    here, install = home.tunelab, f"{facts.executable} -m pip install"
     if facts.tunelab is None:
         judged.error("packages", "tunelab is missing", f"{install} tunelab{f'=={here.version}' if here else ''} there")
     elif here is not None and facts.tunelab.version != here.version:
@@ -263,8 +205,9 @@ def _judge_gpus(judged: _Judge, node: NodeReport, facts: Facts) -> None:
         version, cuda, usable = told["torch"]
         built = f"built for CUDA {cuda}" if cuda else "built for processors"
         why = f": {told['torch_warning']}" if told.get("torch_warning") else ""
+        fewer = f"start Ray there with --num-gpus={usable}"
         said = f"Ray counts {count}, torch {version} ({built}) can use {usable}{why}"
-        judged.error("GPUs", said, f"start Ray there with --num-gpus={usable}, or mend the driver or torch")
+        judged.error("GPUs", said, f"{fewer}, mend the driver or torch, or search with --device cpu")
     for number, gpu in enumerate(facts.gpus):
         if gpu.total_mib and gpu.free_mib is not None and gpu.free_mib < (1 - _CROWDED) * gpu.total_mib:
             said = f"{describe_size(gpu.free_mib * 2**20)} of {describe_size(gpu.total_mib * 2**20)} free ({gpu.name})"
@@ -276,11 +219,3 @@ def _judge_clock(judged: _Judge, clock: Clock | None) -> None:
         way = "ahead of" if clock.ahead > 0 else "behind"
         said = f"it is {abs(clock.ahead):.0f} s {way} the driver's"
         judged.warning("clock", said, "timedatectl set-ntp true there, or start chronyd")
-
-
-def _release(version: str) -> str:
-    """A version without what names its build: NVIDIA's containers have a torch that is 2.10.0a0+b4e4ee8."""
-    try:
-        return Version(version).base_version
-    except InvalidVersion:
-        return version

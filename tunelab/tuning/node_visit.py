@@ -42,6 +42,7 @@ def visit(
     *,
     build: bool = False,
     patience: float = PATIENCE,
+    with_gpus: bool = True,
 ) -> Visited:
     """Asks all nodes of the cluster that this process has joined; nothing is left there, but for a cache that is built.
 
@@ -51,6 +52,7 @@ def visit(
         data: is opened.
         build: images that are not decoded yet are decoded into the cache of the node; else they are only looked for.
         patience: seconds for each answer.
+        with_gpus: torch is asked for the GPUs that Ray gives to trials.
 
     Raises:
         InputError: the driver itself cannot write where the study is to be.
@@ -62,7 +64,7 @@ def visit(
         storage = _try_storage(visit, place)
         plain = [json.dumps(to_json(one)) for one in data]
         longer = max(patience, BUILD_PATIENCE) if build and data else patience
-        training = visit.ask("prepare", lambda key: (plain, build, visit.has_gpus(key)), longer)
+        training = visit.ask("prepare", lambda key: (plain, build, with_gpus and visit.has_gpus(key)), longer)
         visit.forget_the_gone()
     nodes = [
         dataclasses.replace(

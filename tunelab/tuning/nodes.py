@@ -38,6 +38,15 @@ class Package:
 
 
 @dataclass(frozen=True)
+class Versions:
+    """The Python of a machine and where it is, and the versions of its packages, None where one is missing."""
+
+    python: str
+    executable: str
+    packages: Mapping[str, str | None]
+
+
+@dataclass(frozen=True)
 class Facts:
     """What a machine tells of itself; memory as the control groups leave it, in MiB.
 
@@ -55,6 +64,11 @@ class Facts:
     disks: Mapping[str, Disk]
     gpus: tuple[NodeGpu, ...]
     gpu_problem: str = ""
+
+    @property
+    def versions(self) -> Versions:
+        """Those of Python and the packages."""
+        return Versions(self.python, self.executable, self.packages)
 
     @classmethod
     def from_json(cls, plain: Mapping[str, Any]) -> Facts:
@@ -109,10 +123,9 @@ class NodeReport:
     storage: Storage | None = None
     training: Mapping[str, Any] | None = None
 
-    @property
-    def carries_trials(self) -> bool:
-        """True if a trial could run there: it has a processor to give."""
-        return self.resources.get("CPU", 0.0) >= 1
+    def carries_trials(self, device: str = "") -> bool:
+        """True if a trial could run there: it has a processor to give, and a GPU if `device` is "cuda"."""
+        return self.resources.get("CPU", 0.0) >= 1 and (device != "cuda" or self.resources.get("GPU", 0.0) > 0)
 
 
 @dataclass(frozen=True)

@@ -69,7 +69,7 @@ class OptunaView:
             from optuna_dashboard import wsgi
         except ImportError as error:
             raise InputError(
-                'Optuna\'s dashboard needs a package that is not installed: pip install "tunelab[dashboard]"'
+                "Optuna's dashboard needs a package that is not installed: python -m pip install optuna-dashboard"
             ) from error
         self._wsgi: Callable[[JournalStorage], Any] = wsgi
         self._path = journal

@@ -22,10 +22,12 @@ import psutil
 from tunelab.capacity import count_kills
 from tunelab.training.pulse import Beat
 from tunelab.tuning.machine import BUSY, Machine, Stacks, end_tree
+from tunelab.tuning.memory_guard import Word, forget_word, read_word
 from tunelab.tuning.ray_home import IN_USE, PREFIX, remove_abandoned
 
 _JOB = "RAY_JOB_ID"
 """A variable in the environment of each of Ray's workers: whose it is. A cluster may have other people's too."""
+_BEGINS = 300.0  # seconds until a process that beats for no trial may be the one that hangs (our choice)
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ def beats_folder(where: str) -> Path:
     import ray
 
     return node_folder(where, ray.get_runtime_context().get_node_id())
+
+
+def word_folder(beats: Path, number: int) -> Path:
+    """Where the process of a trial writes of its memory if the driver cannot see the trial's folder."""
+    return beats / f"{number:04d}"
 
 
 def node_folder(search: str, node: str) -> Path:
@@ -98,8 +105,9 @@ class Outpost:
         remove_abandoned(Path(tempfile.gettempdir()))
         self._folder, self._lock = _claim(search, node)
         atexit.register(self.close)
-        # While all processors are taken, on fewer nodes than before, say, a trial waits and no process is to blame.
-        self._machine = Machine(lambda: family(os.environ[_JOB]), BUSY)
+        # While all processors are taken, on fewer nodes than before, say, a trial waits and no process is to blame;
+        # least of all one that is just being started for another trial.
+        self._machine = Machine(lambda: family(os.environ[_JOB]), BUSY, _BEGINS)
         self._machine.open(self._folder)
 
     def look(self, numbers: Sequence[int]) -> Sight:
@@ -119,6 +127,13 @@ class Outpost:
     def end(self, number: int, beat: Beat) -> bool:
         """See `Machine`."""
         return self._machine.end(number, beat)
+
+    def take_word(self, number: int) -> Word | None:
+        """What the process of a trial wrote of its memory here; told once."""
+        folder = word_folder(self._folder, number)
+        word = read_word(folder)
+        forget_word(folder)
+        return word
 
     def unknown(self, known: Collection[int]) -> list[int]:
         """The processes of this search's trials but the `known` ones."""

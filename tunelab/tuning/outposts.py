@@ -19,6 +19,7 @@ from typing import Any
 from tunelab.training.pulse import Beat
 from tunelab.tuning.losses import Loss
 from tunelab.tuning.machine import STACKS_PATIENCE, Stacks
+from tunelab.tuning.memory_guard import Word
 from tunelab.tuning.outpost import Outpost, Sight
 
 _PATIENCE = 1.0  # seconds that a look waits for answers (our choice)
@@ -46,9 +47,13 @@ class _Post:
 
 
 class Outposts:
-    """All nodes of the cluster that this process has joined, each with an outpost while `up`."""
+    """All nodes of the cluster that this process has joined, each with an outpost while `up`.
 
-    def __init__(self) -> None:
+    Args:
+        address: by which it has joined; a client ("ray://HOST:PORT") can reach nothing else of the cluster.
+    """
+
+    def __init__(self, address: str = "") -> None:
         self.search = secrets.token_hex(8)
         self.rounds = 0
         self._posts: dict[str, _Post] = {}
@@ -59,6 +64,8 @@ class Outposts:
         self._up = False  # Ray would start itself anew for a question that comes later
         self._own = ""
         self._head: tuple[str, int] | None = None
+        scheme, _, door = address.rpartition("://")
+        self._door = _split(door) if scheme else None
 
     @contextlib.contextmanager
     def up(self) -> Iterator[None]:
@@ -68,8 +75,7 @@ class Outposts:
 
         if not client.ray.is_connected():  # type: ignore[no-untyped-call]  # a client reaches the head through one port alone
             here = ray.get_runtime_context()
-            address, _, port = here.gcs_address.rpartition(":")
-            self._own, self._head = here.get_node_id(), (address.strip("[]"), int(port))
+            self._own, self._head = here.get_node_id(), _split(here.gcs_address)
         self._up = True
         self._look_for_nodes()
         over = threading.Event()
@@ -90,13 +96,24 @@ class Outposts:
     def trouble(self) -> str:
         """Why the cluster cannot be reached any more, asked now; "" if it can, or it is not known."""
         if self._head is None:
-            return ""
+            return self._trouble_of_a_client()
         if not _accepts(*self._head):
             return f"the cluster's head {self._head[0]}:{self._head[1]} does not answer"
         own = self._posts.get(self._own)
         if own is not None and (own.gone is not None or not _accepts(own.address, own.port)):
             return "this machine is no node of the cluster any more"
         return ""
+
+    def _trouble_of_a_client(self) -> str:
+        from ray.util import client
+
+        if self._door is None or not self._up:
+            return ""
+        head = f"the cluster's head {self._door[0]}:{self._door[1]}"
+        known: Any = client.ray
+        if not known.get_context().is_connected():  # after half a minute in which Ray tried
+            return f"the connection to {head} has broken"
+        return "" if _accepts(*self._door) else f"{head} does not answer"
 
     # What a watchdog needs.
 
@@ -191,6 +208,16 @@ class Outposts:
             for other in self._kills:
                 self._kills[other] += self._places.get(other) == place
         return True
+
+    def take_word(self, number: int) -> Word | None:
+        """What the process of a trial wrote of its memory on its node, where that does not see the study; told once.
+
+        It may be gone before it was ever seen: then all nodes are asked, and the word of one that ended counts most.
+        """
+        post = self._post_of(number)
+        told = [self._ask(one, "take_word", number) for one in (self._standing().values() if post is None else [post])]
+        words = [word for word in told if isinstance(word, Word)]
+        return max(words, key=lambda word: word.ended, default=None)
 
     def _is_gone(self, post: _Post) -> bool:
         return post.gone is not None or (self._head is not None and not _accepts(post.address, post.port))
@@ -292,6 +319,12 @@ class Outposts:
             pending = [post.actor.close.remote() for post in self._standing().values()]
             if pending:
                 ray.wait(pending, num_returns=len(pending), timeout=_ASK)
+
+
+def _split(address: str) -> tuple[str, int]:
+    """Host and port of HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _accepts(address: str, port: int) -> bool:

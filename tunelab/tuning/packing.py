@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tunelab.capacity import free_memory_mib
+from tunelab.capacity import describe_size, free_memory_mib
 from tunelab.config import TrialConfig, from_json, to_json
 from tunelab.errors import InputError, TunelabError
 from tunelab.records import Trial
@@ -62,7 +62,8 @@ def pack(
     if begun is not None:
         usual = computing_like(usual, begun)
         before = begun.info.get("slots")
-        same = before is not None and before["device"] == usual.device and shares_alike(begun)
+        same = before is not None and before["device"] == usual.device and before.get("processes", 1) == 1
+        same = same and shares_alike(begun)
         if not trials or (same and begun.info["options"]["trials"] == options.trials):
             return _as_begun(usual, begun, options) if same else Packing(usual)
     layouts = [
@@ -77,6 +78,29 @@ def pack(
         raise
     except TunelabError:  # nothing could be measured: the trainings will say why
         return Packing(usual)
+
+
+def pack_team(
+    team: Slots, trials: Sequence[Trial], options: SearchOptions, like: Study | None, begun: Study | None
+) -> Packing:
+    """How one training after the other has the machine, each by several processes that are given what `team` says.
+
+    The rest is as in `pack`. Where nothing is left to train, the record keeps by how many processes that was done.
+
+    Raises:
+        InputError: the memory that is allowed is too little.
+    """
+    study = begun or like
+    slots = team if study is None else computing_like(team, study)
+    alike = dataclasses.replace(slots, concurrent=team.processes)  # each opens the data for itself, as trials do
+    shared = quota.share_memory(alike, options.memory, needed(calibration_of(like), alike))
+    if shared.concurrent < team.processes:
+        given = describe_size(options.memory or 0)
+        raise InputError(
+            f"--memory: {given} is too little for {team.processes} processes that train together; "
+            f"there is room for {shared.concurrent}"
+        )
+    return Packing(dataclasses.replace(slots, memory=shared.memory), again=begun is not None and bool(trials))
 
 
 def still_open(study: Study, configs: Sequence[TrialConfig], trials: list[Trial]) -> list[Trial]:

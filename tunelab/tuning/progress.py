@@ -168,10 +168,10 @@ class Progress:
             self._is_old = True
 
     def _find_best(self) -> Place | None:
-        """The first of the ranking, which changes when a trial ends that counts; of many it costs 5% of the time."""
+        """The first of the ranking, which changes when a trial ends that counts; of many it costs 2% of the time."""
         now = time.monotonic()
         made, cost = self._asked
-        if self._is_old and (len(self._ranked) <= _FEW or now - made >= 20 * cost):
+        if self._is_old and (len(self._ranked) <= _FEW or now - made >= 50 * cost):
             self._is_old = False  # before: a trial that ends meanwhile is another reason
             ranked = places(list(self._ranked.values()), self._val_images)
             self._best = ranked[0] if ranked else None

@@ -5,6 +5,7 @@ The same for a search that is only asked about (`--dry-run`), one that begins, a
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import sys
@@ -19,6 +20,7 @@ from tunelab.config import DataConfig, TrialConfig, to_json
 from tunelab.data.cache import DataInfo, prepare
 from tunelab.errors import TunelabError
 from tunelab.foreign import allow_space
+from tunelab.patience import told_if_long
 from tunelab.records import BY_MODEL, Trial
 from tunelab.space import SearchSpace, load_space, require_base
 from tunelab.study import Study
@@ -57,6 +59,10 @@ model proposed, and 0.52 of what came before."""
 _THRIFT = 0.75
 """What the proposals of the model cost as a part of the ones before, which are drawn anywhere: it counts a trial's cost
 against it. The median of nine searches on digits was 0.70 (0.56 to 1.5)."""
+_MEASURES = (
+    "note: it is being measured how fast trials train here, which takes longer than usual: the first search of a "
+    "machine compiles kernels, and other programs may keep the processors busy"
+)
 _RAY_STARTS = 1.8  # starting Ray and a worker takes so many times longer again; median of ten searches on 2 busy CPUs
 _USUAL_START = 4.0  # seconds that such a process takes; of a study without a calibration
 _USUAL_TRIAL = 0.1  # seconds for building a trial, likewise
@@ -161,9 +167,12 @@ def look_ahead(
             at_once = [slots.concurrent for slots in (*layouts, unmeasured) if slots is not None]
             check_room(path, estimate(trials, options, max(at_once)))
         if unmeasured is None:
-            choice = compute.choose(space, info, samples, layouts[0], probes, gpus, streamed=options.memory is not None)
-            layouts = [compute.apply(choice, slots) for slots in layouts]
-            measured = calibrate.calibrate(samples, layouts, probes, limit, gpus, options.memory)
+            with told_if_long(_MEASURES) if show_progress else contextlib.nullcontext():
+                choice = compute.choose(
+                    space, info, samples, layouts[0], probes, gpus, streamed=options.memory is not None
+                )
+                layouts = [compute.apply(choice, slots) for slots in layouts]
+                measured = calibrate.calibrate(samples, layouts, probes, limit, gpus, options.memory)
             if choice.images:
                 measured = dataclasses.replace(measured, reason=f"{measured.reason}; {choice.reason}")
         else:
@@ -190,7 +199,7 @@ def forecast_search(
         TunelabError: no trial could be measured.
     """
     ends = end_time(deadline)
-    ahead = look_ahead(space_name, options, show_progress=False, grid=grid, fleet=fleet)
+    ahead = look_ahead(space_name, options, show_progress=True, grid=grid, fleet=fleet)
     found = {**ahead.to_json(seconds_to(ends)), "calibration": ahead.calibration.to_json()}
     return ahead.describe(seconds_to(ends), deadline), found
 
@@ -233,7 +242,7 @@ def look_on(
             slots = dataclasses.replace(slots, cpus=max(1, threads))
         limit = quota.capped(free_memory_mib(), options.memory, slots.device)
         slots = computing_like(slots, study)
-        slots = calibrate.within(slots, measured, limit, count_gpus())
+        slots = calibrate.within(slots, measured, limit, count_gpus() if slots.device == "cuda" else 0)
     if fleet is None:
         slots = quota.share_memory(slots, options.memory, needed(measured, slots))
     race = make_race(options, info, baseline is not None)

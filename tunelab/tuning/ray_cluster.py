@@ -12,10 +12,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from tunelab.errors import TunelabError
+from tunelab.errors import TunelabError, UnfitError
 from tunelab.tuning.fleet import Fleet, fleet_of
-from tunelab.tuning.ray_home import SETTINGS, Ports, first_line, settings
-from tunelab.tuning.roll_call import LEFT_OUT
+from tunelab.tuning.ray_home import SETTINGS, Ports, first_line, settings, variables
+from tunelab.tuning.roll_call import FAILED_START, LEFT_OUT
 from tunelab.tuning.site import Site
 from tunelab.tuning.slots import Slots
 
@@ -32,39 +32,46 @@ def joined(site: Site) -> Iterator[Ports]:
     Workers run the tunelab that runs here, whatever their nodes have. The variables are as before afterwards.
 
     Raises:
-        TunelabError: the cluster does not answer, or this process runs Ray already.
+        UnfitError: the cluster does not answer.
+        TunelabError: this process runs Ray already.
     """
     import ray
     from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # compiled
 
     if ray.is_initialized():
         raise TunelabError("this process runs Ray already; call ray.shutdown() before tunelab.search()")
-    before = dict(os.environ)
-    os.environ.update(settings(dashboard=site.dashboard))
-    os.environ["TUNE_MAX_PENDING_TRIALS_PG"] = "1000"  # as many as `Places` lets begin: they start beside each other
-    if site.token:
-        os.environ["RAY_AUTH_MODE"] = site.token
-    wanted = runtime_env(before)
-    if before.get(JOB):
-        os.environ[_OVERRIDE] = "1"
-    Config.initialize("")  # an earlier Ray of this process had a token of its own
-    AuthenticationTokenLoader.instance().reset_cache()
-    try:
-        try:
-            found = ray.init(
-                address=site.address, log_to_driver=False, logging_level=logging.WARNING, runtime_env=wanted
-            )
-        except Exception as error:
-            raise TunelabError(f"the cluster {site.address} does not answer: {first_line(error)}") from error
-        try:
-            yield Ports(found.dashboard_url or "", "")
-        finally:
-            ray.shutdown()
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+    wanted = runtime_env(os.environ)
+
+    def forget_token() -> None:
         Config.initialize("")
         AuthenticationTokenLoader.instance().reset_cache()
+
+    with contextlib.ExitStack() as stack:
+        stack.callback(forget_token)
+        stack.enter_context(variables(_variables(site)))
+        forget_token()  # an earlier Ray of this process had one of its own
+        for last in (False, True):
+            try:
+                found = ray.init(
+                    address=site.address, log_to_driver=False, logging_level=logging.WARNING, runtime_env=wanted
+                )
+                break
+            except Exception as error:
+                if last or FAILED_START not in str(error):
+                    raise UnfitError(f"the cluster {site.address} does not answer: {first_line(error)}") from error
+        stack.callback(ray.shutdown)
+        yield Ports(found.dashboard_url or "", "")
+
+
+def _variables(site: Site) -> dict[str, str | None]:
+    """Those of the environment while this process is a driver."""
+    found: dict[str, str | None] = {**settings(dashboard=site.dashboard)}
+    found["TUNE_MAX_PENDING_TRIALS_PG"] = "1000"  # as many as `Places` lets begin: they start beside each other
+    if site.token:
+        found["RAY_AUTH_MODE"] = site.token
+    if os.environ.get(JOB):
+        found[_OVERRIDE] = "1"
+    return found
 
 
 @contextlib.contextmanager

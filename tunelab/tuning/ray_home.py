@@ -15,7 +15,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -34,6 +34,14 @@ SETTINGS = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "RAY_AIR_NEW_OUTPUT": "0",
     "RAY_DEDUP_LOGS": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    "RAY_TRAIN_ENABLE_WORKER_STRUCTURED_LOGGING": "0",
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # Ray's own, 2, is what the end of each training waits for
+    "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_V2_ENABLED": "1",
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # Ray's own, 60, is too little on a busy machine
     "RAY_worker_niceness": "0",  # Ray's own, 15, lets anything else that runs take the trials' time from them
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
@@ -44,6 +52,9 @@ SETTINGS = {
     "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
 }
 _WITH_DASHBOARD = {"RAY_enable_metrics_collection": "1"}
+_SET_BY_RAY = ("PYTHONBREAKPOINT", "RAY_AUTH_MODE")  # in this process, when it starts or is joined
+_FOR_A_DASHBOARD = ("start_monitor", "start_log_monitor", "start_api_server")
+"""They start what serves a dashboard, a growing cluster and prints alone, each for 0.6 to 1.1 s of a processor."""
 TOKEN = "token"
 """The file in Ray's folder, this user's alone, that holds what Ray asks everybody for who wants to use it."""
 _TOKEN = secrets.token_hex(32)  # one for the whole process, which keeps the first that it read
@@ -219,29 +230,45 @@ def environment(folder: Path, *, dashboard: bool = False) -> Iterator[None]:
 
     Where the usual place has no room for temporary files, those of Ray's processes go to `folder` too.
     """
-    before = dict(os.environ)
+    wanted: dict[str, str | None] = {**settings(dashboard=dashboard)}
     usual = _candidates(None)[0]
     if folder.parent != usual and lacks(usual, ROOM_BYTES):
-        os.environ["TMPDIR"] = str(folder)
+        wanted["TMPDIR"] = str(folder)
     token = folder / TOKEN
     token.touch(mode=0o600)
     token.write_text(_TOKEN, encoding="utf-8")
-    os.environ.update(settings(dashboard=dashboard))
-    for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN"):  # without a mode, Ray turns its token on for a cluster of its own
-        os.environ.pop(name, None)
-    os.environ["RAY_AUTH_TOKEN_PATH"] = str(token)
+    wanted |= {"RAY_AUTH_MODE": None, "RAY_AUTH_TOKEN": None}  # Ray turns its token on for a cluster of its own
+    with variables({**wanted, "RAY_AUTH_TOKEN_PATH": str(token)}):
+        yield
+
+
+@contextlib.contextmanager
+def variables(wanted: Mapping[str, str | None]) -> Iterator[None]:
+    """These variables of the environment, None for one that is not there; afterwards they are as before.
+
+    So are those that Ray sets by itself. Nobody else's are touched: the space may have set some meanwhile.
+    """
+    before = {name: os.environ.get(name) for name in (*wanted, *_SET_BY_RAY)}
+    _set(wanted)
     try:
         yield
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @contextlib.contextmanager
 def started(slots: Slots, folder: Path, *, dashboard: bool = False) -> Iterator[Ports]:
     """Ray, with its files in `folder`; it is gone afterwards. It listens on the loopback interface alone.
 
-    With `dashboard` Ray's is there too, at port 8265 or the next one that is free.
+    With `dashboard` Ray's is there too, at port 8265 or the next one that is free; else none of its programs.
 
     Raises:
         TunelabError: it does not start, or this process runs it already.
@@ -255,10 +282,10 @@ def started(slots: Slots, folder: Path, *, dashboard: bool = False) -> Iterator[
     mask = os.umask(0o077)
     try:
         try:
-            with _sessions_of_their_own(), _loopback_alone():
+            with _sessions_of_their_own(), _loopback_alone(), _without(() if dashboard else _FOR_A_DASHBOARD):
                 found = ray.init(
                     address="local",
-                    num_cpus=slots.concurrent * slots.cpus,
+                    num_cpus=slots.concurrent * slots.processes * slots.cpus,
                     include_dashboard=dashboard,
                     dashboard_host="127.0.0.1",
                     log_to_driver=False,
@@ -297,6 +324,21 @@ def _sessions_of_their_own() -> Iterator[None]:
         yield
     finally:
         services.ConsolePopen = before  # type: ignore[misc]
+
+
+@contextlib.contextmanager
+def _without(names: Iterable[str]) -> Iterator[None]:
+    """A Ray that is started meanwhile leaves out the programs that these methods of its node start."""
+    from ray._private.node import Node
+
+    before = {name: getattr(Node, name) for name in names if hasattr(Node, name)}
+    for name in before:
+        setattr(Node, name, lambda _node, *_given, **_more: None)
+    try:
+        yield
+    finally:
+        for name, method in before.items():
+            setattr(Node, name, method)
 
 
 @contextlib.contextmanager

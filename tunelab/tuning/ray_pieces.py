@@ -77,6 +77,33 @@ def bridge(
         del _BRIDGES[key]
 
 
+def task_of(trial: Trial, folder: Path) -> dict[str, Any]:
+    """What a worker is given of a trial whose folder is `folder`."""
+    return {
+        "number": trial.number,
+        "trial_config": json.dumps(trial.config),  # as a text: Ray keeps several copies of every value in it
+        "folder": str(folder.absolute()),
+        "known_epochs": len(trial.epochs),
+        "split": trial.split,
+        "fewer": wants_fewer(trial),
+    }
+
+
+def pass_on(engine: Engine, number: int, content: Mapping[str, Any]) -> bool:
+    """Tells the engine what a worker reported of a trial; True if the trial goes on."""
+    findings = [Finding(**plain) for plain in content.get("findings", ())]
+    if "metrics" in content:
+        metrics = EpochMetrics(**content["metrics"])
+        return engine.report(number, metrics, content.get("notes", ()), findings, content.get("hopeless", ""))
+    if "lost" in content:
+        engine.lose(number, Loss(**content["lost"]))
+    elif "halt" in content:
+        engine.halt(content["halt"])
+    else:
+        engine.end(number, TrialStatus(content["status"]), content["reason"], findings)
+    return False
+
+
 class EngineSearcher(Searcher):
     """Asks the engine for the next trial."""
 
@@ -93,16 +120,8 @@ class EngineSearcher(Searcher):
         trial = here.engine.next_trial()
         if trial is None:
             return None if here.engine.waits else Searcher.FINISHED
-        return {
-            "number": trial.number,
-            "trial_config": json.dumps(trial.config),  # as a text: Ray keeps several copies of every value in it
-            "folder": str(here.folder_of(trial.number).absolute()),
-            "known_epochs": len(trial.epochs),
-            "split": trial.split,
-            "fewer": wants_fewer(trial),
-            **here.settings,
-            **(here.for_trial(trial) if here.for_trial is not None else {}),
-        }
+        more = here.for_trial(trial) if here.for_trial is not None else {}
+        return {**task_of(trial, here.folder_of(trial.number)), **here.settings, **more}
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Nothing: the scheduler tells the engine."""
@@ -123,26 +142,7 @@ class EngineScheduler(FIFOScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: RayTrial, result: dict[str, Any]) -> str:
         """CONTINUE or STOP, as the engine says."""
-        engine = _BRIDGES[self._key].engine
-        content = json.loads(result["report"])
-        findings = [Finding(**plain) for plain in content.get("findings", ())]
-        if "metrics" in content:
-            goes_on = engine.report(
-                trial.config["number"],
-                EpochMetrics(**content["metrics"]),
-                content.get("notes", ()),
-                findings,
-                content.get("hopeless", ""),
-            )
-        elif "lost" in content:
-            engine.lose(trial.config["number"], Loss(**content["lost"]))
-            goes_on = False
-        elif "halt" in content:
-            engine.halt(content["halt"])
-            goes_on = False
-        else:
-            engine.end(trial.config["number"], TrialStatus(content["status"]), content["reason"], findings)
-            goes_on = False
+        goes_on = pass_on(_BRIDGES[self._key].engine, trial.config["number"], json.loads(result["report"]))
         return str(TrialScheduler.CONTINUE if goes_on else TrialScheduler.STOP)
 
 

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 from tunelab.config import CustomSpec, TrialConfig, from_json
-from tunelab.errors import TunelabError
+from tunelab.errors import TunelabError, UnfitError
 from tunelab.foreign import lend
 from tunelab.ray_address import RayAddress, told
 from tunelab.records import Trial
-from tunelab.tuning import survivors
+from tunelab.tuning import ray_train, survivors
 from tunelab.tuning.engine import Engine
 from tunelab.tuning.guard import Guard
 from tunelab.tuning.losses import Witness
@@ -65,6 +65,7 @@ def run(
     name: str = "trial",
     say: Callable[[str], None] = lambda line: None,
     storage: str | None = None,
+    lease: str | None = None,
 ) -> None:
     """Runs `engine` until every trial has ended or it halts; Ray is gone when this returns.
 
@@ -87,9 +88,11 @@ def run(
         name: comes before the number of a trial in the names that Ray and the system show of its process.
         say: shows a line to the person who started it.
         storage: the place of the study in its store, if it has one.
+        lease: the nonce of the lease that this process has there.
 
     Raises:
         InputError: there is no place for Ray's files.
+        UnfitError: the cluster does not answer, and there is no `guard` that would pause the search.
         TunelabError: Ray does not start, or ends the search by itself; its log is named.
     """
     site = site or Site()
@@ -101,6 +104,7 @@ def run(
         "compute": slots.compute,
         "stop_at": stop_at,
         "storage": storage,
+        "lease": lease,
         "limits": None if limits is None else limits.to_json(),
         "name": name,
     }
@@ -131,10 +135,17 @@ def run(
                 stack.enter_context(_signals(engine))
                 witnesses = (*witnesses, shortages)
                 asked = functools.partial(_look, guard, looks, folder)
-                count = None if places is None else places.count
-                more = None if places is None else functools.partial(_more_for, request, stop_at)
-                key = stack.enter_context(bridge(engine, folder_of, settings, witnesses, asked, count, more))
-                _fit(key, slots, folder, on_cluster=places is not None)
+                if slots.processes > 1:
+                    ray_train.fit(engine, slots, folder, folder_of, settings, witnesses, asked)
+                else:
+                    count = None if places is None else places.count
+                    more = None if places is None else functools.partial(_more_for, request, stop_at)
+                    key = stack.enter_context(bridge(engine, folder_of, settings, witnesses, asked, count, more))
+                    _fit(key, slots, folder, on_cluster=places is not None)
+        except UnfitError as error:  # the cluster that was looked at just now
+            if guard is None:
+                raise
+            guard.give_up(str(error))
         except TunelabError:
             raise
         except (KeyboardInterrupt, SystemExit):  # while Ray started or ended; it answers SIGTERM with SystemExit itself
@@ -225,28 +236,31 @@ def _trial_name(trial: Any) -> str:
 def _signals(engine: Engine, *, at_once: bool = False) -> Iterator[None]:
     """The first SIGINT, SIGTERM or SIGHUP halts the engine, the second ends the process at once.
 
+    The second is the kernel's to carry out: Ray may be in a call of C for seconds, in which no handler of Python runs.
     With `at_once` the first raises KeyboardInterrupt too. A signal that is ignored, as under nohup, stays ignored.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
 
-    seen = 0
+    seen = False
 
     def stop(number: int, _frame: object) -> None:
         nonlocal seen
-        seen += 1
-        if seen > 1:
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
+        seen = True
+        for one in before:
+            signal.signal(one, signal.SIG_DFL)
         engine.halt(signal.Signals(number).name)
         if at_once:
             raise KeyboardInterrupt
 
     caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, stop) for number in caught if signal.getsignal(number) != signal.SIG_IGN}
+    before = {number: handler for number in caught if (handler := signal.getsignal(number)) != signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, stop)
     try:
         yield
     finally:
         for number, handler in before.items():
-            signal.signal(number, handler)
+            if at_once or not seen:  # else the second still ends it, while Ray is brought to its end
+                signal.signal(number, handler)

@@ -12,6 +12,7 @@ import os
 import shutil
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +27,7 @@ from tunelab.tuning.watchdog import Limits, describe
 
 HEAD = ("gcs_server", "raylet")
 _RENEWED = 5.0  # seconds between two looks at which processes are Ray's (our choice)
+_ATTEMPTS, _AGAIN = 4, 1.5  # times that a head is asked, and seconds between them, until it is gone (our choice)
 _OURS = "tunelab.tuning.ray_pieces"  # while it is being called, Ray waits for the engine
 _STATUS = 3
 
@@ -112,10 +114,21 @@ class RayWatch:
 
     def testify(self, number: int) -> Loss | None:
         """That Ray itself is gone, which halts the engine; None while it is not."""
-        self._check_head()
-        if self._cluster is not None and self._stage == "up" and (why := self._cluster.trouble()):
-            self._lose(why)
+        self.find_out()
         return Loss("lost", self.lost) if self.lost else None
+
+    def find_out(self) -> None:
+        """Gives Ray up if it is gone: a head that cannot be reached now is asked again for some seconds."""
+        self._check_head()
+        if self.lost or self._cluster is None or self._stage != "up":
+            return
+        for attempt in range(_ATTEMPTS):
+            if attempt:
+                time.sleep(_AGAIN)
+            why = self._cluster.trouble()
+            if not why:
+                return
+        self.lose(why)
 
     def look(self, watched: float) -> None:
         """Gives Ray up when it is gone or does not answer, and the process when that does not end; see `Looker`."""
@@ -136,12 +149,12 @@ class RayWatch:
         else:
             self._silent += watched
             if self._silent > self._limits.ray:
-                self._lose(f"Ray has not ended for {describe(self._silent)}")
+                self.lose(f"Ray has not ended for {describe(self._silent)}")
 
     def _check_head(self) -> None:
         for name, (pid, began) in self._head.items():
             if self._stage == "up" and started(pid) != began:
-                self._lose(f"Ray's process {name} is gone")
+                self.lose(f"Ray's process {name} is gone")
 
     def _check_cluster(self, watched: float) -> None:
         """Gives a cluster up whose head has not answered for a while; it may be started again meanwhile."""
@@ -152,9 +165,9 @@ class RayWatch:
             return
         self._apart += watched
         if self._apart > self._limits.head and (why := self._cluster.trouble()):
-            self._lose(why)
+            self.lose(why)
         elif self._apart > self._limits.ray:
-            self._lose(f"the cluster's head has not answered for {describe(self._apart)}")
+            self.lose(f"the cluster's head has not answered for {describe(self._apart)}")
 
     def _check_loop(self, watched: float) -> None:
         if self.questions != self._seen or self._engine_works():
@@ -162,7 +175,7 @@ class RayWatch:
             return
         self._silent += watched
         if self._silent > self._limits.ray:
-            self._lose(f"Ray has not answered for {describe(self._silent)}")
+            self.lose(f"Ray has not answered for {describe(self._silent)}")
 
     def _engine_works(self) -> bool:
         """True while Ray waits for what it asked the engine."""
@@ -173,10 +186,11 @@ class RayWatch:
             frame = frame.f_back
         return False
 
-    def _lose(self, why: str) -> None:
+    def lose(self, why: str) -> None:
+        """Gives Ray up."""
         if not self.lost:
             self.lost = why
-            tell(again=True)
+            tell(again="Ray was gone")
             self._engine.halt(why)
 
     def _find_processes(self) -> None:

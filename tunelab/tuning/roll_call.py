@@ -25,6 +25,8 @@ from typing import Any
 
 LEFT_OUT = ("analysis", "search_spaces")
 """Folders of an installed tunelab that no worker needs."""
+FAILED_START = "Initialization failure from server"
+"""What a head says whose process for a client did not start: of Ray 2.60 the first one does not, now and then."""
 
 
 def digest_of(package: Path) -> str:
@@ -58,6 +60,7 @@ def describe_node(packages: Sequence[str]) -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "python": platform.python_version(),
+        "executable": sys.executable,
         "versions": {name: _version(name) for name in packages},
         "tunelab": "" if folder is None else digest_of(folder),
         "tunelab_version": _version("tunelab"),
@@ -127,6 +130,9 @@ def call(
         from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 
         maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    from ray._private.authentication.authentication_token_setup import ensure_token_if_auth_enabled
+
+    ensure_token_if_auth_enabled(create_token_if_missing=False)  # without one, what comes next ends this process
     if "://" not in address:
         from ray._raylet import GcsClient  # type: ignore[attr-defined]  # compiled
 
@@ -176,6 +182,8 @@ def main() -> None:
 
     try:
         address = resolve(address)
+        import ray  # noqa: F401  # its import is not the cluster's to answer for
+
         threading.Thread(target=watch, daemon=True).start()
         auto = given["address"] == "auto"
         tell(call(address, given["packages"], given["patience"], connected, with_token=auto))

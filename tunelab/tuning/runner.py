@@ -18,6 +18,7 @@ from tunelab.data.cache import DataInfo
 from tunelab.errors import InputError
 from tunelab.files import is_vacant
 from tunelab.journal import Journal
+from tunelab.locations import folder as folder_of
 from tunelab.locations import parse
 from tunelab.space import SearchSpace
 from tunelab.stores.copies import fetch_to_go_on, note, require_new
@@ -182,7 +183,7 @@ def search(
     )
     earlier = find_studies(warm_start, runs_dir)
     options = from_json(SearchOptions, {**values, "warm_start": earlier, "base": base})
-    path = None if study is None else Path(study).expanduser()
+    path = None if study is None else folder_of(study, "study")
     try:
         site = Site(address, dashboard)
         return start_search(
@@ -219,7 +220,7 @@ def start_search(
         path, runs, stored = _in_folder(stored, path), stored, None
     if path is not None and not is_vacant(path, "study.json"):
         raise InputError(describe_taken(path))
-    folder = find_runs_dir(runs)
+    folder = folder_of(find_runs_dir(runs), "the folder of studies")
     if stored is not None:
         require_new(stored, None if path is None else path.name)
     site = survey(site or Site(), show_progress=show_progress)
@@ -231,7 +232,7 @@ def start_search(
             require_new(stored, path.name)
     if site.address is not None:
         asked: dict[str, Any] = {"mirrored": stored is not None, "show_progress": show_progress}
-        require_fit(site, path, options.data, info.fingerprint, ahead.needed.study, **asked)
+        require_fit(site, ahead.slots.device, path, options.data, info.fingerprint, ahead.needed.study, **asked)
     study = Study.create(
         path,
         {
@@ -330,7 +331,7 @@ def go_on(
     )
     if site.address is not None:
         asked: dict[str, Any] = {"mirrored": "storage" in study.info, "show_progress": show_progress}
-        require_fit(site, study.path, options.data, begun.info.fingerprint, **asked)
+        require_fit(site, slots.device, study.path, options.data, begun.info.fingerprint, **asked)
     counted = current(study.info, known)
     ended = sum(trial.status.ended for trial in counted if trial.repeat_of is None)
     if show_progress and ended < max(options.trials, len(proposed(counted))):

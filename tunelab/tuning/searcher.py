@@ -157,10 +157,7 @@ class OptunaSource:
         """The most promising candidate that is new; None where the model has nothing to say."""
         if self._model is None:
             return None
-        mine = trials  # always the same mapping, of which the model looks at what is new
-        if any(other in trials for other in self._history):
-            mine = {other: trial for other, trial in trials.items() if other not in self._history}
-        for found in self._model.candidates(number, mine, self._known) or ():
+        for found in self._model.candidates(number, trials, self._known) or ():  # which looks at what is new in them
             config = self._complete(found.config, number)
             if config_id(config) not in self._seen:
                 self._memory.start(number, found.params, found.distributions)

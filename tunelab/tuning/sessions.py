@@ -38,13 +38,15 @@ class Sessions:
 
     def __init__(self, study: str, folder_of: Callable[[int], Path], known: Collection[Trial] = ()) -> None:
         self._study, self._folder_of = study, folder_of
+        self._begun: set[int] = set()  # whose parameters are written
         for trial in known:
             if trial.status.ended and folder_of(trial.number).is_dir():  # people remove folders to have room
                 self.ended(trial)
 
     def started(self, trial: Trial) -> None:
         """Writes the parameters of a trial, once."""
-        self._write(trial, _STARTED, lambda: _start_of(trial, self._study))
+        if trial.number not in self._begun and self._write(trial, _STARTED, lambda: _start_of(trial, self._study)):
+            self._begun.add(trial.number)
 
     def reported(self, trial: Trial) -> None:
         """Nothing: the trial writes the numbers of its epochs itself."""
@@ -57,13 +59,16 @@ class Sessions:
         self.started(trial)
         self._write(trial, _ENDED, lambda: _end_of(trial))
 
-    def _write(self, trial: Trial, kind: str, content: Callable[[], Summary.Value]) -> None:
+    def _write(self, trial: Trial, kind: str, content: Callable[[], Summary.Value]) -> bool:
+        """True if it is there now."""
         from tunelab.training.telemetry import has_aside, write_aside  # 0.1 s, and not needed without telemetry
 
         folder = self._folder_of(trial.number) / "events"
         with contextlib.suppress(OSError):  # the record needs the disk too, and says so
             if not has_aside(folder, kind):
                 write_aside(folder, kind, [content()])
+            return True
+        return False
 
 
 def flat_params(trial: Trial) -> dict[str, bool | float | str]:

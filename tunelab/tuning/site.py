@@ -37,5 +37,5 @@ class Site:
             if lacking:
                 raise InputError(
                     f"--dashboard needs packages that are not installed ({', '.join(lacking)}): "
-                    'pip install "tunelab[dashboard]"'
+                    'python -m pip install "ray[default]"'
                 )

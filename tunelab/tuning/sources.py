@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from tunelab.config import TrialConfig
+from tunelab.config import TrialConfig, arch_id, to_json
 from tunelab.records import Trial, TrialStatus
 
 
@@ -23,12 +23,27 @@ class Proposal:
     origin: str
     split: int = 1
 
+    def as_trial(self, number: int) -> Trial:
+        """A trial of it that has not begun."""
+        return Trial(
+            number=number,
+            config=to_json(self.config),
+            params=dict(self.params),
+            stats=dict(self.stats),
+            arch_id=arch_id(self.config.arch),
+            origin=self.origin,
+            split=self.split,
+        )
+
 
 class Source(Protocol):
     """Where the engine gets configurations from, and whom it tells how they fared."""
 
     def propose(self, number: int, trials: Mapping[int, Trial]) -> Proposal:
-        """The configuration of trial `number`, in view of all trials so far."""
+        """The configuration of trial `number`, in view of all trials so far, but those that do not count any more.
+
+        `trials` is always the same mapping, to which trials are added.
+        """
 
     def adopt(self, trial: Trial) -> None:
         """Hears of a trial that it did not propose: a repeat."""

@@ -12,7 +12,7 @@ from tunelab.tuning.fleet import Fleet
 from tunelab.tuning.hardware import count_gpus, find_layouts, usable_cpus
 from tunelab.tuning.options import SearchOptions
 from tunelab.tuning.roll_call import processor_name
-from tunelab.tuning.slots import Slots
+from tunelab.tuning.slots import Slots, shares
 
 _MANY = 1_000_000
 
@@ -34,7 +34,7 @@ def find_cluster_slots(options: SearchOptions, fleet: Fleet) -> Slots:
         share = options.gpus_per_trial or 1.0
         if share > 1 and share != int(share):
             raise InputError(f"--gpus-per-trial {share:g} must be at most 1, or a whole number")
-        each = [int(node.cpus // max(1, int(node.gpus / share))) for node in on_gpus if node.gpus >= share]
+        each = [int(node.cpus // fits) for node in on_gpus if (fits := shares(node.gpus, share))]
         return spread(Slots(1, options.cpus_per_trial or max(1, min(each, default=1)), share, "cuda"), options, fleet)
     if options.gpus_per_trial is not None:
         raise InputError(f"--gpus-per-trial {options.gpus_per_trial:g}: there is no GPU to share; leave it out")
@@ -74,9 +74,14 @@ def spread(slots: Slots, options: SearchOptions, fleet: Fleet, needed: float = 0
 
 
 def is_like_here(fleet: Fleet, slots: Slots) -> bool:
-    """True if every node that carries a trial has the processors and GPUs of this machine: it speaks for them."""
-    here = (processor_name(), usable_cpus(), count_gpus())
-    return all((node.processor, int(node.cpus), int(node.gpus)) == here for node in fleet.working(slots))
+    """True if every node that carries a trial has the processors of this machine, which then speaks for them.
+
+    For trials on GPUs it must have as many of those, too.
+    """
+    here = (processor_name(), usable_cpus(), count_gpus() if slots.gpus else 0)
+    return all(
+        (node.processor, int(node.cpus), int(node.gpus) if slots.gpus else 0) == here for node in fleet.working(slots)
+    )
 
 
 def layouts_here(options: SearchOptions, fleet: Fleet) -> list[Slots]:
@@ -97,7 +102,7 @@ def layouts_here(options: SearchOptions, fleet: Fleet) -> list[Slots]:
         alone = dataclasses.replace(options, device=device, concurrent=None, trials=max(_MANY, options.trials))
         return find_layouts(alone)
     threads = min(usual.cpus, usable_cpus())
-    at_once = int(gpus / usual.gpus) if usual.gpus else usable_cpus() // threads
+    at_once = shares(gpus, usual.gpus) if usual.gpus else usable_cpus() // threads
     return [dataclasses.replace(usual, cpus=threads, concurrent=max(1, at_once), memory=None)]
 
 

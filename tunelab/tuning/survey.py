@@ -16,31 +16,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from tunelab.errors import InputError, TunelabError
+from tunelab.errors import InputError, TunelabError, UnfitError
 from tunelab.tuning.fleet import Fleet, Node
-from tunelab.tuning.ray_token import warning
-from tunelab.tuning.roll_call import describe_node, digest_of
+from tunelab.tuning.node_findings import LEAVE_OUT, NodeFinding, refusal
+from tunelab.tuning.node_versions import NEEDED, WANTED, judge_versions, requirements
+from tunelab.tuning.nodes import Versions
+from tunelab.tuning.ray_token import CLIENT, asks, warning
+from tunelab.tuning.roll_call import FAILED_START, describe_node, digest_of
 from tunelab.tuning.site import Site
 
-PACKAGES = (
-    "ray",
-    "torch",
-    "torchvision",
-    "numpy",
-    "pydantic",
-    "pillow",
-    "psutil",
-    "tensorboard",
-)
-"""What a worker cannot do without, beside tunelab."""
-_SAME = ("ray", "torch")
-"""Of these the nodes need the version that is here: results and checkpoints depend on them."""
+_PACKAGES = (*NEEDED, *WANTED)
 _KNOCK = 5.0  # seconds until a port answers at all; our choice
 _CONNECT = 20.0  # until a cluster does, with the start of a process on a busy machine; our choice
 _CLIENT = 60.0  # likewise, where the cluster starts a process for each Ray client first; our choice
 _NODES = 90.0  # until all its nodes do, each by a new process; our choice
 _GLANCE = 5.0  # where it does not matter what they say; our choice
 _JOB = 10  # times as long where a Ray job has an environment that each node must first make; our choice
+_SILENT = "ray client connection timeout"
+"""What Ray's client says of a head that refuses its token, too."""
 _ADDRESS = re.compile(r"(ray://)?(\[[0-9a-fA-F:]+\]|[^\s:/@]+):(\d{1,5})")
 _PROGRAM = "from tunelab.tuning.roll_call import main; main()"
 
@@ -52,7 +45,8 @@ def survey(site: Site, *, show_progress: bool = True) -> Site:
     So is a cluster that lets anybody in.
 
     Raises:
-        InputError: the address is none, nobody answers there, or a node that would train cannot.
+        InputError: the address is none, or nobody is let in there.
+        UnfitError: nobody answers there, or a node that would train cannot.
     """
     if site.address is None or site.fleet is not None:
         return site
@@ -60,7 +54,7 @@ def survey(site: Site, *, show_progress: bool = True) -> Site:
     if said := warning(found["address"]):
         print(said, file=sys.stderr)
     working = [told for told in found["nodes"] if told["Resources"].get("CPU")]
-    notes = check_nodes(working, _here())
+    notes = check_nodes(working, _here(), found["address"])
     if show_progress:
         for note in notes:
             print(f"note: {note}", file=sys.stderr)
@@ -71,7 +65,8 @@ def reach(site: Site) -> Site:
     """As `survey`, whatever the nodes are, and without waiting for those that do not answer.
 
     Raises:
-        InputError: the address is none, or nobody answers there.
+        InputError: the address is none, or nobody is let in there.
+        UnfitError: nobody answers there.
     """
     return site if site.address is None or site.fleet is not None else _known(site, _ask(site.address, _GLANCE))
 
@@ -82,31 +77,30 @@ def _known(site: Site, found: Mapping[str, Any]) -> Site:
     return dataclasses.replace(site, address=found["address"], fleet=fleet, token=found["token"])
 
 
-def check_nodes(nodes: Sequence[Mapping[str, Any]], here: Mapping[str, Any]) -> list[str]:
+def check_nodes(nodes: Sequence[Mapping[str, Any]], here: Mapping[str, Any], address: str) -> list[str]:
     """What is worth knowing of the nodes that would train, against this machine (`here`, as they tell it).
 
+    What is a warning alone is told when the nodes are visited (`tunelab.tuning.cluster_check`).
+
     Raises:
-        InputError: a node did not answer, lacks a package, or has another Python, Ray or torch; all such are named.
+        UnfitError: a node did not answer, lacks a package, or has another Python, Ray or torch; all such are named.
     """
-    unfit, notes = [], []
+    wanted, found = requirements(), []
     for told in nodes:
-        name = name_of(told)
         if "error" in told:
-            unfit.append(f"{name} runs no task ({told['error']})")
-            continue
-        unfit += [f"{name} {why}" for why in _unfit(told, here)]
-        notes += [f"{name} {what}" for what in _notes(told, here)]
-    if unfit:
-        raise InputError(f"not every node can train: {'; '.join(unfit)}")
+            said = f"it runs no task ({told['error']})"
+            found.append(NodeFinding(name_of(told), "answer", said, "error", f"start Ray there again, {LEAVE_OUT}"))
+        else:
+            found += judge_versions(name_of(told), _versions(told), _versions(here), wanted)
+    if any(one.verdict == "error" for one in found):
+        raise UnfitError(refusal(found, address))
     strangers = [name_of(told) for told in nodes if told["tunelab"] != here["tunelab"]]
-    if strangers:
-        absent = sum(not told["tunelab"] for told in nodes)
-        which = (
-            "no tunelab" if absent == len(strangers) else "another tunelab, or none" if absent else "another tunelab"
-        )
-        verb = "has" if len(strangers) == 1 else "have"
-        notes.append(f"{', '.join(strangers)} {verb} {which}: this one is sent along for the time of the search")
-    return notes
+    if not strangers:
+        return []
+    absent = sum(not told["tunelab"] for told in nodes)
+    which = "no tunelab" if absent == len(strangers) else "another tunelab, or none" if absent else "another tunelab"
+    verb = "has" if len(strangers) == 1 else "have"
+    return [f"{', '.join(strangers)} {verb} {which}: this one is sent along for the time of the search"]
 
 
 def name_of(told: Mapping[str, Any]) -> str:
@@ -115,37 +109,13 @@ def name_of(told: Mapping[str, Any]) -> str:
     return f"{told['NodeManagerAddress']} ({host})" if host else str(told["NodeManagerAddress"])
 
 
-def _unfit(told: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    found = []
-    if _minor(told["python"]) != _minor(here["python"]):
-        found.append(f"has Python {told['python']}, {here['python']} runs here: install {_minor(here['python'])} there")
-    missing = [name for name in PACKAGES if told["versions"].get(name) is None and here["versions"].get(name)]
-    if missing:
-        pinned = " ".join(f"{name}=={_public(here['versions'][name])}" for name in missing)
-        found.append(f"lacks {', '.join(missing)}: `pip install {pinned}` there")
-    for name in set(_SAME) - set(missing):
-        theirs, ours = told["versions"][name], here["versions"][name]
-        if _public(theirs) != _public(ours):
-            mend = f"`pip install {name}=={_public(ours)}` there, or {_public(theirs)} here"
-            found.append(f"has {name} {theirs}, {ours} is here: {mend}")
-    return found
-
-
-def _notes(told: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    theirs, ours = told["versions"], here["versions"]
-    others = [
-        f"{name} {theirs[name]} (here {ours[name]})"
-        for name in ("torch", "torchvision")
-        if theirs.get(name) and theirs[name] != ours[name]
-    ]
-    if told["python"] != here["python"]:
-        others.append(f"Python {told['python']} (here {here['python']})")
-    return [f"has {', '.join(others)}"] if others else []
+def _versions(told: Mapping[str, Any]) -> Versions:
+    return Versions(told["python"], told["executable"], told["versions"])
 
 
 def _here() -> dict[str, Any]:
     """This machine, as a node would tell of itself."""
-    return {**describe_node(PACKAGES), "tunelab": digest_of(Path(__file__).parents[1])}
+    return {**describe_node(_PACKAGES), "tunelab": digest_of(Path(__file__).parents[1])}
 
 
 def _node(told: Mapping[str, Any]) -> Node:
@@ -165,13 +135,33 @@ def _ask(address: str, patience: float = _NODES) -> dict[str, Any]:
     """What the cluster says, and its nodes within some seconds.
 
     Raises:
-        InputError: nobody answers, or not to us.
+        InputError: we are not let in.
+        UnfitError: nobody answers.
     """
     if address != "auto":
         _knock(address)
-    connect = _CLIENT if address.startswith("ray://") else _CONNECT
+    client = address.startswith(CLIENT)
+    if client and os.environ.get("RAY_AUTH_MODE") != "token" and asks(address):
+        raise _token_wanted(address)  # Ray's own client only waits then
+    found = _tell(address, patience)
+    if client and FAILED_START in found.get("said", ""):
+        found = _tell(address, patience)
+    if "error" not in found:
+        return found
+    unknown = client and _SILENT in found["said"] and asks(address)  # a token that is not the cluster's
+    error = "AuthenticationError" if unknown else found["error"]
+    raise explain(found["address"], error, found["said"], here=address == "auto")
+
+
+def _tell(address: str, patience: float) -> dict[str, Any]:
+    """What the program that asks a cluster tells of it, an error included.
+
+    Raises:
+        UnfitError: it does not end.
+    """
+    connect = _CLIENT if address.startswith(CLIENT) else _CONNECT
     longer = _JOB if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ else 1
-    given = {"address": address, "packages": PACKAGES, "connect": connect, "patience": patience * longer}
+    given = {"address": address, "packages": _PACKAGES, "connect": connect, "patience": patience * longer}
     try:
         asked = subprocess.run(
             [sys.executable, "-c", _PROGRAM],
@@ -182,14 +172,12 @@ def _ask(address: str, patience: float = _NODES) -> dict[str, Any]:
             env={**os.environ, "PYTHONPATH": _import_path()},
         )
     except subprocess.TimeoutExpired:
-        raise InputError(_nobody(address, "no answer")) from None
+        raise _nobody(address, "no answer") from None
     try:
         found: dict[str, Any] = json.loads(asked.stdout)
     except ValueError:
         said = " ".join(asked.stderr.split())[-300:]
         raise TunelabError(f"the cluster {address} cannot be asked: {said}") from None
-    if "error" in found:
-        raise InputError(explain(found["address"], found["error"], found["said"], here=address == "auto"))
     return found
 
 
@@ -203,7 +191,8 @@ def _knock(address: str) -> None:
     """Passes if something listens at an address.
 
     Raises:
-        InputError: it is no address, or nothing listens there.
+        InputError: it is no address.
+        UnfitError: nothing listens there.
     """
     match = _ADDRESS.fullmatch(address)
     if match is None or not 0 < int(match[3]) < 65536:
@@ -211,15 +200,15 @@ def _knock(address: str) -> None:
     try:
         socket.create_connection((match[2].strip("[]"), int(match[3])), timeout=_KNOCK).close()
     except OSError as error:
-        raise InputError(_nobody(address, error.strerror or str(error))) from error
+        raise _nobody(address, error.strerror or str(error)) from error
 
 
-def _nobody(address: str, why: str) -> str:
-    kind = "port of Ray clients, 10001 as a rule" if address.startswith("ray://") else "port of its GCS, 6379 as a rule"
-    return f"no Ray cluster answers at {address} ({why}); is its head up, and is this the {kind}?"
+def _nobody(address: str, why: str) -> UnfitError:
+    kind = "port of Ray clients, 10001 as a rule" if address.startswith(CLIENT) else "port of its GCS, 6379 as a rule"
+    return UnfitError(f"no Ray cluster answers at {address} ({why}); is its head up, and is this the {kind}?")
 
 
-def explain(address: str, error: str, said: str, *, here: bool) -> str:
+def explain(address: str, error: str, said: str, *, here: bool) -> InputError:
     """Why a cluster could not be joined, in one line with what mends it.
 
     Args:
@@ -229,22 +218,18 @@ def explain(address: str, error: str, said: str, *, here: bool) -> str:
         here: it was looked for on this machine.
     """
     if error == "AuthenticationError" or "InvalidAuthToken" in said or "AuthenticationError" in said:
-        return (
-            f"the cluster {address} wants its token: set RAY_AUTH_MODE=token and RAY_AUTH_TOKEN_PATH=FILE, which holds "
-            "the token of its head node (`ray get-auth-token` there tells it)"
-        )
+        return _token_wanted(address)
     if "ersion mismatch" in said:
         told = " ".join(said.split())
-        return f"the cluster {address} runs other versions than this machine, which must have the same: {told[:300]}"
+        what = f"the cluster {address} runs other versions than this machine, which must have the same"
+        return InputError(f"{what}: {told[:300]}")
     if error == "ValueError" and here:
-        return f"--address auto: {said.strip()}"
+        return UnfitError(f"--address auto: {said.strip()}")
     return _nobody(address, " ".join(said.split())[:200] or error)
 
 
-def _minor(python: str) -> str:
-    return ".".join(python.split(".")[:2])
-
-
-def _public(version: str) -> str:
-    """A version without its local part, such as +cpu."""
-    return version.partition("+")[0]
+def _token_wanted(address: str) -> InputError:
+    return InputError(
+        f"the cluster {address} wants its token: set RAY_AUTH_MODE=token, and have the token of its head node (`ray "
+        "get-auth-token` there tells it) in ~/.ray/auth_token, or in a file that RAY_AUTH_TOKEN_PATH names"
+    )

@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from tunelab.capacity import count_kills, describe_size
+from tunelab.capacity import describe_size, find_kill_count, read_kill_count
 from tunelab.records import Trial
 from tunelab.tuning.losses import Loss
-from tunelab.tuning.memory_guard import forget_word, read_word
+from tunelab.tuning.memory_guard import Word, forget_word, read_word
 
 
 class Kernel(Protocol):
@@ -34,6 +34,7 @@ class Kills:
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
+        self._file: Path | None = None  # that tells the count; to find it takes longer than to read it
         self._kills: dict[int, int] = {}  # when a trial was last heard of
 
     def note(self, number: int) -> None:
@@ -53,7 +54,11 @@ class Kills:
         return True
 
     def _count(self) -> int:
-        return count_kills(self._root, anywhere=True) or 0
+        found = None if self._file is None else read_kill_count(self._file)
+        if found is None:
+            self._file = find_kill_count(self._root, anywhere=True)
+            found = None if self._file is None else read_kill_count(self._file)
+        return found or 0
 
 
 class MemoryWitness:
@@ -65,11 +70,18 @@ class MemoryWitness:
     Args:
         folder_of: from a trial's number to its folder.
         kernel: that of the machine where trials run; None: of this one.
+        elsewhere: gives what a trial's process wrote on a machine that does not see its folder, once.
     """
 
-    def __init__(self, folder_of: Callable[[int], Path], kernel: Kernel | None = None) -> None:
+    def __init__(
+        self,
+        folder_of: Callable[[int], Path],
+        kernel: Kernel | None = None,
+        elsewhere: Callable[[int], Word | None] = lambda number: None,
+    ) -> None:
         self._folder_of = folder_of
         self._kernel: Kernel = kernel or Kills()
+        self._elsewhere = elsewhere
 
     def started(self, trial: Trial) -> None:
         """A trial was handed out."""
@@ -92,6 +104,7 @@ class MemoryWitness:
         folder = self._folder_of(number)
         word = read_word(folder)
         forget_word(folder)
+        word = self._elsewhere(number) if word is None else word
         if word is not None and word.number != number:  # a folder that was copied
             word = None
         if word is not None and word.ended:

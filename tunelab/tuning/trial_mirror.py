@@ -16,9 +16,11 @@ from pathlib import Path
 
 import psutil
 
+from tunelab.credentials import hide
 from tunelab.errors import InputError
 from tunelab.files import cache_root
 from tunelab.liveness import this_boot
+from tunelab.stores.lease import WorkersLease
 from tunelab.stores.store import Store, StoreError
 from tunelab.stores.trials import CHECKPOINT, TrialCopy
 from tunelab.training import checkpoint
@@ -68,13 +70,16 @@ class TrialMirror:
         storage: the place of the study in its store.
         folder: of the trial, on this machine.
         tell: takes a line about what did not work.
+        lease: the nonce of the driver's lease; when that is another's, nothing more is written.
     """
 
-    def __init__(self, storage: str, folder: Path, tell: Callable[[str], None]) -> None:
+    def __init__(self, storage: str, folder: Path, tell: Callable[[str], None], lease: str) -> None:
         self.folder = folder
         self._passing = is_passing(folder)
         self._tell = tell
-        self._copy = TrialCopy(Store.open(storage).child("trials").child(folder.name), folder)
+        store = Store.open(storage)
+        guarded = store.guarded(WorkersLease(store, lease).require)
+        self._copy = TrialCopy(guarded.child("trials").child(folder.name), folder)
         self._asked = threading.Event()
         self._ending = threading.Event()
         self._thread: threading.Thread | None = None
@@ -136,6 +141,10 @@ class TrialMirror:
             self._tell(f"the store did not take this trial's files: {error}")
         except OSError as error:
             self._tell(f"this trial's files could not be copied to the store: {error.strerror or error}")
+        except Exception as error:  # whatever it is, the thread goes on: it is the trial's only one
+            self._tell(
+                f"this trial's files could not be copied to the store: {type(error).__name__}: {hide(str(error))}"
+            )
         else:
             self._events_at = now if with_events else self._events_at
             if last and self._passing:

@@ -30,6 +30,7 @@ from tunelab.errors import DivergedError, InputError, OutOfTimeError
 from tunelab.files import NO_ROOM, make_private
 from tunelab.foreign import borrow
 from tunelab.records import EpochMetrics, Finding, TrialStatus
+from tunelab.training.group import ALONE
 from tunelab.training.health import Health
 from tunelab.training.loop import Trainer
 from tunelab.training.pulse import Phase, Pulse, beat_path
@@ -37,7 +38,7 @@ from tunelab.training.saver import Room
 from tunelab.training.shortage import describe_shortage, has_room, is_shortage, release
 from tunelab.training.verdicts import NOT_FINITE
 from tunelab.tuning.memory_guard import Limits, MemoryGuard, NodeLimits, Word, end_process
-from tunelab.tuning.outpost import beats_folder
+from tunelab.tuning.outpost import beats_folder, word_folder
 from tunelab.tuning.quota import RAY_MIB
 from tunelab.tuning.trial_mirror import TrialMirror, home_of, is_passing
 
@@ -58,8 +59,10 @@ class TrialWorker(tune.Trainable):
     as `Pulse` takes them; without it there are none; `limits`, the JSON of the `Limits` of its memory, or of
     `NodeLimits`, or None; `fewer`, whether there are fewer trials beside it than usual; `code`, on a cluster, the JSON
     of what `tunelab.foreign.lend` gives for its network; `name`, which comes before the number in the name of a trial;
-    `storage`, the place of the study in its store, if it has one.
+    `storage`, the place of the study in its store, if it has one, and `lease`, the nonce of the driver's lease there.
     """
+
+    _group = ALONE
 
     def setup(self, config: dict[str, Any]) -> None:
         """Takes a configuration; the work begins in `step`, where a failure can be told."""
@@ -74,7 +77,8 @@ class TrialWorker(tune.Trainable):
         self._unsaved: OSError | None = None
         self._untold: deque[EpochMetrics] = deque()
         limits = None if config["limits"] is None else _find_limits(config["limits"])
-        _GUARD.watch(config["number"], Path(config["folder"]), limits, fewer=config["fewer"])
+        self._words = self._find_words()
+        _GUARD.watch(config["number"], self._words, limits, fewer=config["fewer"])
 
     def __repr__(self) -> str:
         """What Ray's dashboard calls the process for good: by the trial that it began with, of several one by one."""
@@ -90,6 +94,14 @@ class TrialWorker(tune.Trainable):
         storage = config.get("storage")
         return str(home_of(Path(config["folder"]), storage)) if storage else str(config["folder"])
 
+    def _find_words(self) -> Path:
+        """Where this process writes of its memory: the trial's folder, or, if the driver cannot see it, the beats'."""
+        folder, beats = Path(self._config["folder"]), self._config.get("beats")
+        if beats is not None and is_passing(folder):
+            with contextlib.suppress(OSError):
+                return word_folder(beats_folder(beats), self._config["number"])
+        return folder
+
     def _begin_mirror(self) -> None:
         """Brings what there is of the trial to this machine."""
         storage = self._config.get("storage")
@@ -99,7 +111,7 @@ class TrialWorker(tune.Trainable):
                 if earlier.folder == folder:  # this trial was lost and comes again
                     earlier.wait(_LAST_COPY)
             try:
-                self._mirror = TrialMirror(storage, folder, tell=notes.append)
+                self._mirror = TrialMirror(storage, folder, notes.append, self._config["lease"])
             except InputError as error:  # a package that this machine lacks, say
                 if is_passing(folder):  # nothing of the trial would remain
                     raise
@@ -196,7 +208,7 @@ class TrialWorker(tune.Trainable):
         release()
         if self._config["device"].startswith("cuda") or not has_room():
             number, process = self._config["number"], os.getpid()
-            end_process(folder, Word(number, process, held_mib(process) or 0.0, 0.0, ended=True, why=why))
+            end_process(self._words, Word(number, process, held_mib(process) or 0.0, 0.0, ended=True, why=why))
         return {"lost": {"cause": "memory", "why": why}}
 
     def _next_report(self) -> dict[str, Any]:
@@ -269,6 +281,7 @@ class TrialWorker(tune.Trainable):
             observers=(self._health,),
             room=Room(_PATIENCE, self._wait_for_room),
             pulse=self._pulse,
+            group=self._group,
         )
         if trainer.resume():
             known = self._config["known_epochs"]
