@@ -126,7 +126,7 @@ class RayNodes:
             "RAY_AUTH_MODE": "token",
             "RAY_AUTH_TOKEN_PATH": str(self.token),
             "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_CLIENT_SERVER_CHECK_CHANNEL_TIMEOUT_S": "180",  # Ray's own, 30, is too little on a busy machine
+            "GRPC_ENABLE_FORK_SUPPORT": "0",  # with it, a head's processes for clients end as they start, now and then
             **more,
         }
 

@@ -13,7 +13,7 @@ from tunelab.errors import UnfitError
 from tunelab.tuning import ray_cluster
 from tunelab.tuning.ray_cluster import JOB, Places, joined, runtime_env
 from tunelab.tuning.ray_home import SETTINGS
-from tunelab.tuning.roll_call import FAILED_START
+from tunelab.tuning.roll_call import FAILED_START, TRIES
 from tunelab.tuning.site import Site
 from tunelab.tuning.slots import Slots
 
@@ -73,7 +73,7 @@ def test_a_client_that_its_head_did_not_start_is_tried_again(monkeypatch: pytest
         joined(Site("head:1")),
     ):
         pass
-    answers[:] = [ConnectionAbortedError(FAILED_START)] * 2
+    answers[:] = [ConnectionAbortedError(FAILED_START)] * TRIES
     with pytest.raises(UnfitError, match=FAILED_START), joined(Site("head:1")):
         pass
 

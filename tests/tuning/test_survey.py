@@ -16,7 +16,7 @@ from tunelab.errors import InputError, UnfitError
 from tunelab.tuning import roll_call, survey
 from tunelab.tuning.fleet import Fleet
 from tunelab.tuning.node_versions import requirements
-from tunelab.tuning.roll_call import describe_node, digest_of
+from tunelab.tuning.roll_call import FAILED_START, describe_node, digest_of
 from tunelab.tuning.site import Site
 
 VERSIONS: dict[str, str | None] = dict.fromkeys(requirements(), "999")
@@ -172,9 +172,38 @@ def test_a_client_whose_process_did_not_start_is_tried_again(monkeypatch: pytest
     monkeypatch.setattr(survey, "asks", lambda _address: False)
     monkeypatch.setattr(survey, "_tell", lambda address, _patience: {"address": address, **answers.pop()})
     assert survey.reach(Site(f"ray://{taken}")).fleet == Fleet(())
-    answers += [failed, failed]
+    answers += [failed] * roll_call.TRIES
     with pytest.raises(InputError, match=r"no Ray cluster answers.*Initialization failure from server"):
         survey.reach(Site(f"ray://{taken}"))
+
+
+def test_a_client_whose_farewell_takes_long_is_given_up_at_once(tmp_path: Path) -> None:
+    """Ray raises, and before that leaves its block it waits for streams that the head keeps open."""
+    (tmp_path / "ray").mkdir()
+    (tmp_path / "ray" / "__init__.py").write_text(
+        "import time\n\n\ndef init(**_given):\n    try:\n"
+        f"        raise ConnectionAbortedError('{FAILED_START}: gone')\n"
+        "    except Exception:\n        time.sleep(200)\n        raise\n"
+    )
+    (tmp_path / "authentication_token_setup.py").write_text("def ensure_token_if_auth_enabled(**_given): pass\n")
+    program = (
+        "import sys, authentication_token_setup as setup\n"
+        "sys.modules['ray._private.authentication.authentication_token_setup'] = setup\n"
+        "sys.modules['ray.util'] = sys.modules['ray.util.scheduling_strategies'] = setup\n"
+        "setup.NodeAffinitySchedulingStrategy = None\n" + survey._PROGRAM
+    )
+    given = {"address": "ray://head:1", "packages": [], "connect": 150.0, "patience": 1.0}
+    path = os.pathsep.join([str(tmp_path), str(Path(survey.__file__).parents[2])])
+    told = subprocess.run(
+        [sys.executable, "-c", program],
+        input=json.dumps(given),
+        env={**os.environ, "PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    found = json.loads(told.stdout)
+    assert found == {"error": "ConnectionAbortedError", "said": f"{FAILED_START}: gone", "address": "ray://head:1"}
 
 
 def test_auto_is_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:

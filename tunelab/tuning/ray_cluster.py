@@ -15,7 +15,7 @@ from typing import Any
 from tunelab.errors import TunelabError, UnfitError
 from tunelab.tuning.fleet import Fleet, fleet_of
 from tunelab.tuning.ray_home import SETTINGS, Ports, first_line, settings, variables
-from tunelab.tuning.roll_call import FAILED_START, LEFT_OUT
+from tunelab.tuning.roll_call import FAILED_START, LEFT_OUT, TRIES
 from tunelab.tuning.site import Site
 from tunelab.tuning.slots import Slots
 
@@ -50,14 +50,14 @@ def joined(site: Site) -> Iterator[Ports]:
         stack.callback(forget_token)
         stack.enter_context(variables(_variables(site)))
         forget_token()  # an earlier Ray of this process had one of its own
-        for last in (False, True):
+        for again in reversed(range(TRIES)):
             try:
                 found = ray.init(
                     address=site.address, log_to_driver=False, logging_level=logging.WARNING, runtime_env=wanted
                 )
                 break
             except Exception as error:
-                if last or FAILED_START not in str(error):
+                if not again or FAILED_START not in str(error):
                     raise UnfitError(f"the cluster {site.address} does not answer: {first_line(error)}") from error
         stack.callback(ray.shutdown)
         yield Ports(found.dashboard_url or "", "")

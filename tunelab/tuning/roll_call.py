@@ -26,7 +26,14 @@ from typing import Any
 LEFT_OUT = ("analysis", "search_spaces")
 """Folders of an installed tunelab that no worker needs."""
 FAILED_START = "Initialization failure from server"
-"""What a head says whose process for a client did not start: of Ray 2.60 the first one does not, now and then."""
+"""What a head says whose process for a client did not start.
+
+Of Ray 2.60 about every fifth does not where the head has a dashboard: it ends in gRPC's own handlers of fork(), which
+GRPC_ENABLE_FORK_SUPPORT=0 on the head leaves out.
+"""
+_GLANCE = 0.5  # seconds between two looks at whether the cluster has answered; our choice
+TRIES = 4
+"""How often a client tries to join: with a fifth of all starts failing, one of 600 does not (our choice)."""
 
 
 def digest_of(package: Path) -> str:
@@ -162,6 +169,13 @@ def call(
     return {"nodes": told, "token": os.environ.get("RAY_AUTH_MODE", "")}
 
 
+def _handled(thread: threading.Thread) -> str:
+    """What the error says that a thread handles just now; "" if none."""
+    found: Any = sys._current_exceptions().get(thread.ident or 0)
+    error = found[1] if isinstance(found, tuple) else found  # a tuple until Python 3.11
+    return str(error or "")
+
+
 def main() -> None:
     """Reads the arguments of `call` as JSON from standard input, and writes what it gives, or an error, as JSON.
 
@@ -177,8 +191,12 @@ def main() -> None:
         os._exit(0)  # Ray's own farewell takes seconds, and what is asked for has been told
 
     def watch() -> None:
-        if not connected.wait(given["connect"]):
-            tell({"error": "TimeoutError", "said": f"no answer within {given['connect']:g} s"})
+        ends = time.monotonic() + given["connect"]
+        while not connected.wait(_GLANCE):
+            if FAILED_START in (said := _handled(threading.main_thread())):  # then Ray says farewell for 30 s or more
+                tell({"error": "ConnectionAbortedError", "said": said})
+            if time.monotonic() > ends:
+                tell({"error": "TimeoutError", "said": f"no answer within {given['connect']:g} s"})
 
     try:
         address = resolve(address)

@@ -22,7 +22,7 @@ from tunelab.tuning.node_findings import LEAVE_OUT, NodeFinding, refusal
 from tunelab.tuning.node_versions import NEEDED, WANTED, judge_versions, requirements
 from tunelab.tuning.nodes import Versions
 from tunelab.tuning.ray_token import CLIENT, asks, warning
-from tunelab.tuning.roll_call import FAILED_START, describe_node, digest_of
+from tunelab.tuning.roll_call import FAILED_START, TRIES, describe_node, digest_of
 from tunelab.tuning.site import Site
 
 _PACKAGES = (*NEEDED, *WANTED)
@@ -143,9 +143,10 @@ def _ask(address: str, patience: float = _NODES) -> dict[str, Any]:
     client = address.startswith(CLIENT)
     if client and os.environ.get("RAY_AUTH_MODE") != "token" and asks(address):
         raise _token_wanted(address)  # Ray's own client only waits then
-    found = _tell(address, patience)
-    if client and FAILED_START in found.get("said", ""):
+    for _ in range(TRIES if client else 1):
         found = _tell(address, patience)
+        if FAILED_START not in found.get("said", ""):
+            break
     if "error" not in found:
         return found
     unknown = client and _SILENT in found["said"] and asks(address)  # a token that is not the cluster's
