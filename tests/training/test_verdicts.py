@@ -252,6 +252,10 @@ def test_gradients_that_vanish_or_explode() -> None:
     assert names(case(signs(1), relative(1e-8, 1e-4, 0.1), epoch=LEARNS)) == []
     assert names(case(signs(1), relative(EXPLODED, 1.0, 1.0))) == ["exploding gradients"]
     assert names(case(signs(1), relative(EXPLODED * 0.9, 1.0, 1.0))) == []
+    large, usual = relative(EXPLODED, 1.0, 1.0), relative(1.0, 1.0, 1.0)
+    assert names(case(signs(1), large, usual)) == [], "in one step alone, as of deep networks with norms"
+    given = case(signs(1), usual, large, relative(math.nan, 1.0, 1.0), broke_off="the loss became nan")
+    assert "exploding gradients" in names(given)
 
 
 def test_a_loss_far_above_that_of_guessing() -> None:

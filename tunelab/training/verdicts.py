@@ -37,7 +37,8 @@ SMALL_MOVE = 1e-3
 VANISHED = 1e-6
 """A layer's relative gradient as a share of the largest one, below which it has vanished; our choice."""
 EXPLODED = 1000.0
-"""The norm of all gradients together from which they explode; our choice: 1 to 10 is usual at the start."""
+"""The norm of all gradients together from which they explode, if it stays; our choice: 1 to 10 is usual at the start,
+hundreds in deep networks with norms (Yang et al. 2019, 1902.08129)."""
 _VANISHED_LAYERS = 0.25  # the share of layers, the first among them: a dead part beside others is something else
 _SEEN_TO_MOVE = 1e-5  # of a weight: a smaller step is lost in the rounding of float32
 _CUT_LOOKS = 2  # at a layer that ran without any gradient before it is called cut; our choice
@@ -285,7 +286,8 @@ def _exploding(case: Case) -> Iterator[Finding]:
     if not case.stuck:
         return
     norms = [(math.hypot(*(layer.gradient or 0.0 for layer in signs.layers)), signs) for signs in case.signs]
-    norm, at = max(norms, key=lambda one: -1.0 if math.isnan(one[0]) else one[0])
+    numbers = [one for one in norms if not math.isnan(one[0])]
+    norm, at = (numbers or norms)[-1]  # that of deep networks with norms is large in some step now and then
     if norm >= EXPLODED:
         layer = max(at.layers, key=lambda one: one.gradient or 0.0)
         evidence: dict[str, float | str] = {"gradient_norm": norm, "of_the_layer": layer.gradient or 0.0}
