@@ -12,6 +12,7 @@ import json
 import os
 import random
 import secrets
+import select
 import shutil
 import signal
 import socket
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import time
 import uuid
+import weakref
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -36,13 +38,15 @@ _PORTS = range(24_001, 32_768)  # below those that the kernel gives to connectio
 _ALIVE = """
 import sys
 from ray._raylet import GcsClient
-client = GcsClient(address=sys.argv[1])
-nodes = client.get_all_node_info().values()
-print(*(node.temp_dir for node in nodes if node.state == 0), sep="\\n")
+for _ in sys.stdin:
+    nodes = GcsClient(address=sys.argv[1]).get_all_node_info().values()
+    print(*(node.temp_dir for node in nodes if node.state == 0), flush=True)
 """
 
 
 _CLAIMS: list[socket.socket] = []
+_KERNEL = 2  # the process whose children are the kernel's
+_OTHERS: dict[tuple[str, str], weakref.WeakSet[psutil.Process]] = {}  # that have no such mark, which all inherit
 
 
 @dataclass
@@ -105,6 +109,7 @@ class RayNodes:
         self.client = f"ray://127.0.0.1:{self._ports['client']}" if client else ""
         self.nodes: list[Node] = []
         self._started: list[subprocess.Popen[str]] = []
+        self._asked: subprocess.Popen[str] | None = None
         try:
             self._start_head(cpus if head_cpus is None else head_cpus)
             for _ in range(nodes - 1):
@@ -172,14 +177,22 @@ class RayNodes:
 
     def _alive(self) -> list[str]:
         """The folders of the nodes that the cluster takes for alive."""
-        command = [*self._enter(0), sys.executable, "-c", _ALIVE, self.address]
-        try:
-            asked = subprocess.run(
-                command, env=self.environment(), capture_output=True, text=True, timeout=_ANSWERS, check=True
-            )
-        except (subprocess.TimeoutExpired, subprocess.CalledProcessError):  # of a head that starts, or is gone
-            return []
-        return asked.stdout.split()
+        if self._asked is None:
+            command = [*self._enter(0), sys.executable, "-c", _ALIVE, self.address]
+            self._asked = launch(command, self.environment(), subprocess.PIPE)
+            self._started.append(self._asked)
+        asked = self._asked
+        assert asked.stdin is not None
+        assert asked.stdout is not None
+        with contextlib.suppress(BrokenPipeError):
+            asked.stdin.write("\n")
+            asked.stdin.flush()
+        answered, _, _ = select.select([asked.stdout], [], [], _ANSWERS)
+        told = asked.stdout.readline() if answered else ""
+        if not told:  # of a head that starts, or is gone
+            asked.kill()
+            self._asked = None
+        return told.split()
 
     def start(self, *arguments: str, before: str = "", **more: str) -> subprocess.Popen[str]:
         """Starts a command of tunelab in a session of its own, after the lines of Python in `before`."""
@@ -278,13 +291,15 @@ def command_line(before: str = "") -> list[str]:
     return [sys.executable, "-c", f"{before}\nimport sys\nfrom tunelab.cli import run\nsys.exit(run(sys.argv[1:]))"]
 
 
-def launch(command: Sequence[str], environment: Mapping[str, str]) -> subprocess.Popen[str]:
+def launch(
+    command: Sequence[str], environment: Mapping[str, str], stdin: int = subprocess.DEVNULL
+) -> subprocess.Popen[str]:
     """Starts a program in a session of its own, whose words can be read."""
     pipe = subprocess.PIPE
     return subprocess.Popen(
         command,
         env=environment,
-        stdin=subprocess.DEVNULL,
+        stdin=stdin,
         stdout=pipe,
         stderr=pipe,
         text=True,
@@ -308,8 +323,16 @@ def trained(log: Path, what: str) -> Counter[tuple[int, int]]:
 
 def is_marked(process: psutil.Process, name: str, mark: str, words: tuple[str, ...] = ()) -> bool:
     """True if it runs and has the variable `name` with this mark; with one of `words` in its command."""
+    others = _OTHERS.setdefault((name, mark), weakref.WeakSet())
+    if process in others:
+        return False
     try:
-        if process.status() == psutil.STATUS_ZOMBIE or process.environ().get(name) != mark:
+        if process.status() == psutil.STATUS_ZOMBIE:
+            return False
+        environment = {"of": "the kernel"} if process.ppid() == _KERNEL else process.environ()
+        if environment.get(name) != mark:
+            if environment:  # it may have none yet while it starts
+                others.add(process)
             return False
         line = " ".join(process.cmdline()[:3])
         return not words or any(word in line for word in words)
