@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -95,7 +96,7 @@ def test_a_search_is_killed_and_loses_nothing(cache_dir: Path) -> None:
         finally:
             process.kill()
             process.communicate()
-        assert said.startswith("search 0: 3 trials, ") or said.startswith("search 0: 4 trials, ")
+        assert re.match(r"search 0: [3-9] trials, ", said)  # those asked for, and their repeats
         assert "nothing lost" in said
         assert process.returncode == 130, err
         lines = [line.split(maxsplit=1) for line in out.splitlines()]
