@@ -133,7 +133,7 @@ def test_a_place_must_be_short_and_one_that_can_be_written(
 WITH_RAY = """
 import json, os, stat, subprocess, sys
 from pathlib import Path
-import ray
+import psutil, ray
 from tunelab.tuning import ray_home
 from tunelab.tuning.slots import Slots
 
@@ -161,6 +161,8 @@ with ray_home.private_folder() as folder:
         told["modes"] = [stat.S_IMODE(path.stat().st_mode) for path in (folder, token)]
         told["dashboard"] = ray._private.worker._global_node.webui_url
         told["programs"] = sorted(ray._private.worker._global_node.all_processes)
+        lines = [" ".join(one.cmdline()[:2]) for one in psutil.Process().children(recursive=True)]
+        told["workers"] = [line for line in lines if "default_worker.py" in line or "ray::IDLE" in line]
 Path(sys.argv[1]).write_text(json.dumps(told))
 """
 
@@ -181,6 +183,7 @@ def test_nobody_else_reaches_a_ray_that_was_started(tmp_path: Path) -> None:
     assert found["modes"] == [0o700, 0o600]
     assert not found["dashboard"]
     assert found["programs"] == ["gcs_server", "raylet"], "none that only a dashboard needs"
+    assert found["workers"] == [], "none that no trial is given"
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])

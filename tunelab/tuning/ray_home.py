@@ -42,6 +42,7 @@ SETTINGS = {
     "RAY_TRAIN_METRICS_ENABLED": "0",
     "RAY_TRAIN_V2_ENABLED": "1",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "600",  # Ray's own, 60, is too little on a busy machine
+    "RAY_prestart_worker_first_driver": "0",  # else one starts for each processor, and no trial is given it
     "RAY_worker_niceness": "0",  # Ray's own, 15, lets anything else that runs take the trials' time from them
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
