@@ -4,6 +4,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -345,3 +346,18 @@ def test_ids_and_seeds_are_the_same_in_every_process() -> None:
 def test_errors_say_how_a_command_ends() -> None:
     assert (TunelabError.exit_status, InputError.exit_status, RefusedError.exit_status) == (1, 2, 2)
     assert issubclass(InputError, ValueError)
+
+
+def test_ctrl_c_while_a_configuration_is_written_stays_ctrl_c() -> None:
+    def interrupt(frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call" and frame.f_code.co_name == "_as_before":
+            raise KeyboardInterrupt
+
+    config = TrainConfig()
+    before = sys.getprofile()
+    sys.setprofile(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            to_json(config)
+    finally:
+        sys.setprofile(before)

@@ -24,6 +24,7 @@ from pydantic import (
     model_serializer,
 )
 from pydantic.dataclasses import dataclass
+from pydantic_core import PydanticSerializationError
 
 from tunelab.errors import InputError, brief
 
@@ -339,7 +340,12 @@ def _adapter(kind: type[Any]) -> TypeAdapter[Any]:
 
 def to_json(config: Any) -> dict[str, Any]:
     """A configuration as plain JSON values."""
-    plain: dict[str, Any] = _adapter(type(config)).dump_python(config, mode="json")
+    try:
+        plain: dict[str, Any] = _adapter(type(config)).dump_python(config, mode="json")
+    except PydanticSerializationError as error:
+        if isinstance(error.__cause__, KeyboardInterrupt):  # Ctrl-C just now, which pydantic makes an error of
+            raise error.__cause__ from None
+        raise
     return plain
 
 

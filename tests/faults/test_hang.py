@@ -78,7 +78,7 @@ def test_without_its_head_the_search_pauses(fault: Fault, name: str) -> None:
     last = err.strip().splitlines()[-1]
     assert f"Ray's process {name} is gone" in last
     assert f"`tunelab resume {fault.study}`" in last
-    assert all(not trial.retries for trial in fault.trials())
+    assert [retry for trial in fault.trials() for retry in trial.retries] == []
     fault.kills += 1
     fault.order()
     fault.resume()
