@@ -57,7 +57,7 @@ def test_trials_that_hang_are_ended_and_retried_once(fault: Fault) -> None:
 def test_a_trial_that_takes_too_long_is_ended(fault: Fault) -> None:
     """Steps go on, but it never ends: twice it takes longer than it may."""
     fault.order({"do": "sleep", "seconds": 8, "trial": 0})
-    fault.search("--trial-timeout", "15s", trials=2, epochs=6, **limits())
+    fault.search("--trial-timeout", "15s", trials=2, epochs=6, **limits(pause=300.0))
     fault.end(0, 200)
     slow, quick = fault.trials()
     assert slow.status is TrialStatus.FAILED
@@ -70,7 +70,7 @@ def test_a_trial_that_takes_too_long_is_ended(fault: Fault) -> None:
 def test_without_its_head_the_search_pauses(fault: Fault, name: str) -> None:
     """Nobody is retried for it, one line says how to go on, and that works."""
     fault.order({"do": "sleep", "seconds": 0.3})
-    fault.search(trials=3, epochs=6, concurrent=1, **limits())
+    fault.search(trials=3, epochs=6, concurrent=1, **limits(pause=300.0))
     fault.wait_until(lambda: fault.results() >= 3)
     (head,) = [process for process in fault.machine.processes(f"/{name}") if process.name() == name]
     os.kill(head.pid, signal.SIGKILL)
