@@ -179,7 +179,7 @@ class RayNodes:
         """The folders of the nodes that the cluster takes for alive."""
         if self._asked is None:
             command = [*self._enter(0), sys.executable, "-c", _ALIVE, self.address]
-            self._asked = launch(command, self.environment(), subprocess.PIPE)
+            self._asked = launch(command, self.environment(**{NODE: "asks"}), subprocess.PIPE)  # no command of a test
             self._started.append(self._asked)
         asked = self._asked
         assert asked.stdin is not None
@@ -203,7 +203,7 @@ class RayNodes:
         self._started.append(launch([*self._enter(0), *command], self.environment(**more)))
         return self._started[-1]
 
-    def wait_until(self, condition: Callable[[], object], seconds: float = 120) -> None:
+    def wait_until(self, condition: Callable[[], object], seconds: float = 300) -> None:
         """Waits while all nodes run."""
         end = time.monotonic() + seconds
         while not condition():

@@ -17,7 +17,7 @@ SLOW_TO_IMPORT = {"matplotlib", "optuna", "pandas", "ray", "sklearn", "tensorboa
 def loaded_by(code: str, cwd: Path) -> set[str]:
     """The slow packages that a fresh interpreter holds after running `code`."""
     script = f"{code}\nimport sys\nprint(*({SLOW_TO_IMPORT!r} & sys.modules.keys()))"
-    done = subprocess.run([sys.executable, "-c", script], cwd=cwd, capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", script], cwd=cwd, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return set(done.stdout.split())
 

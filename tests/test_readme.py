@@ -53,7 +53,7 @@ def test_each_command_for_newcomers_is_one_line(name: str) -> None:
 @pytest.mark.parametrize("name", COMMANDS)
 def test_ci_takes_the_commands_out_of_the_text(name: str) -> None:
     done = subprocess.run(
-        ["bash", str(ROOT / ".ci" / "run"), "--print", name], capture_output=True, text=True, timeout=60
+        ["bash", str(ROOT / ".ci" / "run"), "--print", name], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines() == marked_block(f"ci: {name}")
@@ -61,7 +61,7 @@ def test_ci_takes_the_commands_out_of_the_text(name: str) -> None:
 
 def test_ci_refuses_a_command_that_is_not_there() -> None:
     done = subprocess.run(
-        ["bash", str(ROOT / ".ci" / "run"), "--print", "x"], capture_output=True, text=True, timeout=60
+        ["bash", str(ROOT / ".ci" / "run"), "--print", "x"], capture_output=True, text=True, timeout=300
     )
     assert done.returncode == 1
     assert "README.md must have '<!-- ci: x -->' once" in done.stderr

@@ -194,7 +194,7 @@ def test_a_space_in_the_current_folder_does_not_replace_one_of_tunelab(tmp_path:
     write(tmp_path / "arch.py")
     write(tmp_path / "search_spaces" / "__init__.py", "raise SystemExit('the wrong folder')")
     code = "from tunelab.space import load_space; print(load_space('arch').summary)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "one block" not in done.stdout
 

@@ -95,7 +95,7 @@ def test_names_that_are_no_text_are_shown_with_their_odd_bytes(make_study: MakeS
     for words in (["show", str(study.path), "0"], ["best", str(study.path)], ["report", str(study.path)]):
         called = [sys.executable, "-m", "tunelab.cli", *words]
         environment = {**os.environ, "PYTHONIOENCODING": "utf-8", "PYTHONUTF8": "0"}
-        done = subprocess.run(called, capture_output=True, env=environment, timeout=120)
+        done = subprocess.run(called, capture_output=True, env=environment, timeout=300)
         assert (done.returncode, done.stderr) == (0, b"")
     assert b"/images/\\udce4" in (study.path / "report" / "index.html").read_bytes()
 

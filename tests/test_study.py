@@ -435,7 +435,7 @@ def test_a_study_of_a_thousand_trials(make_study: MakeStudy, monkeypatch: pytest
         trials += [("COMPLETED", [0.1] * 9 + [number / 100]) for number in range(10)]
         study = make_study(trials)
     command = [sys.executable, "-m", "tunelab.cli", "best", str(study.path), "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     shown = json.loads(done.stdout)
     assert (shown["trials"], shown["statuses"]) == (1000, {"COMPLETED": 10, "STOPPED": 990})

@@ -92,7 +92,7 @@ def calls(folder: Path) -> list[list[str]]:
 @pytest.mark.parametrize("status", [0, 1, 2, 3, 130])
 def test_what_leaves_by_itself_is_not_started_again(start: Start, tmp_path: Path, status: int) -> None:
     process = start(f"act = lambda number: print('said') or {status}")
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out, err) == (status, "said\n", "")
     assert calls(tmp_path) == [["search", "arch", "--supervise"]]
 
@@ -110,7 +110,7 @@ def test_what_leaves_by_itself_is_not_started_again(start: Start, tmp_path: Path
 )
 def test_what_dies_is_gone_on_with(start: Start, tmp_path: Path, end: str, why: str) -> None:
     process = start(f"def act(number):\n    if number == 1:\n        {end}\n    return 0\n")
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 0
     assert calls(tmp_path)[1:] == [["resume", str(tmp_path / "study"), "--json"]]
     assert err.startswith(f"tunelab: {why}; it is started again: tunelab resume ")
@@ -118,7 +118,7 @@ def test_what_dies_is_gone_on_with(start: Start, tmp_path: Path, end: str, why: 
 
 def test_three_deaths_without_progress_are_enough(start: Start, tmp_path: Path) -> None:
     process = start("act = lambda number: die()")
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 3
     assert len(calls(tmp_path)) == ATTEMPTS
     assert err.splitlines()[-1].endswith(f"without progress; `tunelab resume {tmp_path / 'study'}` goes on")
@@ -126,7 +126,7 @@ def test_three_deaths_without_progress_are_enough(start: Start, tmp_path: Path) 
 
 def test_a_cluster_that_stays_unfit_is_tried_again_as_often(start: Start, tmp_path: Path) -> None:
     process = start("act = lambda number: supervision.tell(again='the cluster was not fit') or 2")
-    _, err = process.communicate(timeout=120)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 3
     assert len(calls(tmp_path)) == ATTEMPTS
     assert err.splitlines()[-1].startswith("tunelab: the cluster was not fit, 3 times in a row without progress; ")
@@ -136,21 +136,21 @@ def test_a_cluster_that_is_unfit_from_the_start_is_told_at_once(start: Start, tm
     tells = "def tells(**facts):\n    if 'study' not in facts:\n        told(**facts)\n"
     act = f"told = supervision.tell\n{tells}supervision.tell = tells\n"
     process = start(f"{act}act = lambda number: told(again='the cluster was not fit') or 2")
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == 2
     assert len(calls(tmp_path)) == 1
 
 
 def test_progress_gives_new_attempts(start: Start, tmp_path: Path) -> None:
     process = start("def act(number):\n    if number == 6:\n        return 0\n    progress()\n    die()\n")
-    process.communicate(timeout=120)
+    process.communicate(timeout=300)
     assert process.returncode == 0
     assert len(calls(tmp_path)) == 6
 
 
 def test_what_is_left_of_the_deadline_goes_along(start: Start, tmp_path: Path) -> None:
     process = start("act = lambda number: die() if number == 1 else 0", deadline="1h")
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     (resumed,) = calls(tmp_path)[1:]
     assert resumed[-2] == "--deadline"
     assert 3500 <= int(resumed[-1].removesuffix("s")) < 3600
@@ -158,7 +158,7 @@ def test_what_is_left_of_the_deadline_goes_along(start: Start, tmp_path: Path) -
 
 def test_after_the_deadline_nothing_is_started(start: Start, tmp_path: Path) -> None:
     process = start("act = lambda number: time.sleep(1.1) or die()", deadline="1s")
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 3
     assert "the deadline has passed" in err
     assert len(calls(tmp_path)) == 1
@@ -173,7 +173,7 @@ def test_a_signal_is_passed_on_once_and_ends_it(start: Start, tmp_path: Path, nu
         assert time.monotonic() < end
         time.sleep(0.02)
     os.killpg(process.pid, number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert (process.returncode, err) == (130, "")
     assert (tmp_path / "signals").read_text().split() == [str(int(number))]
     assert len(calls(tmp_path)) == 1
@@ -188,7 +188,7 @@ def test_what_gives_no_sign_of_life_is_ended(start: Start, tmp_path: Path) -> No
         return 0
     """
     process = start(act, **{LIMITS_VARIABLE: '{"driver": 1.5}'})
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 0
     assert err.startswith("tunelab: the search gave no sign of life for 2 s and was ended; it is started again")
     assert len(calls(tmp_path)) == 2

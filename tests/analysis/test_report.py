@@ -207,7 +207,7 @@ def test_the_record_alone_needs_neither_torch_nor_ray(make_search: MakeSearch) -
     )
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, "report", str(study.path)],
-        capture_output=True, text=True, timeout=120, env={**os.environ, "RAY_ADDRESS": "nowhere"},
+        capture_output=True, text=True, timeout=300, env={**os.environ, "RAY_ADDRESS": "nowhere"},
     )  # fmt: skip
     assert done.stdout.splitlines()[-1] == "0", done.stderr
 

@@ -81,7 +81,7 @@ def test_what_may_not_be_is_counted(search: Any, make_study: MakeStudy, script: 
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_search_is_killed_and_loses_nothing(cache_dir: Path) -> None:
     """Ctrl-C after the first of three: there is a table of it, and nothing runs any more."""
     with tempfile.TemporaryDirectory() as folder:
@@ -92,7 +92,7 @@ def test_a_search_is_killed_and_loses_nothing(cache_dir: Path) -> None:
             assert process.stderr is not None
             said = process.stderr.readline()
             process.send_signal(signal.SIGINT)
-            out, err = process.communicate(timeout=60)
+            out, err = process.communicate(timeout=300)
         finally:
             process.kill()
             process.communicate()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tests.conftest import Bucket, MakeRayNodes
     from tests.ray_nodes import RayNodes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 # In a mount namespace: what is shared has something else in its place.
 APART = 'mount -t tmpfs tmpfs "$SHARED" && exec "$@"'
 MODEL = """

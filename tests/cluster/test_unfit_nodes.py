@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.conftest import MakeRayNodes
     from tests.ray_nodes import Node, RayNodes
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 MISSING = "tensorboard"
 SITE = f"""
 import importlib.metadata as metadata

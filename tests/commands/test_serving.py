@@ -75,7 +75,7 @@ def browser() -> Callable[..., str]:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), jar)
 
     def ask(address: str, method: str = "GET") -> str:
-        with opener.open(urllib.request.Request(address, method=method), timeout=120) as answer:
+        with opener.open(urllib.request.Request(address, method=method), timeout=300) as answer:
             content: str = answer.read().decode("utf-8", "replace")
             return content
 
@@ -122,7 +122,7 @@ def test_all_of_it_is_served_on_loopback_and_nothing_in_the_study_changes(
     assert {address.ip for address in listening} == {"127.0.0.1"}
     assert own.children(recursive=True) == [], "so that none is left if this one is killed"
     process.send_signal(signal.SIGTERM)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=300)
     assert (process.returncode, out, err) == (0, "", "")
     assert content_of(study.path) == before
     assert list(tmp_path.glob(".tensorboard*")) == []
@@ -141,7 +141,7 @@ def test_without_its_package_optunas_is_left_out_with_a_line(
     page = browser()(shown[0].partition(": ")[2].strip())
     assert "python -m pip install optuna-dashboard" in page
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate(timeout=300)
     assert process.returncode == 0
     assert err.splitlines() == [
         "note: Optuna's dashboard needs a package that is not installed: python -m pip install optuna-dashboard"

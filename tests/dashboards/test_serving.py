@@ -29,7 +29,7 @@ def ask(
     port: int, path: str = "/", method: str = "GET", cookie: str = "", host: str = ""
 ) -> tuple[int, str, http.client.HTTPMessage]:
     """The status, the content and the headers of an answer."""
-    connection = http.client.HTTPConnection(HOST, port, timeout=30)
+    connection = http.client.HTTPConnection(HOST, port, timeout=300)
     connection.putrequest(method, path, skip_host=True)
     connection.putheader("Host", host or f"{HOST}:{port}")
     if cookie:

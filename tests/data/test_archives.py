@@ -212,7 +212,7 @@ def test_decoding_takes_little_memory(large_archive: Path) -> None:
         [sys.executable, "-c", textwrap.dedent(code), f"npz:{large_archive}"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) < 60

@@ -395,7 +395,7 @@ def test_streaming_takes_no_memory_for_what_it_has_read(large_archive: Path) -> 
         [sys.executable, "-c", textwrap.dedent(code), f"npz:{large_archive}"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=300,
     )
     assert done.returncode == 0, done.stderr
     first, read, second, mapped = done.stdout.split()

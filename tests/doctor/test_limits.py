@@ -20,7 +20,7 @@ def limited(which: str, soft: int, hard: int, call: str) -> list[dict[str, Any]]
         f"resource.setrlimit(resource.{which}, ({soft}, {hard}));"
         f"print(json.dumps([one.to_json() for one in {call}]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     found: list[dict[str, Any]] = json.loads(done.stdout)
     return found
 

@@ -118,7 +118,7 @@ def test_a_limited_address_space(limit: int, verdict: str) -> None:
         f"resource.setrlimit(resource.RLIMIT_AS, ({limit} * 2**30, {limit} * 2**30));"
         "print(json.dumps([one.to_json() for one in find_address_space()]))"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300, check=True)
     (found,) = json.loads(done.stdout)
     assert (found["name"], found["verdict"]) == ("address space", verdict)
     assert (found["measured"], found["mend"]) == (f"limited to {limit}.0 GiB (ulimit -v)", "ulimit -v unlimited")

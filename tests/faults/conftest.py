@@ -197,7 +197,7 @@ class Fault:
         self.command = self.machine.start("resume", str(self.study), *options, before=before, **given)
         return self.command
 
-    def end(self, status: int, seconds: float = 120) -> tuple[str, str]:
+    def end(self, status: int, seconds: float = 300) -> tuple[str, str]:
         """Waits for the command's end and checks its exit status and that nothing of it runs; what it said."""
         assert self.command is not None
         out, err = self.command.communicate(timeout=seconds)
@@ -220,7 +220,7 @@ class Fault:
         assert self.command is not None
         (os.killpg if group else os.kill)(self.command.pid, number)
 
-    def wait_until(self, condition: Callable[[], object], seconds: float = 120) -> None:
+    def wait_until(self, condition: Callable[[], object], seconds: float = 300) -> None:
         """Waits while the command runs."""
         assert self.command is not None
         end = time.monotonic() + seconds

@@ -16,7 +16,7 @@ from tunelab.tuning.watchdog import LIMITS_VARIABLE, STACKS
 if TYPE_CHECKING:
     from tests.faults.conftest import Fault
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def limits(**seconds: float) -> dict[str, str]:
@@ -74,7 +74,7 @@ def test_without_its_head_the_search_pauses(fault: Fault, name: str) -> None:
     fault.wait_until(lambda: fault.results() >= 3)
     (head,) = [process for process in fault.machine.processes(f"/{name}") if process.name() == name]
     os.kill(head.pid, signal.SIGKILL)
-    _, err = fault.end(3, 120)
+    _, err = fault.end(3)
     last = err.strip().splitlines()[-1]
     assert f"Ray's process {name} is gone" in last
     assert f"`tunelab resume {fault.study}`" in last
@@ -92,9 +92,9 @@ def test_a_supervised_search_is_started_again_when_it_hangs_and_when_it_dies(fau
     fault.search("--supervise", trials=4, epochs=6, concurrent=1, **limits(driver=25.0, pause=300.0))
     drivers: set[int] = set()
     for number in (signal.SIGSTOP, signal.SIGKILL):
-        fault.wait_until(lambda: is_locked(fault.study) and driver(fault) not in {0, *drivers}, 150)
+        fault.wait_until(lambda: is_locked(fault.study) and driver(fault) not in {0, *drivers}, 300)
         known = fault.results()
-        fault.wait_until(lambda known=known: fault.results() >= known + 2, 150)
+        fault.wait_until(lambda known=known: fault.results() >= known + 2, 300)
         drivers.add(driver(fault))
         os.kill(driver(fault), number)
         fault.kills += 1
@@ -117,7 +117,7 @@ def test_a_ray_that_does_not_answer_is_noticed(fault: Fault) -> None:
     fault.wait_until(lambda: fault.results() >= 2)
     for process in (fault.machine.gcs(), fault.machine.raylet()):
         process.suspend()
-    _, err = fault.end(3, 120)
+    _, err = fault.end(3)
     assert "Ray has not answered for" in err.strip().splitlines()[-1]
     fault.kills += 1
     fault.order()

@@ -11,7 +11,7 @@ from tunelab.records import TrialStatus
 if TYPE_CHECKING:
     from tests.faults.conftest import Fault
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def test_a_killed_driver_loses_nothing(fault: Fault) -> None:

@@ -17,7 +17,7 @@ from tunelab.records import TrialStatus
 if TYPE_CHECKING:
     from tests.faults.conftest import Fault
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 MIB = 2**20
 WIDE = """
 from tunelab.config import ArchSpec, BlockSpec, StemSpec, TrainConfig, TrialConfig

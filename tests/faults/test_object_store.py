@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tests.conftest import Bucket
     from tests.faults.conftest import Fault
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 
 def ended_in(store: Store, folder: Path) -> dict[int, str]:

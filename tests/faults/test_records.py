@@ -23,7 +23,7 @@ from tunelab.journal import read_journal
 if TYPE_CHECKING:
     from tests.faults.conftest import Fault, MakeFault
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 TRIALS, EPOCHS = 13, 3
 KINDS = ("good", "idles", "good", "idles")
 SEARCH = ("--sampler", "tpe", "--scheduler", "asha")
@@ -182,7 +182,7 @@ def test_two_at_once_and_a_clock_that_jumps(unbroken: Fault, copies: Copies) -> 
     first = copy.resume("--deadline", "10m", **{"PROVOKED_CLOCK": str(5 * 86400)})
     copy.wait_until(lambda: copy.trained("wait"))
     second = copy.machine.start("resume", str(copy.study), **copy.environment())
-    _, err = second.communicate(timeout=120)
+    _, err = second.communicate(timeout=300)
     assert second.returncode == 2
     assert (
         err == f"tunelab: the study {copy.study} is being written by process {first.pid} on {gethostname()}; "

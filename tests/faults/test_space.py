@@ -18,7 +18,7 @@ from tunelab.records import TrialStatus
 if TYPE_CHECKING:
     from tests.faults.conftest import Fault
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 QUICK = "from tunelab.tuning import low_space; low_space.EVERY = 0.2\n"
 IMPATIENT = QUICK + "low_space.PATIENCE = 3.0\n"
@@ -209,7 +209,7 @@ def test_no_place_for_rays_files_is_one_line(fault: Fault, mount: Mount) -> None
     before = "from tunelab.tuning import ray_home; ray_home.ROOM_BYTES = 2**60\n"
     fault.search(trials=1, epochs=1, concurrent=1, before=before)
     assert fault.command is not None
-    _, err = fault.command.communicate(timeout=120)
+    _, err = fault.command.communicate(timeout=300)
     assert fault.command.returncode == 2, err
     assert err.splitlines()[-1].startswith("tunelab: there is no place for Ray's files: ")
     assert not fault.study.exists()

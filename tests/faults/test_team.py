@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from tests.conftest import MakeStudy
     from tests.faults.conftest import Fault
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 EPOCHS = 12
 DATA = DataConfig(limit_train=100)
 ARCH = ArchSpec(StemSpec(4), ((BlockSpec("basic", 8, 2, 1),),))
@@ -52,11 +52,11 @@ def team(fault: Fault, make_study: MakeStudy) -> Fault:
 def test_a_team_goes_on_after_a_hang_an_interrupt_and_a_kill_and_ends_alone(team: Fault) -> None:
     team.order({"do": "stop", "rank": 1, "epoch": 2, "times": 1}, {"do": "sleep", "seconds": 0.5})
     retrain(team, "--processes", "2", **LIMITS)
-    team.wait_until(lambda: results(team) >= 3, 240)
+    team.wait_until(lambda: results(team) >= 3, 300)
     team.order({"do": "hold", "rank": 1})
     team.wait_until(lambda: team.trained("hold"))
     team.signal(signal.SIGINT, group=True)
-    _, err = team.end(130, 60)
+    _, err = team.end(130)
     assert "stopped before the end (SIGINT): 1 trial is left; the same command goes on" in err.splitlines()[-1]
     (trial,) = team.trials()
     assert [(retry["cause"], retry["epoch"]) for retry in trial.retries] == [("hung", 1)]
@@ -65,12 +65,12 @@ def test_a_team_goes_on_after_a_hang_an_interrupt_and_a_kill_and_ends_alone(team
 
     team.order({"do": "sleep", "seconds": 0.5})
     retrain(team, "--processes", "2")
-    team.wait_until(lambda: results(team) >= known + 2, 240)
+    team.wait_until(lambda: results(team) >= known + 2, 300)
     team.kill()
 
     team.order()
     retrain(team)
-    team.end(0, 240)
+    team.end(0, 300)
     (trial,) = team.check_books(retrained=1)
     assert trial.status is TrialStatus.COMPLETED
     assert "trained by 2 processes, which shared each batch" in trial.notes

@@ -24,7 +24,7 @@ import pytest
 from tunelab import ray_address
 from tunelab.tuning.memory_guard import _is_trial
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SPACE = """
@@ -56,7 +56,7 @@ class Shown:
         """What the dashboard answers."""
         headers = {} if token is None else {"Authorization": f"Bearer {token}"}
         with urllib.request.urlopen(
-            urllib.request.Request(f"http://{self.dashboard}{path}", headers=headers), timeout=60
+            urllib.request.Request(f"http://{self.dashboard}{path}", headers=headers), timeout=300
         ) as answer:
             return json.loads(answer.read())
 
@@ -66,7 +66,7 @@ class Shown:
         return [own, *own.children(recursive=True)]
 
 
-def wait_for(look: Callable[[], Any], seconds: float = 180.0) -> Any:
+def wait_for(look: Callable[[], Any], seconds: float = 300.0) -> Any:
     """What `look` gives as soon as it is something."""
     end = time.monotonic() + seconds
     while not (found := look()):
@@ -182,7 +182,7 @@ def test_the_numbers_of_the_search_are_on_the_metrics_endpoint(shown: Shown) -> 
     names = ("best_accuracy_ratio", "trials", "images_per_second", "epochs_total")
 
     def read() -> dict[str, list[str]]:
-        with urllib.request.urlopen(f"http://{shown.metrics}/metrics", timeout=60) as answer:
+        with urllib.request.urlopen(f"http://{shown.metrics}/metrics", timeout=300) as answer:
             lines = answer.read().decode().splitlines()
         found = {name: [line for line in lines if line.startswith(f"ray_tunelab_{name}{{")] for name in names}
         running = [line for line in found["trials"] if 'state="running"' in line and not line.endswith(" 0.0")]

@@ -61,7 +61,7 @@ def record(store: Store, folder: Path) -> list[dict[str, Any]]:
 
 
 def wait_for(condition: Callable[[], bool]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 200
     while not condition():
         assert time.monotonic() < end, "waited too long"
         time.sleep(0.01)

@@ -130,7 +130,7 @@ assert leave_token("/nowhere/at/all", "a", "0") == "missing"
 assert unseen("/nowhere", {"a": "0"}, 0.0) == ["a"]
 print(json.dumps(found))
 """
-    done = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True, timeout=300)
     assert done.returncode == 0, done.stderr.decode()
     facts = Facts.from_json(json.loads(done.stdout))
     assert facts.tunelab is None

@@ -152,7 +152,7 @@ with ray_home.private_folder() as folder:
             env["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
             asked = [sys.executable, "-c", CLIENT, address]
             try:
-                done = subprocess.run(asked, env=env, capture_output=True, text=True, timeout=60)
+                done = subprocess.run(asked, env=env, capture_output=True, text=True, timeout=300)
                 told[name] = "reached" in done.stdout
             except subprocess.TimeoutExpired:
                 told[name] = False
@@ -190,6 +190,6 @@ def test_nobody_else_reaches_a_ray_that_was_started(tmp_path: Path) -> None:
 def test_the_terminal_takes_any_name_whatever_letters_it_has(encoding: str) -> None:
     code = "from tunelab.tuning.ray_home import terminal; print('study caf\\u00e9 \\udce4 ends', file=terminal())"
     environment = {**os.environ, "PYTHONIOENCODING": encoding}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, env=environment, timeout=300)
     assert done.returncode == 0, done.stderr
     assert b"\\udce4 ends" in done.stderr

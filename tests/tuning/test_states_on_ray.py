@@ -18,7 +18,7 @@ from optuna.storages.journal import JournalFileBackend
 from tunelab.records import TrialStatus
 from tunelab.study import load
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
 SPACE = """
 from tunelab.config import ArchSpec, BlockSpec, StemSpec, TrainConfig, TrialConfig
@@ -89,7 +89,7 @@ def run(temporary: Path, *arguments: str) -> tuple[int, str]:
         start_new_session=True,
     )
     try:
-        _, said = process.communicate(timeout=120)
+        _, said = process.communicate(timeout=300)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -308,7 +308,7 @@ print("goes on")
 def test_a_process_that_cannot_give_memory_back_ends_and_says_so(device: str, tmp_path: Path) -> None:
     """Nothing else gives all of a GPU's memory back, nor what a heap full of holes keeps."""
     command = [sys.executable, "-c", LACKING, str(tmp_path), json.dumps(to_json(trial_config())), device]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stdout) == (EXIT_STATUS, ""), done.stderr
     word = read_word(tmp_path)
     assert word is not None
