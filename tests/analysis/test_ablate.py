@@ -400,7 +400,7 @@ def test_an_ablation_survives_a_kill(make_study: MakeStudy, tmp_path: Path) -> N
                 time.sleep(0.2)
         finally:
             process.send_signal(signal.SIGKILL)
-            process.wait(timeout=300)
+            process.wait(timeout=30)
     assert before, (tmp_path / "err").read_text()
     found = tunelab.ablate(study, epochs=2, seeds=2, components=("dropout", "shortcuts"), progress=False)
     runs = Study.open(Path(found["folder"])).list_trials()

@@ -25,5 +25,5 @@ def test_a_search_uses_all_nodes_and_leaves_them_as_they_were(ray_nodes: RayNode
     assert "6 of 6 trials begun" in out
     assert {trial.status for trial in search.trials()} == {TrialStatus.COMPLETED}
     assert set(ray_nodes.trained()) == {(trial, epoch) for trial in range(6) for epoch in (1, 2)}
-    ray_nodes.wait_until(lambda: not any(node.workers() for node in ray_nodes.nodes), 120)
+    ray_nodes.wait_until(lambda: not any(node.workers() for node in ray_nodes.nodes), 30)
     assert ray_nodes.alive() == 2

@@ -74,7 +74,7 @@ def test_without_its_head_the_search_pauses(fault: Fault, name: str) -> None:
     fault.wait_until(lambda: fault.results() >= 3)
     (head,) = [process for process in fault.machine.processes(f"/{name}") if process.name() == name]
     os.kill(head.pid, signal.SIGKILL)
-    _, err = fault.end(3)
+    _, err = fault.end(3, 120)
     last = err.strip().splitlines()[-1]
     assert f"Ray's process {name} is gone" in last
     assert f"`tunelab resume {fault.study}`" in last
@@ -117,7 +117,7 @@ def test_a_ray_that_does_not_answer_is_noticed(fault: Fault) -> None:
     fault.wait_until(lambda: fault.results() >= 2)
     for process in (fault.machine.gcs(), fault.machine.raylet()):
         process.suspend()
-    _, err = fault.end(3)
+    _, err = fault.end(3, 120)
     assert "Ray has not answered for" in err.strip().splitlines()[-1]
     fault.kills += 1
     fault.order()

@@ -56,7 +56,7 @@ def test_a_team_goes_on_after_a_hang_an_interrupt_and_a_kill_and_ends_alone(team
     team.order({"do": "hold", "rank": 1})
     team.wait_until(lambda: team.trained("hold"))
     team.signal(signal.SIGINT, group=True)
-    _, err = team.end(130)
+    _, err = team.end(130, 60)
     assert "stopped before the end (SIGINT): 1 trial is left; the same command goes on" in err.splitlines()[-1]
     (trial,) = team.trials()
     assert [(retry["cause"], retry["epoch"]) for retry in trial.retries] == [("hung", 1)]

@@ -129,7 +129,7 @@ class Machine:
 
     def assert_nothing_runs(self) -> None:
         """No process of Ray outlives its driver by more than a few seconds."""
-        wait_until(lambda: not self.processes(), 120)
+        wait_until(lambda: not self.processes(), 30)
 
     def assert_nothing_is_left(self) -> None:
         self.assert_nothing_runs()

@@ -123,7 +123,7 @@ def look(watchdog: Watchdog, seconds: int) -> None:
 
 def has_ended(process: psutil.Process) -> bool:
     """True if a process that was killed is gone, or a zombie, after a moment."""
-    end = time.monotonic() + 200
+    end = time.monotonic() + 30
     while time.monotonic() < end:
         with contextlib.suppress(psutil.NoSuchProcess):
             if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
