@@ -78,6 +78,16 @@ def test_both_configurations_count_and_what_is_far_slower_is_not_measured_again(
     assert probes.asked[4:] == [(1, "bfloat16 channels_last"), (1, "float32 channels_last")]
 
 
+def test_what_is_far_slower_is_told_all_the_same() -> None:
+    """By the baseline alone, as many times slower as there."""
+    half = {name: rate / 2 for name, rate in RATES.items()}
+    choice = fastest(samples(), SLOTS, 2, BOTH, Pretended({**RATES, **SLOW}, half))
+    assert set(choice.images) == {describe(one) for one in BOTH}
+    assert choice.reason.startswith("bfloat16 channels_last: ")
+    assert "2.00 x bfloat16 contiguous" in choice.reason
+    assert "1.25 x float32 channels_last" in choice.reason
+
+
 def test_another_than_the_usual_choice_must_be_faster_twice() -> None:
     """The first time something else may have kept the machine busy."""
     probes = Pretended({**RATES, **SLOW, "float32 channels_last": 200.0})

@@ -119,8 +119,9 @@ def fastest(
 ) -> Choice:
     """Measures the ways to compute on the samples, in as many processes at once as there would be trials.
 
-    The first of them is kept unless another is faster by a tenth, twice. One that fails is left out; if all fail, which
-    is then no fault of theirs, it is the first, unmeasured.
+    The first of them is kept unless another is faster by a tenth, twice. One that is far slower than the best on
+    the baseline is measured on that alone, and told as that many times slower. One that fails is left out; if all fail,
+    which is then no fault of theirs, it is the first, unmeasured.
 
     Args:
         samples: configurations, the baseline first.
@@ -150,6 +151,7 @@ def fastest(
     if not live:
         return Choice(given[0], {})
     whole = {describe(compute): _mean(rates[describe(compute)]) for compute in live}
+    fast = max(live, key=lambda compute: rates[describe(compute)][0])
     chosen = max(live, key=lambda compute: whole[describe(compute)])
     if chosen != given[0] and given[0] in live and whole[describe(chosen)] >= _WORTH * whole[describe(given[0])]:
         again = [(measure(given[0], sample), measure(chosen, sample)) for sample in samples]
@@ -158,7 +160,8 @@ def fastest(
             whole[describe(compute)] = _mean(found) if found else whole[describe(compute)]
     if given[0] in live and whole[describe(chosen)] < _WORTH * whole[describe(given[0])]:
         chosen = given[0]
-    return Choice(chosen, whole)
+    unit = whole[describe(fast)] / rates[describe(fast)][0]
+    return Choice(chosen, {**{name: unit * found[0] for name, found in rates.items()}, **whole})
 
 
 def recall(key: str) -> Choice | None:
