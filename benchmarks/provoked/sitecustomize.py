@@ -7,7 +7,8 @@ Nothing of tunelab is replaced but for what these variables ask for:
     `trial`, `epoch`, `pid`.
 `PROVOKED_ORDERS`: a JSON file, a list of orders, read before each epoch: `do`, and where it applies, `trial` (a number;
     left out, all), `epoch` (left out, all), `times` (so many in all processes together; left out, always), `rank` (of
-    the processes that train a trial together; left out, the first). The first that applies is done, but of "sleep" and
+    the processes that train a trial together; left out, the first), `saved` (true: when the checkpoint of the epoch
+    before is on the disk; else it may still be being written). The first that applies is done, but of "sleep" and
     "wait" all. What there is to do is in `DEEDS`.
 `PROVOKED_CLOCK`: seconds by which the wall clock of the driver jumps ahead, and a second later back by twice as much,
     and so on, from the moment when a search has been opened.
@@ -114,12 +115,14 @@ def _orders() -> list[dict[str, Any]]:
     return json.loads(Path(path).read_text()) if path else []
 
 
-def _obey(trial: int, epoch: int, rank: int = 0) -> None:
+def _obey(trial: int, epoch: int, rank: int = 0, wait_until_saved: Callable[[], None] = lambda: None) -> None:
     for index, order in enumerate(_orders()):
         if order.get("trial", trial) != trial or order.get("epoch", epoch) != epoch or order.get("rank", 0) != rank:
             continue
         if "times" in order and _done(index) >= order["times"]:
             continue
+        if order.get("saved"):
+            wait_until_saved()
         _log(what=order["do"], order=index, trial=trial, epoch=epoch)
         DEEDS[order["do"]](order)
         if order["do"] not in ("sleep", "wait"):
@@ -136,7 +139,7 @@ def _watch_epochs(module: Any) -> None:
                 _obey(0, epoch, share.rank)
             return run_epoch(self, *given, **more)
         _log(what="begin", trial=int(folder.name), epoch=epoch)
-        _obey(int(folder.name), epoch)
+        _obey(int(folder.name), epoch, wait_until_saved=self._kept.wait)
         metrics = run_epoch(self, *given, **more)
         _log(what="end", trial=int(folder.name), epoch=epoch)
         return metrics

@@ -36,7 +36,8 @@ def draw(suggest):
 
 def test_a_trial_that_eats_memory_is_ended_by_the_guard_and_retried(fault: Fault) -> None:
     """Row 14: once, and another one every time; what runs beside them is not concerned."""
-    fault.order({"do": "eat", "trial": 1, "epoch": 2, "times": 1}, {"do": "eat", "trial": 2, "epoch": 2})
+    once = {"do": "eat", "trial": 1, "epoch": 2, "times": 1, "saved": True}
+    fault.order(once, {"do": "eat", "trial": 2, "epoch": 2, "saved": True})
     fault.search("--memory", "1200MB", trials=4, epochs=3)
     fault.end(0, 200)
     trials = fault.check_books()
@@ -113,7 +114,7 @@ def control_group(most: int) -> Iterator[Path]:
 def test_in_a_control_group_the_trial_goes_and_nothing_else(fault: Fault) -> None:
     """Row 14: by the guard, or by the kernel where that is faster; both are told from a process that just died."""
     with control_group(1800 * MIB) as group:
-        fault.order({"do": "eat", "trial": 1, "epoch": 2, "times": 1})
+        fault.order({"do": "eat", "trial": 1, "epoch": 2, "times": 1, "saved": True})
         into = f"import os\nwith open({str(group / 'cgroup.procs')!r}, 'w') as file:\n    file.write(str(os.getpid()))"
         fault.search(trials=2, epochs=3, concurrent=1, before=into)
         fault.end(0, 200)
