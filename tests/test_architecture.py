@@ -466,7 +466,7 @@ ROOMS = [
         "tunelab.tuning.searcher",
         "where configurations come from: a space sampled by Optuna, or a list",
         "tunelab.tuning.sources tunelab.tuning.ledger tunelab.tuning.draws tunelab.tuning.model_sampler"
-        " tunelab.tuning.objectives tunelab.space tunelab.records tunelab.config",
+        " tunelab.tuning.candidates tunelab.tuning.objectives tunelab.space tunelab.records tunelab.config",
         "optuna",
     ),
     Room(
@@ -488,8 +488,14 @@ ROOMS = [
     Room(
         "tunelab.tuning.model_sampler",
         "proposals of a model of all trials so far",
-        "tunelab.tuning.surrogate tunelab.tuning.outcomes tunelab.tuning.objectives tunelab.tuning.draws"
-        " tunelab.records tunelab.config",
+        "tunelab.tuning.surrogate tunelab.tuning.candidates tunelab.tuning.outcomes tunelab.tuning.objectives"
+        " tunelab.tuning.draws tunelab.records tunelab.config",
+        "optuna",
+    ),
+    Room(
+        "tunelab.tuning.candidates",
+        "drawn configurations, and the rows of numbers that a model knows configurations by",
+        "tunelab.tuning.draws tunelab.records",
         "optuna",
     ),
     Room("tunelab.tuning.surrogate", "a model of what configurations come to and what they cost; plain arithmetic"),

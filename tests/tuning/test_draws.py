@@ -177,6 +177,14 @@ def test_a_row_is_the_same_whatever_is_encoded_with_it() -> None:
     assert np.array_equal(together, alone, equal_nan=True)
 
 
+def test_what_is_absent_does_not_count_where_a_range_has_one_value() -> None:
+    one = FloatDistribution(1.0, 1.0)
+    encoder = Encoder({"rate_1": one, "rate_2": one, "alone": one}, pooled=True)
+    rows = encoder.rows([{"rate_1": 1.0, "alone": 1.0}, {}])
+    assert np.array_equal(rows, [[0.5, 0.5], [np.nan, np.nan]], equal_nan=True)
+    assert np.array_equal(rows[1:], encoder.rows([{}]), equal_nan=True)
+
+
 def test_optuna_takes_what_was_drawn() -> None:
     draw = Draw(random.Random(5))
     draw_all(draw)

@@ -110,9 +110,11 @@ class Scale:
         return (scaled - self._low) / self._width if self._width > 0 else 0.5
 
     def places_of(self, values: Array) -> Array:
-        """The places of values (n,)."""
+        """The places of values (n,), NaN of NaN."""
+        if self._width <= 0:
+            return np.where(np.isnan(values), np.nan, 0.5)
         scaled = np.log(values) if self.distribution.log else values
-        found: Array = (scaled - self._low) / self._width if self._width > 0 else np.full(len(values), 0.5)
+        found: Array = (scaled - self._low) / self._width
         return found
 
     def value_at(self, place: float) -> float:
@@ -191,6 +193,9 @@ def _described(distribution: BaseDistribution) -> str:
     return f"a {'logarithmic ' if getattr(distribution, 'log', False) else ''}range of {numbers}"
 
 
+_ABSENT = object()  # in place of the value of a parameter that a configuration does not have
+
+
 class Encoder:
     """Configurations as rows of numbers; columns are named in the order in which parameters are met.
 
@@ -211,6 +216,7 @@ class Encoder:
         self._groups = {group: names for group, names in groups.items() if len(names) > 1}
         positional = {name for names in self._groups.values() for name in names} if pooled else set()
         self._single = [name for name in distributions if name not in positional]
+        self._columns = {name: _Columns(name, distribution) for name, distribution in distributions.items()}
 
     def rows(self, params: Sequence[Mapping[str, Any]]) -> Array:
         """One row per configuration, (n, columns); what is inactive is NaN.
@@ -218,34 +224,50 @@ class Encoder:
         Raises:
             InputError: a configuration has a value that is none of the choices of its parameter.
         """
-        known = {name: self._encode(name, params) for name in self.distributions}
+        nowhere = np.full(len(params), np.nan)
+        known = {
+            name: columns.of([one.get(name, _ABSENT) for one in params], nowhere)
+            for name, columns in self._columns.items()
+        }
         columns = [column for name in self._single for column in known[name]]
         for names in self._groups.values():
             columns += [_mean_of_known(together) for together in zip(*(known[name] for name in names), strict=False)]
         return np.stack(columns, axis=1) if columns else np.zeros((len(params), 0))
 
-    def _encode(self, name: str, params: Sequence[Mapping[str, Any]]) -> list[Array]:
-        distribution = self.distributions[name]
-        there = [name in one for one in params]
-        for value in {one[name] for one in params if name in one}:
-            choices = getattr(distribution, "choices", None)
-            if isinstance(value, (str, type(None))) if choices is None else value not in choices:
-                raise _other_kind(name, distribution, f"the value {value!r}")
-        if not isinstance(distribution, CategoricalDistribution):
+
+class _Columns:
+    """The columns of one parameter."""
+
+    def __init__(self, name: str, distribution: BaseDistribution) -> None:
+        self._name = name
+        self._distribution = distribution
+        self._choices = getattr(distribution, "choices", None)
+        self._scale: Scale | None = None
+        self._rank: dict[float, float] = {}
+        self._asked: tuple[Any, ...] = ()
+        if self._choices is None:
             assert isinstance(distribution, (IntDistribution, FloatDistribution))
-            values = np.array([one.get(name, np.nan) for one in params], dtype=float)
-            return [Scale(distribution).places_of(values)]
-        choices = distribution.choices
-        if all(isinstance(choice, (int, float)) and not isinstance(choice, bool) for choice in choices):
-            ordered = sorted(float(choice) for choice in choices if choice is not None)
-            rank = {value: place / max(1, len(ordered) - 1) for place, value in enumerate(ordered)}
-            return [
-                np.array([rank[float(one[name])] if has else np.nan for one, has in zip(params, there, strict=True)])
-            ]
-        asked = choices[1:] if len(choices) == 2 else choices
+            self._scale = Scale(distribution)
+        elif all(isinstance(choice, (int, float)) and not isinstance(choice, bool) for choice in self._choices):
+            ordered = sorted(float(choice) for choice in self._choices)
+            self._rank = {value: place / max(1, len(ordered) - 1) for place, value in enumerate(ordered)}
+        else:
+            self._asked = self._choices[1:] if len(self._choices) == 2 else self._choices
+
+    def of(self, values: Sequence[Any], nowhere: Array) -> list[Array]:
+        """A value for each configuration, `_ABSENT` where it has none; `nowhere` is a column of NaN."""
+        there = {value for value in values if value is not _ABSENT}
+        for value in there:
+            if isinstance(value, (str, type(None))) if self._choices is None else value not in self._choices:
+                raise _other_kind(self._name, self._distribution, f"the value {value!r}")
+        if not there:
+            return [nowhere] * (len(self._asked) or 1)
+        if self._scale is not None:
+            return [self._scale.places_of(np.array([np.nan if one is _ABSENT else one for one in values], dtype=float))]
+        if self._rank:
+            return [np.array([np.nan if one is _ABSENT else self._rank[float(one)] for one in values])]
         return [
-            np.array([float(one[name] == choice) if has else np.nan for one, has in zip(params, there, strict=True)])
-            for choice in asked
+            np.array([np.nan if one is _ABSENT else float(one == choice) for one in values]) for choice in self._asked
         ]
 
 

@@ -20,6 +20,7 @@ from optuna.distributions import BaseDistribution
 
 from tunelab.config import derive_seed
 from tunelab.records import Trial, TrialStatus
+from tunelab.tuning.candidates import Candidate, CandidateRows, Drawn, Rows
 from tunelab.tuning.draws import Draw, Encoder, merge
 from tunelab.tuning.objectives import draw_weights, scalarise
 from tunelab.tuning.outcomes import Outcomes, OutcomesSoFar, normal_scores, outcomes
@@ -36,9 +37,6 @@ from tunelab.tuning.surrogate import (
 )
 
 Array = npt.NDArray[np.float64]
-Configuration = tuple[Mapping[str, Any], Mapping[str, Any]]
-"""Parameters, and the size of the network."""
-
 FIRST_RANDOM = 8
 """So many configurations come before the model is asked, unless there are earlier studies (our choice)."""
 ANYWHERE = 200
@@ -57,17 +55,6 @@ _GROWTH = 1.3
 _MANY = 50
 """Of more trials than this, hyperparameters wait for those that last long (our choice): few run at once before."""
 _NOWHERE = -1  # instead of the number of a trial that candidates are near: they are drawn anywhere
-_SPAN = 1000.0  # the networks of a space differ so much in size, as a rule; our choice
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A drawn configuration: whatever the space made of it, its parameters, their ranges and its size."""
-
-    config: Any
-    params: Mapping[str, Any]
-    distributions: Mapping[str, BaseDistribution]
-    stats: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -105,7 +92,8 @@ class ModelSampler:
         self._costs = costs
         self._fitted: tuple[Any, tuple[int, ...], Hyperparameters, Hyperparameters | None] | None = None
         self._processes: tuple[Any, list[GaussianProcess]] = (None, [])
-        self._drawn: dict[tuple[int, int], tuple[list[Candidate], dict[str, BaseDistribution]]] = {}
+        self._drawn: dict[tuple[int, int], Drawn] = {}
+        self._encoder = Encoder({}, pooled=True)
         self._rows = Rows()
         self._outcomes = OutcomesSoFar(epochs)
         self._known = _Known()
@@ -132,21 +120,23 @@ class ModelSampler:
         if len(found.numbers) < 2 and not self._earlier:
             return None
         ranked = self._ranked(generator, found, trials)
-        best = np.lexsort((np.array(found.numbers), -found.expected, -ranked))[:NEAR_BEST]
-        near = {found.numbers[place]: trials[found.numbers[place]].params for place in best}
+        near = {found.numbers[place]: trials[found.numbers[place]].params for place in _best(found, ranked)}
         drawn, ranges = self._draw_all(_block_of(number), near, known)
-        if not drawn:
+        if not drawn.candidates:
             return None
-        encoder = Encoder(dict(sorted(ranges.items())), pooled=True)
-        order = np.argsort(-self._worth(trials, found, ranked, _Scale(encoder, drawn, self._rows)), kind="stable")
-        return [drawn[place] for place in order]
+        ranges = dict(sorted(ranges.items()))
+        if self._encoder.distributions != ranges:
+            self._encoder = Encoder(ranges, pooled=True)
+        scale = CandidateRows(self._encoder, drawn, self._rows)
+        order = np.argsort(-self._worth(trials, found, ranked, scale), kind="stable")
+        return [drawn.candidates[place] for place in order]
 
     def _draw_all(
         self, block: int, near: Mapping[int, Mapping[str, Any]], known: Mapping[str, BaseDistribution]
-    ) -> tuple[list[Candidate], dict[str, BaseDistribution]]:
+    ) -> tuple[Drawn, dict[str, BaseDistribution]]:
         """Candidates anywhere and near these trials, the same for all proposals of a block; ranges, theirs included."""
         self._drawn = {key: drawn for key, drawn in self._drawn.items() if key[0] == block}
-        candidates: list[Candidate] = []
+        together = Drawn([], {}, set())
         ranges = dict(known)  # of all trials and these candidates, so that a resumed search knows the same
         for other in (_NOWHERE, *near):
             if (block, other) not in self._drawn:
@@ -156,11 +146,12 @@ class ModelSampler:
                     if other == _NOWHERE
                     else [Draw(generator, near[other], CHANGES[place % len(CHANGES)]) for place in range(NEAR_EACH)]
                 )
-                drawn = [one for draw in draws if (one := self._draw(draw)) is not None]
-                self._drawn[block, other] = drawn, merge({}, (one.distributions for one in drawn))
-            candidates += self._drawn[block, other][0]
-            merge(ranges, [self._drawn[block, other][1]])
-        return candidates, ranges
+                self._drawn[block, other] = Drawn.of([one for draw in draws if (one := self._draw(draw)) is not None])
+            drawn = self._drawn[block, other]
+            together.candidates.extend(drawn.candidates)
+            together.sizes.update(drawn.sizes)
+            merge(ranges, [drawn.ranges])
+        return together, ranges
 
     def _ranked(self, generator: random.Random, found: Outcomes, trials: Mapping[int, Trial]) -> Array:
         """The normal scores of what each trial comes to; of several objectives with weights drawn for this proposal."""
@@ -180,7 +171,7 @@ class ModelSampler:
             return self._epochs * float(np.mean([metrics.seconds for metrics in trial.epochs] or [0.0]))
         return float(trial.stats.get(name, 0.0))
 
-    def _worth(self, trials: Mapping[int, Trial], found: Outcomes, ranked: Array, scale: _Scale) -> Array:
+    def _worth(self, trials: Mapping[int, Trial], found: Outcomes, ranked: Array, scale: CandidateRows) -> Array:
         seen = self._known.seen(found, ranked, trials, scale)
         known = set(found.numbers)
         running = [one for one in self._outcomes.open.values() if one.repeat_of is None and one.number not in known]
@@ -189,7 +180,7 @@ class ModelSampler:
         return acquisition(seen, scale.rows(running), scale.candidates, outcome, cost, earlier)
 
     def _hyperparameters(
-        self, trials: Mapping[int, Trial], scale: _Scale
+        self, trials: Mapping[int, Trial], scale: CandidateRows
     ) -> tuple[Hyperparameters, Hyperparameters | None]:
         """From the first trials of a number that grows in steps: fitting at every proposal would cost too much."""
         first = self._first_ended(trials, _step(len(trials)))
@@ -225,7 +216,7 @@ class ModelSampler:
             self._known.first = (size, first)
         return first
 
-    def _processes_of(self, scale: _Scale) -> list[GaussianProcess]:
+    def _processes_of(self, scale: CandidateRows) -> list[GaussianProcess]:
         if self._processes[0] != scale.key:
             made = []
             for study in self._earlier:
@@ -235,45 +226,6 @@ class ModelSampler:
                     made.append(process_of(_seen(scale, mine, found.ranked, found.noise)))
             self._processes = (scale.key, made)
         return self._processes[1]
-
-
-class _Scale:
-    """Rows for one round of candidates: inactive parameters in the middle, sizes of networks as logarithms.
-
-    A size is 1 more where it is `_SPAN` times as large, whatever the other networks are, so that rows of one round fit
-    those of another one and of an earlier study.
-    """
-
-    def __init__(self, encoder: Encoder, drawn: Sequence[Candidate], rows: Rows) -> None:
-        self._encoder = encoder
-        self._sizes = sorted({name for one in drawn for name, value in one.stats.items() if _is_size(value)})
-        self.key = (encoder.distributions, self._sizes)  # rows of scales with equal keys can be compared
-        self._rows = rows
-        rows.begin(self.key)
-        self.candidates = self.rows(drawn)
-
-    def rows(self, configurations: Sequence[Trial | Candidate]) -> Array:
-        """(n, columns)."""
-        return self._rows.of([(one.params, one.stats) for one in configurations], self._encode)
-
-    def encode(self, configurations: Sequence[Trial | Candidate]) -> Array:
-        """As `rows`, of which nothing is kept."""
-        return self._encode([one.params for one in configurations], [one.stats for one in configurations])
-
-    def _encode(self, params: Sequence[Mapping[str, Any]], stats: Sequence[Mapping[str, Any]]) -> Array:
-        rows = self._encoder.rows(params)
-        return np.hstack([np.where(np.isnan(rows), 0.5, rows), self._log_sizes(stats)])
-
-    def _log_sizes(self, stats: Sequence[Mapping[str, Any]]) -> Array:
-        return np.array(
-            [
-                [
-                    math.log(max(float(one[name]), 1e-6), _SPAN) if _is_size(one.get(name)) else 0.0
-                    for name in self._sizes
-                ]
-                for one in stats
-            ]
-        ).reshape(len(stats), len(self._sizes))
 
 
 class _Known:
@@ -290,7 +242,7 @@ class _Known:
         self._log_seconds = np.zeros(0)
         self._is_settled = np.zeros(0, dtype=bool)
 
-    def seen(self, found: Outcomes, ranked: Array, trials: Mapping[int, Trial], scale: _Scale) -> Seen:
+    def seen(self, found: Outcomes, ranked: Array, trials: Mapping[int, Trial], scale: CandidateRows) -> Seen:
         """What is known of these outcomes; all arrays are by the numbers of the trials."""
         numbers = np.array(found.numbers, dtype=int)
         self._grow(int(numbers.max(initial=-1)) + 1)
@@ -301,9 +253,9 @@ class _Known:
         if len(new):
             self._rows[new] = scale.encode([trials[number] for number in new.tolist()])
             self._has_row[new] = True
-        for number in numbers[~self._is_settled[numbers]].tolist():
-            self._log_seconds[number] = _log_seconds([trials[number]])[0]
-            self._is_settled[number] = trials[number].status.ended
+        unsettled = numbers[~self._is_settled[numbers]].tolist()
+        self._log_seconds[unsettled] = _log_seconds([trials[number] for number in unsettled])
+        self._is_settled[unsettled] = [trials[number].status.ended for number in unsettled]
         return Seen(self._rows[numbers], ranked, found.noise, self._log_seconds[numbers])
 
     def _grow(self, least: int) -> None:
@@ -316,41 +268,19 @@ class _Known:
             self._is_settled = np.append(self._is_settled, np.zeros(more, dtype=bool))
 
 
-class Rows:
-    """The rows of the last two rounds, so that a configuration is not encoded at every proposal."""
-
-    def __init__(self) -> None:
-        self._scale: Any = None
-        self._last: dict[tuple[int, int], tuple[Configuration, Array]] = {}
-        self._now: dict[tuple[int, int], tuple[Configuration, Array]] = {}
-
-    def begin(self, scale: Any) -> None:
-        """A new round; what is known is forgotten if rows are made differently now."""
-        self._last = self._now if self._scale == scale else {}
-        self._scale, self._now = scale, {}
-
-    def of(
-        self,
-        configurations: Sequence[Configuration],
-        encode: Callable[[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]]], Array],
-    ) -> Array:
-        """(n, columns); a configuration is known by which object it is, and kept so that no other takes its place."""
-        keys = [(id(params), id(stats)) for params, stats in configurations]
-        for key in keys:
-            if key not in self._now and key in self._last:
-                self._now[key] = self._last[key]
-        new = {key: one for key, one in zip(keys, configurations, strict=True) if key not in self._now}
-        if new or not keys:
-            rows = encode([params for params, _ in new.values()], [stats for _, stats in new.values()])
-            if not keys:
-                return rows
-            self._now.update({key: (one, row) for (key, one), row in zip(new.items(), rows, strict=True)})
-        return np.stack([self._now[key][1] for key in keys])
-
-
 def _block_of(number: int) -> int:
     """The proposals of a block choose from the same candidates; it is told by a number of its own."""
     return number // SAME_CANDIDATES if number < LONG else LONG // SAME_CANDIDATES + (number - LONG) // SAME_IN_LONG
+
+
+def _best(found: Outcomes, ranked: Array) -> list[int]:
+    """The places of the best (NEAR_BEST,), of equal ones of those that are expected to come to more, then the first."""
+    some = np.arange(len(ranked))
+    if len(ranked) > NEAR_BEST:
+        some = np.flatnonzero(ranked >= np.partition(ranked, -NEAR_BEST)[-NEAR_BEST])
+    numbers = np.array([found.numbers[place] for place in some])
+    best: list[int] = some[np.lexsort((numbers, -found.expected[some], -ranked[some]))][:NEAR_BEST].tolist()
+    return best
 
 
 def _step(trials: int) -> int:
@@ -376,11 +306,7 @@ def _has_costs(trial: Trial) -> bool:
     return trial.status is not TrialStatus.DIVERGED and bool(trial.epochs)
 
 
-def _is_size(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
-
-
-def _seen(scale: _Scale, trials: Sequence[Trial], ranked: Array, noise: Array) -> Seen:
+def _seen(scale: CandidateRows, trials: Sequence[Trial], ranked: Array, noise: Array) -> Seen:
     return Seen(scale.rows(trials), ranked, noise, _log_seconds(trials))
 
 

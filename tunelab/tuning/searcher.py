@@ -26,9 +26,10 @@ from tunelab.config import TrialConfig, config_id, derive_seed
 from tunelab.errors import ExhaustedError, InputError, RefusedError
 from tunelab.records import BY_MODEL, Trial, TrialStatus
 from tunelab.space import SearchSpace, draw_config
+from tunelab.tuning.candidates import Candidate
 from tunelab.tuning.draws import Draw, RangesError, merge
 from tunelab.tuning.ledger import STATES, Ledger, journal_storage, open_mirror
-from tunelab.tuning.model_sampler import Candidate, Earlier, ModelSampler
+from tunelab.tuning.model_sampler import Earlier, ModelSampler
 from tunelab.tuning.objectives import FIRST, NO_COSTS, costs_of
 from tunelab.tuning.sources import Check, Proposal
 
