@@ -10,8 +10,9 @@ Nothing of tunelab is replaced but for what these variables ask for:
     the processes that train a trial together; left out, the first), `saved` (true: when the checkpoint of the epoch
     before is on the disk; else it may still be being written). The first that applies is done, but of "sleep" and
     "wait" all. What there is to do is in `DEEDS`.
-`PROVOKED_CLOCK`: seconds by which the wall clock of the driver jumps ahead, and a second later back by twice as much,
-    and so on, from the moment when a search has been opened.
+`PROVOKED_CLOCK`: seconds by which the wall clock of the driver jumps ahead, and then back by twice as much, and so on,
+    from the moment when a search has been opened: each time that a module of tunelab looks at it, for all others each
+    second.
 """
 
 from __future__ import annotations
@@ -166,22 +167,32 @@ def _measure_nothing(module: Any) -> None:
 def _jump(_module: Any) -> None:
     """The wall clock alone jumps; the monotonic one does not, as on a machine whose clock is set."""
     import datetime
+    import itertools
+    import types
 
     ahead, real = float(os.environ["PROVOKED_CLOCK"]), time.time
 
     def shift() -> float:
         return ahead if int(time.monotonic()) % 2 else -ahead
 
+    def jumping() -> types.SimpleNamespace:
+        shifts = itertools.cycle((ahead, -ahead))
+        return types.SimpleNamespace(**{**vars(time), "time": lambda: real() + next(shifts)})
+
     class Jumping(datetime.datetime):
         @classmethod
         def now(cls, tz: Any = None) -> Any:
             return datetime.datetime.fromtimestamp(real() + shift(), tz)
 
+    for name, module in list(sys.modules.items()):
+        if not name.startswith("tunelab."):
+            continue
+        if getattr(module, "datetime", None) is datetime:
+            module.datetime = type("datetime", (), {**vars(datetime), "datetime": Jumping})
+        if getattr(module, "time", None) is time:
+            module.time = jumping()
     time.time = lambda: real() + shift()
     time.time_ns = lambda: int((real() + shift()) * 1e9)
-    for name, module in list(sys.modules.items()):
-        if name.startswith("tunelab.") and getattr(module, "datetime", None) is datetime:
-            module.datetime = type("datetime", (), {**vars(datetime), "datetime": Jumping})
 
 
 AFTER: dict[str, tuple[str, Callable[[Any], None]]] = {
