@@ -13,6 +13,7 @@ import pytest
 from tunelab.analysis.retrain import retrain
 from tunelab.analysis.retrain_text import retrained_lines
 
+from tests.ray_nodes import PROVOKED, give_orders, trained
 from tunelab.config import (
     ArchSpec,
     AveragingConfig,
@@ -87,7 +88,13 @@ def test_two_processes_come_to_what_one_does_and_that_is_recorded(studied: Study
 
 
 @pytest.mark.slow
-def test_a_process_that_is_killed_ends_all_and_they_go_on_from_the_last_checkpoint(studied: Study) -> None:
+def test_a_process_that_is_killed_ends_all_and_they_go_on_from_the_last_checkpoint(
+    studied: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, orders = tmp_path / "log", tmp_path / "orders.json"
+    for name, value in (("PYTHONPATH", PROVOKED), ("PROVOKED_LOG", log), ("PROVOKED_ORDERS", orders)):
+        monkeypatch.setenv(name, str(value))
+    give_orders(tmp_path, [{"do": "wait", "epoch": 5}])
     killed: list[int] = []
 
     def kill_one() -> None:
@@ -95,23 +102,24 @@ def test_a_process_that_is_killed_ends_all_and_they_go_on_from_the_last_checkpoi
         while not killed and time.monotonic() < ends:
             time.sleep(0.05)
             told = sum(file.read_bytes().count(b'"result"') for file in studied.path.glob("retrain-*/journal.jsonl"))
-            if told >= 3 and (found := members(psutil.Process())):
+            if trained(log, "wait") and told == 4 and (found := members(psutil.Process())):
                 found[-1].kill()
                 killed.append(found[-1].pid)
+        give_orders(tmp_path, [])
 
     killer = threading.Thread(target=kill_one)
     killer.start()
-    metrics: dict[str, Any] = retrain(studied, epochs=25, processes=2, progress=False)
+    metrics: dict[str, Any] = retrain(studied, epochs=10, processes=2, progress=False)
     killer.join()
 
     assert killed
     folder = Path(metrics["folder"])
     (trial,) = Study.open(folder).list_trials()
     assert [retry["cause"] for retry in trial.retries] == ["lost"]
-    assert trial.retries[0]["epoch"] >= 3
+    assert trial.retries[0]["epoch"] == 4
     events = [json.loads(line) for line in (folder / "journal.jsonl").read_text().splitlines()]
     epochs = [event["metrics"]["epoch"] for event in events if event["event"] == "result"]
-    assert epochs == list(range(1, 26)), "no epoch is told twice"
+    assert epochs == list(range(1, 11)), "no epoch is told twice"
     assert not members(psutil.Process())
 
 

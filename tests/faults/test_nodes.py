@@ -57,9 +57,9 @@ def search_on_both(fault: NodesFault, seconds: float, *, trials: int, epochs: in
 
 
 def kill_in_the_middle(fault: NodesFault, node: Node) -> None:
-    """Kills a node while each of them trains; what has ended by then must stay as it is."""
+    """Kills a node while each of them trains and its checkpoint is on the disk; what has ended must stay as it is."""
     since = len(logged(fault))
-    fault.order({"do": "wait"})
+    fault.order({"do": "wait", "saved": True})
     fault.wait_until(lambda: all(has(fault, one, "wait", since=since) for one in fault.nodes.nodes))
     fault.keep()
     fault.nodes.kill(node)

@@ -74,16 +74,17 @@ def test_a_full_disk_is_waited_for(fault: Fault, mount: Mount) -> None:
     """Row 16: full while two trials run, and free again: nothing is lost, and none is trained twice."""
     disk = mount(fault.folder / "disk", 140)
     fault.study = disk / "study"
-    fault.order({"do": "sleep", "seconds": 0.3})
+    fault.order({"do": "wait", "epoch": 2})
     fault.search(trials=6, epochs=4, before=QUICK)
-    fault.wait_until(lambda: fault.results() >= 2)
+    fault.wait_until(lambda: len(fault.trained("wait")) == fault.results() == 2)
     assert (fault.study / RESERVE).exists()
     filler = fill(disk)
     begun = len(fault.events("proposed"))
-    pass_by(fault, 4)
-    held = fault.results()
-    assert held >= 2, "what was trained is recorded"
-    assert len(fault.events("proposed")) <= begun + 1
+    pass_by(fault, 2)
+    fault.order({"do": "sleep", "seconds": 0.3})
+    pass_by(fault, 3)
+    assert fault.results() >= 2, "what was trained is recorded"
+    assert len(fault.events("proposed")) == begun
     filler.unlink()
     _, err = fault.end(0)
     assert [line for line in err.splitlines() if WAITS in line or GOES_ON in line].__len__() == 2, err
