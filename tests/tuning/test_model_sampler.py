@@ -21,9 +21,11 @@ from tunelab.tuning.model_sampler import (
     Candidate,
     Earlier,
     ModelSampler,
+    _Fitted,
 )
 from tunelab.tuning.outcomes import outcomes
 from tunelab.tuning.searcher import OptunaSource
+from tunelab.tuning.surrogate import MOST_TO_KNOW, CostModel, Hyperparameters, Seen
 
 ARCH = ArchSpec(StemSpec(4), ((BlockSpec("basic", 4),),))
 EPOCHS = 9  # rungs at 1 and 3
@@ -322,3 +324,16 @@ def test_a_few_proposals_in_turn_choose_from_the_same_candidates() -> None:
     drawn.clear()
     assert sampler.candidates(23, {**before, 15: better}, {}) is not None
     assert len(drawn) == NEAR_EACH
+
+
+def test_the_model_of_the_cost_lasts_once_the_first_trials_are_as_many_as_it_knows() -> None:
+    x = np.random.default_rng(0).random((MOST_TO_KNOW, 3))
+    hyper = Hyperparameters(np.full(3, 1.0), 1.0, 0.05)
+    seen = Seen(x, np.zeros(len(x)), np.full(len(x), 0.05), 3.0 * x[:, 2])
+    lasting = CostModel(x, seen.log_seconds, hyper)
+    assert _Fitted((None, ()), hyper, hyper, lasting).cost_of(seen) is lasting
+    assert _Fitted((None, ()), hyper, None, None).cost_of(seen) is None
+    fresh = _Fitted((None, ()), hyper, hyper, None).cost_of(seen)
+    assert fresh is not None
+    assert fresh is not lasting
+    assert fresh.log_cost(x).tolist() == lasting.log_cost(x).tolist()

@@ -6,6 +6,7 @@ from scipy.optimize import approx_fprime
 
 from tunelab.tuning import surrogate
 from tunelab.tuning.surrogate import (
+    CostModel,
     GaussianProcess,
     Hyperparameters,
     Seen,
@@ -103,7 +104,7 @@ def test_of_equal_hopes_the_cheap_one_comes_first() -> None:
     cost = fit(x, (known.log_seconds - known.log_seconds.mean()) / known.log_seconds.std(), np.ones(40))
     candidates = np.array([[0.5, 0.5, 0.05], [0.5, 0.5, 0.95]])
     without = acquisition(known, np.zeros((0, 3)), candidates, hyper, None)
-    dear = acquisition(known, np.zeros((0, 3)), candidates, hyper, cost)
+    dear = acquisition(known, np.zeros((0, 3)), candidates, hyper, CostModel(x, known.log_seconds, cost))
     difference = (dear[0] - without[0]) - (dear[1] - without[1])
     assert difference == pytest.approx(surrogate.COST_POWER * 3.0 * 0.9, rel=0.2)
 
@@ -136,3 +137,14 @@ def test_of_many_the_best_and_the_last_are_kept() -> None:
     kept = subset(y, 20)
     assert kept.tolist() == [*range(10), *range(90, 100)]
     assert subset(y, 200).tolist() == list(range(100))
+
+
+def test_the_cost_is_known_from_the_last_that_were_timed() -> None:
+    x, _ = sample(surrogate.MOST_TO_KNOW + 60)
+    log_seconds = 3.0 * x[:, 2]
+    log_seconds[:40] = 50.0  # too long ago
+    log_seconds[-20:] = np.nan
+    hyper = Hyperparameters(np.full(3, 1.0), 1.0, 0.05)
+    found = CostModel(x, log_seconds, hyper).log_cost(np.array([[0.5, 0.5, 0.1], [0.5, 0.5, 0.9]]))
+    assert found[1] - found[0] == pytest.approx(3.0 * 0.8, rel=0.2)
+    assert found[0] < 0 < found[1], "the mean of those known is 0"

@@ -65,10 +65,6 @@ class CandidateRows:
         """(n, columns)."""
         return self._rows.of([(one.params, one.stats) for one in configurations], self._encode)
 
-    def encode(self, configurations: Sequence[Trial | Candidate]) -> Array:
-        """As `rows`, of which nothing is kept."""
-        return self._encode([one.params for one in configurations], [one.stats for one in configurations])
-
     def _encode(self, params: Sequence[Mapping[str, Any]], stats: Sequence[Mapping[str, Any]]) -> Array:
         rows = self._encoder.rows(params)
         return np.hstack([np.where(np.isnan(rows), 0.5, rows), self._log_sizes(stats)])

@@ -26,6 +26,8 @@ from tunelab.tuning.objectives import draw_weights, scalarise
 from tunelab.tuning.outcomes import Outcomes, OutcomesSoFar, normal_scores, outcomes
 from tunelab.tuning.surrogate import (
     MOST_TO_FIT,
+    MOST_TO_KNOW,
+    CostModel,
     GaussianProcess,
     Hyperparameters,
     Seen,
@@ -90,7 +92,7 @@ class ModelSampler:
         self._draw = draw
         self._earlier = earlier
         self._costs = costs
-        self._fitted: tuple[Any, tuple[int, ...], Hyperparameters, Hyperparameters | None] | None = None
+        self._fitted: _Fitted | None = None
         self._processes: tuple[Any, list[GaussianProcess]] = (None, [])
         self._drawn: dict[tuple[int, int], Drawn] = {}
         self._encoder = Encoder({}, pooled=True)
@@ -176,29 +178,31 @@ class ModelSampler:
         known = set(found.numbers)
         running = [one for one in self._outcomes.open.values() if one.repeat_of is None and one.number not in known]
         earlier = self._processes_of(scale)
-        outcome, cost = self._hyperparameters(trials, scale) if len(found.numbers) > 1 else (None, None)
-        return acquisition(seen, scale.rows(running), scale.candidates, outcome, cost, earlier)
+        if len(found.numbers) < 2:
+            return acquisition(seen, scale.rows(running), scale.candidates, None, None, earlier)
+        fitted = self._fit(trials, scale)
+        return acquisition(seen, scale.rows(running), scale.candidates, fitted.outcome, fitted.cost_of(seen), earlier)
 
-    def _hyperparameters(
-        self, trials: Mapping[int, Trial], scale: CandidateRows
-    ) -> tuple[Hyperparameters, Hyperparameters | None]:
+    def _fit(self, trials: Mapping[int, Trial], scale: CandidateRows) -> _Fitted:
         """From the first trials of a number that grows in steps: fitting at every proposal would cost too much."""
         first = self._first_ended(trials, _step(len(trials)))
         key: tuple[Any, tuple[int, ...]] = (scale.key, tuple(first))
-        if self._fitted is not None and self._fitted[:2] == key:
-            return self._fitted[2:]
+        if self._fitted is not None and self._fitted.key == key:
+            return self._fitted
         found = outcomes(first, self._epochs)
         if len(found.numbers) < 2:
             found, first, key = outcomes(trials, self._epochs), dict(trials), (None, ())
         seen = _seen(scale, [first[number] for number in found.numbers], found.ranked, found.noise)
         some = subset(seen.y, MOST_TO_FIT)
         outcome = fit(seen.x[some], seen.y[some], seen.noise[some])
-        cost = None
-        timed = np.flatnonzero(~np.isnan(seen.log_seconds))[-MOST_TO_FIT:]
+        cost, lasting = None, None
+        timed = np.flatnonzero(~np.isnan(seen.log_seconds))
         if len(timed) > 1:
-            cost = fit(seen.x[timed], standardised_cost(seen.log_seconds[timed])[0], np.ones(len(timed)))
-        self._fitted = (*key, outcome, cost)
-        return outcome, cost
+            last = timed[-MOST_TO_FIT:]
+            cost = fit(seen.x[last], standardised_cost(seen.log_seconds[last])[0], np.ones(len(last)))
+            lasting = CostModel(seen.x, seen.log_seconds, cost) if len(timed) >= MOST_TO_KNOW else None
+        self._fitted = _Fitted(key, outcome, cost, lasting)
+        return self._fitted
 
     def _first_ended(self, trials: Mapping[int, Trial], size: int) -> dict[int, Trial]:
         """The first trials that have ended: of `size`, or of fewer if these are many and some still run.
@@ -228,6 +232,26 @@ class ModelSampler:
         return self._processes[1]
 
 
+@dataclass(frozen=True)
+class _Fitted:
+    """What the first trials tell; `key` says how their rows were made, and which they are.
+
+    `lasting` is the model of the cost where they alone are as many as it knows: the trials since would tell it little
+    that is new, and to make it for each proposal takes a fifth of what proposing does (our choice).
+    """
+
+    key: tuple[Any, tuple[int, ...]]
+    outcome: Hyperparameters
+    cost: Hyperparameters | None
+    lasting: CostModel | None
+
+    def cost_of(self, seen: Seen) -> CostModel | None:
+        """The model of the cost, of all that is seen unless there is a lasting one; None if nothing was timed."""
+        if self.cost is None or self.lasting is not None:
+            return self.lasting
+        return CostModel(seen.x, seen.log_seconds, self.cost)
+
+
 class _Known:
     """What does not change any more of the trials of a search: their rows, and the seconds of those that ended.
 
@@ -251,7 +275,7 @@ class _Known:
             self._rows = np.zeros((len(self._has_row), scale.candidates.shape[1]))
         new = numbers[~self._has_row[numbers]]
         if len(new):
-            self._rows[new] = scale.encode([trials[number] for number in new.tolist()])
+            self._rows[new] = scale.rows([trials[number] for number in new.tolist()])
             self._has_row[new] = True
         unsettled = numbers[~self._is_settled[numbers]].tolist()
         self._log_seconds[unsettled] = _log_seconds([trials[number] for number in unsettled])

@@ -217,7 +217,7 @@ def acquisition(
     running: Array,
     candidates: Array,
     outcome: Hyperparameters | None,
-    cost: Hyperparameters | None,
+    cost: CostModel | None,
     earlier: Sequence[GaussianProcess] = (),
 ) -> Array:
     """How much each candidate is worth trying (m,): the logarithm of its improvement per root of its cost.
@@ -227,7 +227,7 @@ def acquisition(
         running: rows of the trials that nothing is known of yet (k, columns).
         candidates: rows (m, columns).
         outcome: hyperparameters of the outcomes; None: nothing is known but earlier studies.
-        cost: hyperparameters of the cost; None: it is not considered.
+        cost: what is known of the cost; None: it is not considered.
         earlier: the processes of earlier studies.
     """
     base_seen, base_running, base = (np.zeros(len(x)) for x in (seen.x, running, candidates))
@@ -248,7 +248,7 @@ def acquisition(
     mean, spread = process.predict(candidates)
     best = float((process.fitted + np.append(base_known, base_running)).max())
     worth = np.log(expected_improvement(mean + base, spread, best) + 1e-12)
-    return worth if cost is None else worth - COST_POWER * _log_cost(seen, candidates, cost)
+    return worth if cost is None else worth - COST_POWER * cost.log_cost(candidates)
 
 
 def expected_improvement(mean: Array, spread: Array, best: float) -> Array:
@@ -264,8 +264,21 @@ def standardised_cost(log_seconds: Array) -> tuple[Array, float, float]:
     return (log_seconds - mean) / deviation, mean, deviation
 
 
-def _log_cost(seen: Seen, candidates: Array, cost: Hyperparameters) -> Array:
-    known = np.flatnonzero(~np.isnan(seen.log_seconds))[-MOST_TO_KNOW:]
-    y, _, deviation = standardised_cost(seen.log_seconds[known])
-    found: Array = GaussianProcess(seen.x[known], y, np.ones(len(y)), cost).mean(candidates) * deviation
-    return found
+class CostModel:
+    """Predicts the cost of configurations from the last `MOST_TO_KNOW` whose epochs were timed.
+
+    Args:
+        x: rows (n, columns).
+        log_seconds: the logarithm of the seconds of an epoch (n,), NaN where it is not known.
+        hyperparameters: what `fit` found.
+    """
+
+    def __init__(self, x: Array, log_seconds: Array, hyperparameters: Hyperparameters) -> None:
+        known = np.flatnonzero(~np.isnan(log_seconds))[-MOST_TO_KNOW:]
+        y, _, self._deviation = standardised_cost(log_seconds[known])
+        self._process = GaussianProcess(x[known], y, np.ones(len(y)), hyperparameters)
+
+    def log_cost(self, x: Array) -> Array:
+        """The expected logarithm of the seconds of an epoch of rows (m, columns), from the mean of those known."""
+        found: Array = self._process.mean(x) * self._deviation
+        return found
